@@ -1,0 +1,10 @@
+/** The vocabulary that everything else speaks. No I/O. */
+export type { Brand } from './brand.js'
+export * from './entry.js'
+export * from './errors.js'
+export * from './logical-key.js'
+export * from './package-name.js'
+export * from './physical-key.js'
+export * from './source.js'
+export * from './top-hash.js'
+export * from './units.js'

@@ -1,0 +1,55 @@
+/**
+ * Paths inside a package. Bytes are never folded: names that differ only by case or by Unicode
+ * normalisation are different names.
+ */
+import type { Brand } from './brand.js'
+
+/** A `/`-separated path that may appear in a filesystem: every component is a safe file name. */
+export type LogicalKey = Brand<string, 'LogicalKey'>
+
+/** NAME_MAX of Linux filesystems, in bytes. */
+export const COMPONENT_BYTES_MAX = 255
+/** PATH_MAX less its final NUL: a longer key could be listed, but not opened by its path. */
+export const KEY_BYTES_MAX = 4095
+
+/**
+ * Why a key cannot be shown in a filesystem, or `undefined` when it can.
+ *
+ * quilt3 checks keys when it writes them and not when it reads them, so a manifest may hold any
+ * string; what is refused here would escape the mountpoint or could not be looked up.
+ */
+export function keyProblem(key: string): string | undefined {
+  if (key === '') return 'the key is empty'
+  if (key.includes('\0')) return 'the key has a NUL character'
+  // Every UTF-16 unit takes at most 3 bytes, so short keys need no counting.
+  if (key.length * 3 > KEY_BYTES_MAX && Buffer.byteLength(key) > KEY_BYTES_MAX) {
+    return `the key is over ${KEY_BYTES_MAX} bytes`
+  }
+  for (const component of key.split('/')) {
+    if (component === '') return 'the key has an empty component'
+    if (component === '.' || component === '..') return `the key has a ${JSON.stringify(component)} component`
+    if (component.length * 3 > COMPONENT_BYTES_MAX && Buffer.byteLength(component) > COMPONENT_BYTES_MAX) {
+      return `a component is over ${COMPONENT_BYTES_MAX} bytes`
+    }
+  }
+  if (!key.isWellFormed()) return 'the key is not valid Unicode (a lone surrogate)'
+  return undefined
+}
+
+/**
+ * Tree order: components compared one by one, by Unicode code point (equal to the byte order of
+ * UTF-8). `a/b` sorts before `a-b`, unlike in plain string order. Both arguments are UTF-8.
+ */
+export function compareTreeOrder(a: Uint8Array, b: Uint8Array): number {
+  const length = Math.min(a.length, b.length)
+  for (let i = 0; i < length; i++) {
+    const x = a[i]!
+    const y = b[i]!
+    if (x === y) continue
+    // The component that ends first is a prefix of the other one, so it comes first.
+    if (x === 0x2f) return -1
+    if (y === 0x2f) return 1
+    return x - y
+  }
+  return a.length - b.length
+}
