@@ -1,0 +1,463 @@
+/**
+ * Writes a package index from entries that arrive in tree order, in bounded memory.
+ *
+ * Tree order is depth-first; the index is breadth-first. The nodes of one depth arrive in the order
+ * in which breadth-first wants them, so each depth has a stream of its own (nodes and names) that
+ * spills into one scratch file, and `finish` lays the streams one behind the other. Only there are
+ * the positions known, so parents and children are counted within their depth before.
+ */
+import { closeSync, openSync, readSync, writeSync } from 'node:fs'
+import { crc32 } from 'node:zlib'
+import {
+  BobbinError,
+  compareTreeOrder,
+  HASH_TYPES,
+  type HashType,
+  KEY_BYTES_MAX,
+  localError,
+  type TopHash,
+} from '../model/index.js'
+import {
+  BLOCK_BYTES,
+  HEADER,
+  HEADER_BYTES,
+  HEADER_SPANS,
+  type HeaderSpanName,
+  KIND_DIRECTORY,
+  KIND_FILE,
+  MAGIC,
+  NODE,
+  NODE_BYTES,
+  NODES_MAX,
+  SECTIONS,
+  type SectionName,
+  VERSION,
+} from './index-layout.js'
+
+/** A stretch of the manifest, and the CRC-32 of its bytes. */
+export interface CheckedSpan {
+  readonly offset: number
+  readonly bytes: number
+  readonly crc: number
+}
+
+export interface FileFacts {
+  readonly size: number
+  readonly hashType: HashType
+  /** 32 bytes; CRC64NVME uses the first 8. */
+  readonly digest: Uint8Array
+  readonly physicalKey: string
+  readonly meta: CheckedSpan | undefined
+  readonly row: number
+}
+
+export interface DirectoryMeta {
+  /** UTF-8, without the final slash. */
+  readonly key: Buffer
+  readonly meta: CheckedSpan
+}
+
+export interface Quarantined {
+  readonly row: number
+  readonly key: string
+  readonly reason: string
+}
+
+export interface PackageTotals {
+  readonly topHash: TopHash
+  readonly manifestSha256: string
+  readonly manifestBytes: number
+  readonly spans: Readonly<Partial<Record<HeaderSpanName, CheckedSpan>>>
+  readonly quarantined: readonly Quarantined[]
+}
+
+const WORDS = NODE_BYTES / 4
+
+interface OpenDirectory {
+  /** Index of its `/` in the path. */
+  readonly end: number
+  /** Index of its name's first byte in the path. */
+  readonly nameStart: number
+  readonly firstChild: number
+  readonly meta: CheckedSpan | undefined
+}
+
+export class IndexWriter {
+  readonly #scratch: ScratchFile
+  readonly #body: BlockWriter
+  readonly #depths: { readonly nodes: SpillStream; readonly names: SpillStream; count: number }[] = []
+  /** The open directories below the root; #path holds their names, each with its slash. */
+  readonly #open: OpenDirectory[] = []
+  readonly #path = Buffer.alloc(KEY_BYTES_MAX + 1)
+  #nodes = 0
+  #entries = 0
+  #entryBytes = 0
+  #keysBytes = 0
+  readonly #fd: number
+  #directoryMetas: Iterator<DirectoryMeta> = [][Symbol.iterator]()
+  #nextMeta: DirectoryMeta | undefined
+  #lastFileSize = 0
+
+  /** Both paths are created, and must not exist. The caller removes them after a failure; `scratchPath` always. */
+  constructor(path: string, scratchPath: string) {
+    this.#scratch = new ScratchFile(scratchPath)
+    this.#fd = openSync(path, 'wx', 0o640)
+    this.#body = new BlockWriter(this.#fd)
+    this.#depth(0)
+  }
+
+  #depth(depth: number) {
+    let streams = this.#depths[depth]
+    if (streams === undefined) {
+      streams = { nodes: new SpillStream(this.#scratch), names: new SpillStream(this.#scratch), count: 0 }
+      this.#depths.push(streams)
+    }
+    return streams
+  }
+
+  /** Sorted by tree order, ending before the first `addFile`; of repeated keys the last one counts. */
+  setDirectoryMetas(metas: Iterator<DirectoryMeta>): void {
+    this.#directoryMetas = metas
+    this.#nextMeta = this.#takeMeta()
+  }
+
+  #takeMeta(): DirectoryMeta | undefined {
+    const next = this.#directoryMetas.next()
+    return next.done ? undefined : next.value
+  }
+
+  #metaOf(directoryEnd: number): CheckedSpan | undefined {
+    let found: CheckedSpan | undefined
+    while (this.#nextMeta !== undefined) {
+      const order = compareTreeOrder(this.#nextMeta.key, this.#path.subarray(0, directoryEnd))
+      if (order > 0) break
+      if (order === 0) found = this.#nextMeta.meta
+      this.#nextMeta = this.#takeMeta()
+    }
+    return found
+  }
+
+  /** Adds the file at key[0, keyBytes): sound, after all before it in tree order, and no duplicate. */
+  addFile(key: Buffer, keyBytes: number, facts: FileFacts): void {
+    this.#enterDirectoryOf(key, keyBytes)
+    const nameStart = (this.#open.at(-1)?.end ?? -1) + 1
+    const keyLength = this.#body.appendText(facts.physicalKey)
+    const words = this.#beginNode(this.#open.length + 1, key, nameStart, keyBytes, facts.meta)
+    const { view, at } = words
+    view[at + NODE.kinds]! |= KIND_FILE | (HASH_TYPES.indexOf(facts.hashType) << 8)
+    putU64(view, at + NODE.size, facts.size)
+    putU64(view, at + NODE.keyOffset, this.#keysBytes)
+    view[at + NODE.keyBytes] = keyLength
+    view[at + NODE.row] = facts.row
+    new Uint8Array(view.buffer, (at + NODE.digest) * 4, 32).set(facts.digest)
+    this.#keysBytes += keyLength
+    this.#entries++
+    this.#entryBytes += facts.size
+    this.#lastFileSize = facts.size
+  }
+
+  /** Takes back the file that was added last. */
+  removeLastFile(): void {
+    const depth = this.#depth(this.#open.length + 1)
+    depth.nodes.dropLast(NODE_BYTES)
+    depth.count--
+    this.#nodes--
+    this.#entries--
+    this.#entryBytes -= this.#lastFileSize
+  }
+
+  #enterDirectoryOf(key: Buffer, keyBytes: number): void {
+    const path = this.#path
+    const openEnd = this.#open.at(-1)?.end ?? -1
+    let same = 0
+    while (same <= openEnd && same < keyBytes && path[same] === key[same]) same++
+    while (this.#open.length > 0 && this.#open.at(-1)!.end >= same) this.#closeDirectory()
+    let nameStart = (this.#open.at(-1)?.end ?? -1) + 1
+    for (let i = nameStart; i < keyBytes; i++) {
+      path[i] = key[i]!
+      if (key[i] !== 0x2f) continue
+      const firstChild = this.#depth(this.#open.length + 2).count
+      this.#open.push({ end: i, nameStart, firstChild, meta: this.#nextMeta && this.#metaOf(i) })
+      nameStart = i + 1
+    }
+  }
+
+  #closeDirectory(): void {
+    const directory = this.#open.pop()!
+    const depth = this.#open.length + 1
+    const { view, at } = this.#beginNode(depth, this.#path, directory.nameStart, directory.end, directory.meta)
+    this.#endDirectoryNode(view, at, directory.firstChild, this.#depth(depth + 1).count)
+  }
+
+  #endDirectoryNode(view: Uint32Array, at: number, firstChild: number, childrenEnd: number): void {
+    view[at + NODE.kinds]! |= KIND_DIRECTORY
+    view[at + NODE.firstChild] = firstChild
+    view[at + NODE.childCount] = childrenEnd - firstChild
+  }
+
+  /** The fields that files and directories share. Its directory is written later, at the present count of the depth above. */
+  #beginNode(depth: number, key: Buffer, nameStart: number, nameEnd: number, meta: CheckedSpan | undefined) {
+    if (this.#nodes >= NODES_MAX) throw new BobbinError('PACKAGE_REFUSED', 'the package has over 4 billion entries')
+    const streams = this.#depth(depth)
+    const at = streams.nodes.reserve(NODE_BYTES) / 4
+    const view = streams.nodes.words
+    view.fill(0, at, at + WORDS)
+    view[at + NODE.parent] = depth === 0 ? 0 : this.#depth(depth - 1).count
+    view[at + NODE.kinds] = (nameEnd - nameStart) << 16
+    putU64(view, at + NODE.nameOffset, streams.names.bytes)
+    if (meta !== undefined) {
+      putU64(view, at + NODE.metaOffset, meta.offset)
+      view[at + NODE.metaBytes] = meta.bytes
+      view[at + NODE.metaCrc] = meta.crc
+    }
+    streams.names.append(key, nameStart, nameEnd)
+    streams.count++
+    this.#nodes++
+    return { view, at }
+  }
+
+  /** Writes what was collected. The index is complete, but not yet under its final name. */
+  finish(totals: PackageTotals): void {
+    while (this.#open.length > 0) this.#closeDirectory()
+    const root = this.#beginNode(0, this.#path, 0, 0, undefined)
+    this.#endDirectoryNode(root.view, root.at, 0, this.#depth(1).count)
+
+    const sections: Record<SectionName, { offset: number; bytes: number }> = {
+      keys: { offset: HEADER_BYTES, bytes: this.#keysBytes },
+      nodes: this.#writeNodes(),
+      names: this.#section(() => {
+        for (const { names } of this.#depths) names.drain(piece => this.#body.append(piece))
+      }),
+      quarantined: this.#section(() => {
+        for (const line of totals.quarantined) this.#body.appendText(`${JSON.stringify(line)}\n`)
+      }),
+    }
+    const body = this.#body.end()
+    this.#writeHeader(totals, sections, body)
+  }
+
+  #section(write: () => void): { offset: number; bytes: number } {
+    const before = this.#body.bytes
+    write()
+    return { offset: HEADER_BYTES + before, bytes: this.#body.bytes - before }
+  }
+
+  #writeNodes(): { offset: number; bytes: number } {
+    return this.#section(() => {
+      let base = 0
+      let parentBase = 0
+      let namesBase = 0
+      for (const { nodes, names, count } of this.#depths) {
+        const childrenBase = base + count
+        nodes.drain(piece => {
+          const view = new Uint32Array(piece.buffer, piece.byteOffset, piece.length / 4)
+          for (let at = 0; at < view.length; at += WORDS) {
+            view[at + NODE.parent]! += parentBase
+            putU64(view, at + NODE.nameOffset, getU64(view, at + NODE.nameOffset) + namesBase)
+            if ((view[at + NODE.kinds]! & 0xff) === KIND_DIRECTORY) view[at + NODE.firstChild]! += childrenBase
+          }
+          this.#body.append(piece)
+        })
+        parentBase = base
+        base = childrenBase
+        namesBase += names.bytes
+      }
+    })
+  }
+
+  #writeHeader(
+    totals: PackageTotals,
+    sections: Readonly<Record<SectionName, { offset: number; bytes: number }>>,
+    body: { bytes: number; checksums: Buffer },
+  ): void {
+    const header = Buffer.alloc(HEADER_BYTES)
+    const u64 = (value: number, at: number) => header.writeBigUInt64LE(BigInt(value), at)
+    MAGIC.copy(header, HEADER.magic)
+    header.writeUInt32LE(VERSION, HEADER.version)
+    header.writeUInt32LE(BLOCK_BYTES, HEADER.blockBytes)
+    u64(HEADER_BYTES + body.bytes + body.checksums.length, HEADER.fileBytes)
+    u64(body.bytes, HEADER.bodyBytes)
+    header.writeUInt32LE(this.#nodes, HEADER.nodeCount)
+    header.writeUInt32LE(this.#entries, HEADER.entryCount)
+    u64(this.#entryBytes, HEADER.entryBytes)
+    u64(totals.manifestBytes, HEADER.manifestBytes)
+    header.writeUInt32LE(totals.quarantined.length, HEADER.quarantinedCount)
+    header.writeUInt32LE(crc32(body.checksums), HEADER.checksumsCrc)
+    header.write(totals.topHash, HEADER.topHash, 'hex')
+    header.write(totals.manifestSha256, HEADER.manifestSha256, 'hex')
+    SECTIONS.forEach((name, i) => {
+      u64(sections[name].offset, HEADER.sections + 16 * i)
+      u64(sections[name].bytes, HEADER.sections + 16 * i + 8)
+    })
+    HEADER_SPANS.forEach((name, i) => {
+      const span = totals.spans[name]
+      if (span === undefined) return
+      u64(span.offset, HEADER.spans + 16 * i)
+      header.writeUInt32LE(span.bytes, HEADER.spans + 16 * i + 8)
+      header.writeUInt32LE(span.crc, HEADER.spans + 16 * i + 12)
+    })
+    header.writeUInt32LE(crc32(header.subarray(0, HEADER.crc)), HEADER.crc)
+    writeAll(this.#fd, header, 0)
+  }
+
+  close(): void {
+    closeSync(this.#fd)
+    this.#scratch.close()
+  }
+}
+
+function putU64(view: Uint32Array, at: number, value: number): void {
+  view[at] = value % 2 ** 32
+  view[at + 1] = value / 2 ** 32
+}
+
+function getU64(view: Uint32Array, at: number): number {
+  return view[at]! + view[at + 1]! * 2 ** 32
+}
+
+function writeAll(fd: number, bytes: Uint8Array, position: number): void {
+  try {
+    for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done, bytes.length - done, position + done)
+  } catch (error) {
+    throw localError('write the package index', error)
+  }
+}
+
+/** The body of the index: appended to, cut into blocks, each with its CRC-32. */
+class BlockWriter {
+  readonly #block = Buffer.alloc(BLOCK_BYTES)
+  #filled = 0
+  #checksums = Buffer.alloc(4096)
+  #blocks = 0
+
+  constructor(private readonly fd: number) {}
+
+  get bytes(): number {
+    return this.#blocks * BLOCK_BYTES + this.#filled
+  }
+
+  append(piece: Buffer): void {
+    for (let from = 0; from < piece.length; ) {
+      const length = Math.min(piece.length - from, BLOCK_BYTES - this.#filled)
+      piece.copy(this.#block, this.#filled, from, from + length)
+      this.#filled += length
+      from += length
+      if (this.#filled === BLOCK_BYTES) this.#endBlock()
+    }
+  }
+
+  /** Returns the text's length in bytes. */
+  appendText(text: string): number {
+    // Three bytes a UTF-16 unit is the most that UTF-8 takes.
+    if (text.length * 3 <= BLOCK_BYTES - this.#filled) {
+      const length = this.#block.write(text, this.#filled)
+      this.#filled += length
+      if (this.#filled === BLOCK_BYTES) this.#endBlock()
+      return length
+    }
+    const piece = Buffer.from(text)
+    this.append(piece)
+    return piece.length
+  }
+
+  #endBlock(): void {
+    const block = this.#block.subarray(0, this.#filled)
+    writeAll(this.fd, block, HEADER_BYTES + this.#blocks * BLOCK_BYTES)
+    if (4 * this.#blocks === this.#checksums.length) {
+      this.#checksums = Buffer.concat([this.#checksums], this.#checksums.length * 2)
+    }
+    this.#checksums.writeUInt32LE(crc32(block), 4 * this.#blocks)
+    this.#blocks++
+    this.#filled = 0
+  }
+
+  end(): { bytes: number; checksums: Buffer } {
+    const bytes = this.bytes
+    if (this.#filled > 0) this.#endBlock()
+    const checksums = this.#checksums.subarray(0, 4 * this.#blocks)
+    writeAll(this.fd, checksums, HEADER_BYTES + bytes)
+    return { bytes, checksums }
+  }
+}
+
+class ScratchFile {
+  readonly fd: number
+  #end = 0
+  constructor(path: string) {
+    this.fd = openSync(path, 'wx+', 0o600)
+  }
+  /** Returns where the piece went. */
+  append(piece: Uint8Array): number {
+    const at = this.#end
+    writeAll(this.fd, piece, at)
+    this.#end += piece.length
+    return at
+  }
+  close(): void {
+    closeSync(this.fd)
+  }
+}
+
+const SPILL_BYTES_MIN = 96 * 32
+/** What one depth keeps in memory of its nodes, and of its names; a whole number of nodes. */
+const SPILL_BYTES_MAX = 96 * 4096
+
+/** A growing stream of bytes that keeps its end in memory and the rest in the scratch file. */
+class SpillStream {
+  #buffer = Buffer.from(new ArrayBuffer(SPILL_BYTES_MIN))
+  words = new Uint32Array(this.#buffer.buffer)
+  #filled = 0
+  readonly #spilled: { at: number; length: number }[] = []
+  #spilledBytes = 0
+
+  constructor(private readonly scratch: ScratchFile) {}
+
+  get bytes(): number {
+    return this.#spilledBytes + this.#filled
+  }
+
+  /** Room for `length` bytes; returns their offset in `words.buffer`, good until the next call. */
+  reserve(length: number): number {
+    if (this.#filled + length > this.#buffer.length) this.#makeRoom()
+    const at = this.#filled
+    this.#filled += length
+    return at
+  }
+
+  append(source: Buffer, from: number, to: number): void {
+    const at = this.reserve(to - from)
+    const buffer = this.#buffer
+    for (let i = from; i < to; i++) buffer[at + i - from] = source[i]!
+  }
+
+  dropLast(length: number): void {
+    this.#filled -= length
+  }
+
+  #makeRoom(): void {
+    if (this.#buffer.length < SPILL_BYTES_MAX) {
+      const larger = Buffer.from(new ArrayBuffer(Math.min(this.#buffer.length * 4, SPILL_BYTES_MAX)))
+      this.#buffer.copy(larger, 0, 0, this.#filled)
+      this.#buffer = larger
+      this.words = new Uint32Array(larger.buffer)
+      return
+    }
+    this.#spilled.push({ at: this.scratch.append(this.#buffer.subarray(0, this.#filled)), length: this.#filled })
+    this.#spilledBytes += this.#filled
+    this.#filled = 0
+  }
+
+  /** Gives every byte in order, in pieces that the callback may change. */
+  drain(take: (piece: Buffer) => void): void {
+    const piece = Buffer.from(new ArrayBuffer(SPILL_BYTES_MAX))
+    for (const { at, length } of this.#spilled) {
+      for (let done = 0; done < length; ) {
+        const read = readSync(this.scratch.fd, piece, done, length - done, at + done)
+        if (read === 0) throw new BobbinError('LOCAL_IO', 'the scratch file of the package index was cut short')
+        done += read
+      }
+      take(piece.subarray(0, length))
+    }
+    take(this.#buffer.subarray(0, this.#filled))
+  }
+}

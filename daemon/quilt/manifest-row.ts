@@ -1,0 +1,374 @@
+/**
+ * One row of a manifest, as places in its bytes: nothing is copied or decoded until it is asked for.
+ *
+ * `ManifestRow` is filled again for each row (a million of them would otherwise be a million objects).
+ * Rules: format.md sections 2.3 and 3; the loader's strictness is quilt3's, less its accidents.
+ */
+import { HASH_TYPES, type HashType } from '../model/index.js'
+import { canonicalJson, quote } from './canonical-json.js'
+import { decodeString, findMember, JsonScanner, type Span } from './json-bytes.js'
+
+const SIZE_MAX = Number.MAX_SAFE_INTEGER
+
+/** Why a row cannot be used. Malformed: it cannot even be hashed, so the package has no top hash. Otherwise it can be quarantined. */
+export class RowError extends Error {
+  override readonly name = 'RowError'
+  constructor(
+    message: string,
+    readonly isMalformed: boolean,
+  ) {
+    super(message)
+  }
+}
+
+const malformed = (message: string): never => {
+  throw new RowError(message, true)
+}
+
+/** Names of the members that matter, as bytes. */
+const NAMES = ['logical_key', 'physical_keys', 'size', 'hash', 'meta'].map(name => Buffer.from(name))
+const [LOGICAL_KEY, PHYSICAL_KEYS, SIZE, HASH, META] = [0, 1, 2, 3, 4] as const
+const ABSENT = -1
+
+export class ManifestRow {
+  readonly #scanner = new JsonScanner()
+  #bytes: Buffer = Buffer.alloc(0)
+  /** Value places of the five members, [from, to) each; from is ABSENT without the member. */
+  readonly #from = new Int32Array(5)
+  readonly #to = new Int32Array(5)
+  #isKeyPlain = true
+
+  /** No (or an empty) list of physical keys: metadata of a directory. */
+  isDirectory = false
+  hashType: HashType = 'SHA256'
+  /** Bytes of the object; checked to be a whole number. Files only. */
+  size = 0
+
+  /** Reads the row in [from, to) of `bytes`. Throws JsonSyntaxError, or RowError when the row cannot be hashed. */
+  scan(bytes: Buffer, from: number, to: number): void {
+    const scanner = this.#scanner
+    this.#bytes = bytes
+    this.#from.fill(ABSENT)
+    scanner.start(bytes, from, to)
+    if (scanner.peek() !== 0x7b) malformed('the row is not a JSON object')
+    scanner.at++
+    if (scanner.peek() === 0x7d) malformed('the row has no logical_key')
+    do {
+      scanner.skipSpace()
+      const nameFrom = scanner.at + 1
+      scanner.skipString()
+      const member = this.#memberOf(nameFrom, scanner.at - 1)
+      scanner.expect(0x3a, '":"')
+      scanner.skipSpace()
+      const valueFrom = scanner.at
+      scanner.skipValue()
+      if (member === ABSENT) continue
+      this.#from[member] = valueFrom
+      this.#to[member] = scanner.at
+      if (member === LOGICAL_KEY) this.#isKeyPlain = bytes[valueFrom] === 0x22 && scanner.wasPlain
+    } while (!scanner.isLast(0x7d))
+    scanner.expectEnd()
+
+    if (this.#byteAt(LOGICAL_KEY) !== 0x22) malformed('logical_key is not a string')
+    const physicalKeys = this.#byteAt(PHYSICAL_KEYS)
+    this.isDirectory = physicalKeys === ABSENT || physicalKeys === 0x6e || this.#isEmptyArray(PHYSICAL_KEYS)
+    if (this.isDirectory) return
+    if (physicalKeys !== 0x5b) malformed('physical_keys is not a list')
+  }
+
+  #memberOf(nameFrom: number, nameTo: number): number {
+    const bytes = this.#bytes
+    const length = nameTo - nameFrom
+    for (let member = 0; member < 5; member++) {
+      const name = NAMES[member]!
+      if (name.length !== length) continue
+      let i = 0
+      while (i < length && bytes[nameFrom + i] === name[i]) i++
+      if (i === length) return member
+    }
+    return ABSENT
+  }
+
+  #byteAt(member: number): number {
+    const from = this.#from[member]!
+    return from === ABSENT ? ABSENT : this.#bytes[from]!
+  }
+
+  #isEmptyArray(member: number): boolean {
+    if (this.#byteAt(member) !== 0x5b) return false
+    for (let i = this.#from[member]! + 1; i < this.#to[member]! - 1; i++) {
+      const c = this.#bytes[i]!
+      if (c !== 0x20 && c !== 0x09 && c !== 0x0d) return false
+    }
+    return true
+  }
+
+  /** Copies the logical key's UTF-8 bytes to `target` and returns their number; lone surrogates become U+FFFD, see `key`. */
+  copyKey(target: Buffer): number {
+    const from = this.#from[LOGICAL_KEY]! + 1
+    const to = this.#to[LOGICAL_KEY]! - 1
+    if (this.#isKeyPlain) {
+      if (to - from > target.length) return -1
+      const bytes = this.#bytes
+      for (let i = from; i < to; i++) target[i - from] = bytes[i]!
+      return to - from
+    }
+    const key = this.key
+    return Buffer.byteLength(key) > target.length ? -1 : target.write(key)
+  }
+
+  get isKeyPlain(): boolean {
+    return this.#isKeyPlain
+  }
+
+  get key(): string {
+    return decodeString(this.#bytes, this.#from[LOGICAL_KEY]! + 1, this.#to[LOGICAL_KEY]! - 1)
+  }
+
+  /** The one physical key, still as a string of the manifest's spelling. */
+  get physicalKey(): string {
+    const scanner = this.#scanner
+    scanner.start(this.#bytes, this.#from[PHYSICAL_KEYS]! + 1, this.#to[PHYSICAL_KEYS]!)
+    if (scanner.peek() !== 0x22) malformed('physical_keys[0] is not a string')
+    const from = scanner.at + 1
+    scanner.skipString()
+    return decodeString(this.#bytes, from, scanner.at - 1)
+  }
+
+  /** Where the user's metadata lies: `meta.user_meta` of a file, all of `meta` of a directory; `undefined` without any. */
+  get userMeta(): Span | undefined {
+    if (this.#byteAt(META) !== 0x7b) return undefined
+    const from = this.#from[META]!
+    const to = this.#to[META]!
+    if (to - from === 2) return undefined
+    const span = this.isDirectory ? { from, to } : findMember(this.#bytes, from, to, 'user_meta')
+    return span === undefined || this.#bytes[span.from] === 0x6e ? undefined : span
+  }
+
+  /**
+   * Appends the row's canonical form, which the top hash covers, and fills `size`, `hashType` and
+   * `digest` (32 bytes; the first 8 for CRC64NVME). Throws RowError.
+   */
+  appendCanonical(out: CanonicalBuffer, digest: Uint8Array): void {
+    this.#appendHash(out, digest)
+    out.ascii(',"logical_key":')
+    if (this.#isKeyPlain) out.bytes(this.#bytes, this.#from[LOGICAL_KEY]!, this.#to[LOGICAL_KEY]!)
+    else out.ascii(quote(this.key))
+    out.ascii(',"meta":')
+    const isMetaEmpty = !this.#hasMeta()
+    if (isMetaEmpty) out.ascii('{}')
+    else out.ascii(canonicalJson(this.#bytes, this.#from[META]!, this.#to[META]!))
+    out.ascii(',"size":')
+    this.#appendSize(out)
+    out.ascii('}')
+  }
+
+  /** Null, absent and otherwise falsy metadata all count as `{}`. */
+  #hasMeta(): boolean {
+    const first = this.#byteAt(META)
+    if (first === ABSENT || first === 0x6e) return false
+    const from = this.#from[META]!
+    const to = this.#to[META]!
+    if (to - from === 2) return false
+    if (first === 0x7b) return true
+    const canonical = canonicalJson(this.#bytes, from, to)
+    if (['[]', '""', 'false', '0', '0.0', '-0.0'].includes(canonical)) return false
+    return malformed('meta is not an object')
+  }
+
+  #appendSize(out: CanonicalBuffer): void {
+    const from = this.#from[SIZE]!
+    const to = this.#to[SIZE]!
+    if (from === ABSENT || this.#bytes[from] === 0x6e) malformed('the entry has no size')
+    let size = 0
+    for (let i = from; i < to; i++) {
+      const digit = this.#bytes[i]! - 0x30
+      if (digit < 0 || digit > 9) {
+        size = Number.NaN
+        break
+      }
+      size = size * 10 + digit
+    }
+    this.size = size
+    // A size like 1.0 or -1 is hashed as it stands, but nothing can be that long.
+    if (Number.isNaN(size)) out.ascii(canonicalJson(this.#bytes, from, to))
+    else out.bytes(this.#bytes, from, to)
+  }
+
+  #appendHash(out: CanonicalBuffer, digest: Uint8Array): void {
+    const bytes = this.#bytes
+    const from = this.#from[HASH]!
+    const to = this.#to[HASH]!
+    if (from === ABSENT || bytes[from] !== 0x7b) malformed('the entry has no hash')
+    const scanner = this.#scanner
+    scanner.start(bytes, from, to)
+    scanner.at++
+    let typeFrom = ABSENT
+    let typeTo = ABSENT
+    let valueFrom = ABSENT
+    let valueTo = ABSENT
+    let isSimple = true
+    if (scanner.peek() === 0x7d) malformed('the hash has no type')
+    do {
+      scanner.skipSpace()
+      const nameFrom = scanner.at + 1
+      scanner.skipString()
+      const nameLength = scanner.at - 1 - nameFrom
+      scanner.expect(0x3a, '":"')
+      const isString = scanner.peek() === 0x22
+      const memberFrom = scanner.at
+      scanner.skipValue()
+      isSimple &&= isString && scanner.wasPlain
+      if (nameLength === 4 && isAscii(bytes, nameFrom, 'type') && typeFrom === ABSENT) {
+        typeFrom = memberFrom
+        typeTo = scanner.at
+      } else if (nameLength === 5 && isAscii(bytes, nameFrom, 'value') && valueFrom === ABSENT) {
+        valueFrom = memberFrom
+        valueTo = scanner.at
+      } else isSimple = false
+    } while (!scanner.isLast(0x7d))
+    if (isSimple && typeFrom !== ABSENT && valueFrom !== ABSENT) {
+      const type = simpleType(bytes, typeFrom + 1, typeTo - 1)
+      if (type !== undefined && decodeDigest(type, bytes, valueFrom + 1, valueTo - 1, digest)) {
+        this.hashType = type
+        out.ascii('{"hash":{"type":')
+        out.bytes(bytes, typeFrom, typeTo)
+        out.ascii(',"value":')
+        out.bytes(bytes, valueFrom, valueTo)
+        out.ascii('}')
+        return
+      }
+    }
+    this.#appendUnusualHash(out, digest, from, to)
+  }
+
+  #appendUnusualHash(out: CanonicalBuffer, digest: Uint8Array, from: number, to: number): void {
+    const canonical = canonicalJson(this.#bytes, from, to)
+    out.ascii(`{"hash":${canonical}`)
+    const { type, value } = JSON.parse(canonical) as { type?: unknown; value?: unknown }
+    if (typeof type !== 'string' || typeof value !== 'string') {
+      this.#hashProblem = 'the hash has no type or value'
+      return
+    }
+    const known = HASH_TYPES.find(candidate => candidate === type)
+    if (known === undefined) {
+      this.#hashProblem = `unknown hash type ${JSON.stringify(type.slice(0, 60))} (this Bobbin knows ${HASH_TYPES.join(', ')})`
+      return
+    }
+    const text = Buffer.from(value)
+    if (!decodeDigest(known, text, 0, text.length, digest)) {
+      this.#hashProblem = `not a ${known} value: ${JSON.stringify(value.slice(0, 60))}`
+      return
+    }
+    this.hashType = known
+  }
+
+  /** Set by `appendCanonical`: the hash can be hashed, but nothing can be verified against it. */
+  #hashProblem: string | undefined
+
+  /** After `appendCanonical`: why this entry, though hashed, cannot be shown; `undefined` when it can. */
+  takeProblem(): string | undefined {
+    const problem = this.#hashProblem
+    this.#hashProblem = undefined
+    if (problem !== undefined) return problem
+    if (!(this.size >= 0 && this.size <= SIZE_MAX)) return 'the size is not a whole number of bytes'
+    return undefined
+  }
+}
+
+function simpleType(bytes: Buffer, from: number, to: number): HashType | undefined {
+  return HASH_TYPES.find(type => type.length === to - from && isAscii(bytes, from, type))
+}
+
+function isAscii(bytes: Buffer, from: number, text: string): boolean {
+  for (let i = 0; i < text.length; i++) if (bytes[from + i] !== text.charCodeAt(i)) return false
+  return true
+}
+
+const HEX_VALUES = digitTable('0123456789abcdef')
+for (let i = 10; i < 16; i++) HEX_VALUES[0x41 + i - 10] = i
+const BASE64_VALUES = digitTable('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/')
+
+function digitTable(digits: string): Int8Array {
+  const table = new Int8Array(256).fill(-1)
+  for (let i = 0; i < digits.length; i++) table[digits.charCodeAt(i)] = i
+  return table
+}
+
+/** Decodes a manifest's hash value into `digest`; false when it is not one of its type. */
+function decodeDigest(type: HashType, bytes: Buffer, from: number, to: number, digest: Uint8Array): boolean {
+  if (type === 'SHA256') {
+    if (to - from !== 64) return false
+    for (let i = 0; i < 32; i++) {
+      const high = HEX_VALUES[bytes[from + 2 * i]!]!
+      const low = HEX_VALUES[bytes[from + 2 * i + 1]!]!
+      if (high < 0 || low < 0) return false
+      digest[i] = high * 16 + low
+    }
+    return true
+  }
+  const length = type === 'CRC64NVME' ? 8 : 32
+  if (to - from !== Math.ceil(length / 3) * 4) return false
+  let bits = 0
+  let value = 0
+  let written = 0
+  for (let i = from; written < length; i++) {
+    const digit = BASE64_VALUES[bytes[i]!]!
+    if (digit < 0) return false
+    value = ((value << 6) | digit) & 0xffff
+    bits += 6
+    if (bits >= 8) {
+      bits -= 8
+      digest[written++] = (value >> bits) & 0xff
+    }
+  }
+  // 8 and 32 bytes both leave one `=` and bits that must be zero.
+  return bytes[to - 1] === 0x3d && (value & ((1 << bits) - 1)) === 0
+}
+
+/** Collects canonical text (ASCII) and hands it on in large pieces: a hash update per row would cost more than the hash. */
+export class CanonicalBuffer {
+  readonly #buffer = Buffer.allocUnsafe(256 * 1024)
+  #length = 0
+
+  constructor(private readonly flushTo: (bytes: Buffer) => void) {}
+
+  bytes(source: Buffer, from: number, to: number): void {
+    const length = to - from
+    if (this.#length + length > this.#buffer.length) {
+      this.flush()
+      if (length > this.#buffer.length) {
+        this.flushTo(source.subarray(from, to))
+        return
+      }
+    }
+    const buffer = this.#buffer
+    let at = this.#length
+    // Short pieces, where a loop beats a call into native code.
+    for (let i = from; i < to; i++) buffer[at++] = source[i]!
+    this.#length = at
+  }
+
+  ascii(text: string): void {
+    if (this.#length + text.length > this.#buffer.length) {
+      this.flush()
+      if (text.length > this.#buffer.length) {
+        this.flushTo(Buffer.from(text, 'latin1'))
+        return
+      }
+    }
+    if (text.length > 40) {
+      this.#length += this.#buffer.write(text, this.#length, 'latin1')
+      return
+    }
+    const buffer = this.#buffer
+    let at = this.#length
+    for (let i = 0; i < text.length; i++) buffer[at++] = text.charCodeAt(i)
+    this.#length = at
+  }
+
+  flush(): void {
+    if (this.#length > 0) this.flushTo(this.#buffer.subarray(0, this.#length))
+    this.#length = 0
+  }
+}
