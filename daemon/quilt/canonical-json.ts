@@ -49,19 +49,30 @@ function canonicalObject(scanner: JsonScanner, depth: number, without?: string):
     scanner.at++
     return '{}'
   }
-  // A Map keeps the last of repeated keys, as Python's dict does.
-  const members = new Map<string, string>()
+  // Written out at once while the keys come sorted, as they mostly do; put in order at the end otherwise.
+  const members: { readonly key: string; readonly text: string }[] = []
+  let isSorted = true
   do {
     scanner.skipSpace()
-    const from = scanner.at + 1
+    const from = scanner.at
     scanner.skipString()
-    const key = decodeString(scanner.bytes, from, scanner.at - 1)
+    const isPlain = scanner.wasPlain
+    const key = isPlain
+      ? scanner.bytes.toString('latin1', from + 1, scanner.at - 1)
+      : decodeString(scanner.bytes, from + 1, scanner.at - 1)
     scanner.expect(0x3a, '":"')
-    members.set(key, canonicalValue(scanner, depth + 1))
+    const text = `${isPlain ? `"${key}"` : quote(key)}:${canonicalValue(scanner, depth + 1)}`
+    if (key === without) continue
+    if (members.length > 0 && compareCodePoints(members.at(-1)!.key, key) >= 0) isSorted = false
+    members.push({ key, text })
   } while (!scanner.isLast(0x7d))
-  if (without !== undefined) members.delete(without)
-  const keys = [...members.keys()].sort(compareCodePoints)
-  return `{${keys.map(key => `${quote(key)}:${members.get(key)}`).join(',')}}`
+  return `{${(isSorted ? members : inOrder(members)).map(member => member.text).join(',')}}`
+}
+
+/** Sorted by code point; the last of repeated keys wins, as in Python's dict. */
+function inOrder(members: readonly { readonly key: string; readonly text: string }[]) {
+  const lastOfKey = new Map(members.map(member => [member.key, member]))
+  return [...lastOfKey.values()].sort((a, b) => compareCodePoints(a.key, b.key))
 }
 
 function canonicalArray(scanner: JsonScanner, depth: number): string {

@@ -272,7 +272,11 @@ class Compilation {
     if (!this.isSorted && (order < 0 || (isOversized && order === 0))) throw new OutOfOrder()
 
     row.appendCanonical(this.#canonical, this.#digest)
-    const problem = row.takeProblem() ?? keyProblemOf(row, key, keyBytes) ?? this.#physicalKeyProblem(row)
+    const plainPhysicalKey = row.plainPhysicalKey(this.#usualPrefix)
+    const problem =
+      row.takeProblem() ??
+      keyProblemOf(row, key, keyBytes) ??
+      (plainPhysicalKey === undefined ? this.#physicalKeyProblem(row) : undefined)
     const isDuplicate = order === 0 && !isOversized
     if (isDuplicate) this.#refuse(number, row.key, `the key stands in row ${this.#lastRow} already`)
     else if (problem !== undefined) this.#refuse(number, row.key, problem)
@@ -285,7 +289,7 @@ class Compilation {
         size: row.size,
         hashType: row.hashType,
         digest: this.#digestOf(row),
-        physicalKey: row.physicalKey,
+        physicalKey: plainPhysicalKey ? { bytes, ...plainPhysicalKey } : wholeText(row.physicalKey),
         meta: checkedSpan(row.userMeta, bytes, from, offset),
         row: number,
       })
@@ -345,7 +349,8 @@ class Compilation {
     this.#refuse(this.#lastRow, key, reason)
   }
 
-  #lastPhysicalPrefix = ''
+  /** How the last physical key that was parsed began: those that begin so, too, need no full parse. */
+  #usualPrefix = Buffer.from('s3:///')
 
   #physicalKeyProblem(row: ManifestRow): string | undefined {
     let text: string
@@ -354,13 +359,6 @@ class Compilation {
     } catch (error) {
       if (error instanceof RowError) return error.message
       throw error
-    }
-    // Keys of one bucket without a query or fragment need no full parse: the usual case, a million times.
-    const prefix = this.#lastPhysicalPrefix
-    if (prefix !== '' && text.startsWith(prefix)) {
-      const mark = text.indexOf('?')
-      if ((mark < 0 || isVersionQuery(text, mark)) && text.length > prefix.length && !text.includes('#'))
-        return undefined
     }
     try {
       const physicalKey = parsePhysicalKey(text)
@@ -371,7 +369,7 @@ class Compilation {
         return undefined
       }
       if (physicalKey.key === '') return `a physical key without a path: ${JSON.stringify(text.slice(0, 200))}`
-      this.#lastPhysicalPrefix = `s3://${physicalKey.bucket}/`
+      this.#usualPrefix = Buffer.from(`s3://${physicalKey.bucket}/`)
       return undefined
     } catch (error) {
       if (error instanceof BobbinError) return error.message
@@ -412,13 +410,9 @@ class Compilation {
   }
 }
 
-function isVersionQuery(text: string, mark: number): boolean {
-  return (
-    text.startsWith('?versionId=', mark) &&
-    text.length > mark + 11 &&
-    !text.includes('&', mark) &&
-    !text.includes('?', mark + 1)
-  )
+function wholeText(text: string): { bytes: Buffer; from: number; to: number } {
+  const bytes = Buffer.from(text)
+  return { bytes, from: 0, to: bytes.length }
 }
 
 /** Why the key cannot be shown; plain keys are checked as bytes, without making a string of each. */

@@ -46,7 +46,8 @@ export interface FileFacts {
   readonly hashType: HashType
   /** 32 bytes; CRC64NVME uses the first 8. */
   readonly digest: Uint8Array
-  readonly physicalKey: string
+  /** UTF-8, at [from, to) of `bytes`. */
+  readonly physicalKey: { readonly bytes: Buffer; readonly from: number; readonly to: number }
   readonly meta: CheckedSpan | undefined
   readonly row: number
 }
@@ -141,7 +142,9 @@ export class IndexWriter {
   addFile(key: Buffer, keyBytes: number, facts: FileFacts): void {
     this.#enterDirectoryOf(key, keyBytes)
     const nameStart = (this.#open.at(-1)?.end ?? -1) + 1
-    const keyLength = this.#body.appendText(facts.physicalKey)
+    const { bytes, from, to } = facts.physicalKey
+    this.#body.append(bytes, from, to)
+    const keyLength = to - from
     const words = this.#beginNode(this.#open.length + 1, key, nameStart, keyBytes, facts.meta)
     const { view, at } = words
     view[at + NODE.kinds]! |= KIND_FILE | (HASH_TYPES.indexOf(facts.hashType) << 8)
@@ -149,7 +152,11 @@ export class IndexWriter {
     putU64(view, at + NODE.keyOffset, this.#keysBytes)
     view[at + NODE.keyBytes] = keyLength
     view[at + NODE.row] = facts.row
-    new Uint8Array(view.buffer, (at + NODE.digest) * 4, 32).set(facts.digest)
+    for (let i = 0; i < 32; i += 4) {
+      const { digest } = facts
+      view[at + NODE.digest + i / 4] =
+        digest[i]! | (digest[i + 1]! << 8) | (digest[i + 2]! << 16) | (digest[i + 3]! << 24)
+    }
     this.#keysBytes += keyLength
     this.#entries++
     this.#entryBytes += facts.size
@@ -229,7 +236,7 @@ export class IndexWriter {
         for (const { names } of this.#depths) names.drain(piece => this.#body.append(piece))
       }),
       quarantined: this.#section(() => {
-        for (const line of totals.quarantined) this.#body.appendText(`${JSON.stringify(line)}\n`)
+        for (const line of totals.quarantined) this.#body.append(Buffer.from(`${JSON.stringify(line)}\n`))
       }),
     }
     const body = this.#body.end()
@@ -336,28 +343,14 @@ class BlockWriter {
     return this.#blocks * BLOCK_BYTES + this.#filled
   }
 
-  append(piece: Buffer): void {
-    for (let from = 0; from < piece.length; ) {
-      const length = Math.min(piece.length - from, BLOCK_BYTES - this.#filled)
+  append(piece: Buffer, start = 0, end = piece.length): void {
+    for (let from = start; from < end; ) {
+      const length = Math.min(end - from, BLOCK_BYTES - this.#filled)
       piece.copy(this.#block, this.#filled, from, from + length)
       this.#filled += length
       from += length
       if (this.#filled === BLOCK_BYTES) this.#endBlock()
     }
-  }
-
-  /** Returns the text's length in bytes. */
-  appendText(text: string): number {
-    // Three bytes a UTF-16 unit is the most that UTF-8 takes.
-    if (text.length * 3 <= BLOCK_BYTES - this.#filled) {
-      const length = this.#block.write(text, this.#filled)
-      this.#filled += length
-      if (this.#filled === BLOCK_BYTES) this.#endBlock()
-      return length
-    }
-    const piece = Buffer.from(text)
-    this.append(piece)
-    return piece.length
   }
 
   #endBlock(): void {

@@ -52,6 +52,8 @@ export class JsonScanner {
 
   /** The next byte that is not white space, or -1 at the end; does not consume it. */
   peek(): number {
+    const c = this.at < this.end ? this.bytes[this.at]! : -1
+    if (c > 0x20) return c
     this.skipSpace()
     return this.at < this.end ? this.bytes[this.at]! : -1
   }
@@ -68,8 +70,8 @@ export class JsonScanner {
 
   /** At an opening quote: moves behind the closing one. The content lies in [at before + 1, at after - 1). */
   skipString(): void {
-    if (this.peek() !== QUOTE) this.fail('expected a string')
     const { bytes, end } = this
+    if (bytes[this.at] !== QUOTE && this.peek() !== QUOTE) this.fail('expected a string')
     let i = this.at + 1
     let isPlain = true
     while (i < end) {

@@ -37,6 +37,7 @@ export class ManifestRow {
   readonly #from = new Int32Array(5)
   readonly #to = new Int32Array(5)
   #isKeyPlain = true
+  #arePhysicalKeysPlain = true
 
   /** No (or an empty) list of physical keys: metadata of a directory. */
   isDirectory = false
@@ -65,7 +66,9 @@ export class ManifestRow {
       if (member === ABSENT) continue
       this.#from[member] = valueFrom
       this.#to[member] = scanner.at
+      // Of a list of one string, wasPlain is about that string.
       if (member === LOGICAL_KEY) this.#isKeyPlain = bytes[valueFrom] === 0x22 && scanner.wasPlain
+      else if (member === PHYSICAL_KEYS) this.#arePhysicalKeysPlain = scanner.wasPlain
     } while (!scanner.isLast(0x7d))
     scanner.expectEnd()
 
@@ -125,14 +128,43 @@ export class ManifestRow {
     return decodeString(this.#bytes, this.#from[LOGICAL_KEY]! + 1, this.#to[LOGICAL_KEY]! - 1)
   }
 
-  /** The one physical key, still as a string of the manifest's spelling. */
+  /** The first physical key, still as a string of the manifest's spelling. */
   get physicalKey(): string {
+    const { from, to } = this.#firstPhysicalKey()
+    return decodeString(this.#bytes, from, to)
+  }
+
+  #firstPhysicalKey(): Span {
     const scanner = this.#scanner
     scanner.start(this.#bytes, this.#from[PHYSICAL_KEYS]! + 1, this.#to[PHYSICAL_KEYS]!)
     if (scanner.peek() !== 0x22) malformed('physical_keys[0] is not a string')
     const from = scanner.at + 1
     scanner.skipString()
-    return decodeString(this.#bytes, from, scanner.at - 1)
+    return { from, to: scanner.at - 1 }
+  }
+
+  /**
+   * Where the physical key lies when it is sound at first sight, so that no string need be made of it:
+   * one string, without escapes, that starts with `prefix` and has no more of a query than a version.
+   */
+  plainPhysicalKey(prefix: Uint8Array): Span | undefined {
+    if (!this.#arePhysicalKeysPlain) return undefined
+    const bytes = this.#bytes
+    const from = this.#from[PHYSICAL_KEYS]! + 2
+    const to = this.#to[PHYSICAL_KEYS]! - 2
+    if (bytes[from - 1] !== 0x22 || bytes[to] !== 0x22 || to - from <= prefix.length) return undefined
+    for (let i = 0; i < prefix.length; i++) if (bytes[from + i] !== prefix[i]) return undefined
+    for (let i = from + prefix.length; i < to; i++) {
+      const c = bytes[i]!
+      if (c === 0x22 || c === 0x23) return undefined
+      if (c !== 0x3f) continue
+      if (!isAscii(bytes, i, '?versionId=') || i + 11 === to) return undefined
+      for (i += 11; i < to; i++) {
+        const d = bytes[i]!
+        if (d === 0x22 || d === 0x23 || d === 0x26 || d === 0x3f) return undefined
+      }
+    }
+    return { from, to }
   }
 
   /** Where the user's metadata lies: `meta.user_meta` of a file, all of `meta` of a directory; `undefined` without any. */
@@ -277,7 +309,8 @@ export class ManifestRow {
 }
 
 function simpleType(bytes: Buffer, from: number, to: number): HashType | undefined {
-  return HASH_TYPES.find(type => type.length === to - from && isAscii(bytes, from, type))
+  for (const type of HASH_TYPES) if (type.length === to - from && isAscii(bytes, from, type)) return type
+  return undefined
 }
 
 function isAscii(bytes: Buffer, from: number, text: string): boolean {
