@@ -37,8 +37,9 @@ export interface Source {
   read(key: PhysicalKey, options?: { readonly range?: ByteRange; readonly signal?: AbortSignal }): Promise<Reading>
   /**
    * What lies directly below a folder (an S3 prefix that ends in `/`, or a directory), in the
-   * byte order of the names, lazily, page by page. A missing folder lists nothing; a missing
-   * bucket throws REGISTRY_NOT_FOUND. `namePrefix` narrows to names that start so.
+   * byte order of the names (a folder's counts with its final slash, as in S3), lazily, page by
+   * page. A missing folder lists nothing; a missing bucket throws REGISTRY_NOT_FOUND. `namePrefix`
+   * narrows to names that start so.
    */
   list(
     folder: PhysicalKey,

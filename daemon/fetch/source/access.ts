@@ -1,0 +1,110 @@
+/**
+ * Sends one request to a bucket the way that works for it: in its region, signed or not.
+ *
+ * Both are learned from refusals and remembered for the bucket. Signed comes first when there are
+ * credentials; a refusal is tried once the other way round, as quilt3 does, because credentials of
+ * one account are often refused where nobody would be (public buckets). Whether unsigned works is
+ * remembered per bucket and operation: a bucket may allow reading and not listing.
+ */
+import type { S3Client } from '@aws-sdk/client-s3'
+import { BobbinError, throwIfAborted } from '../../model/index.js'
+import { S3Clients } from './client.js'
+import { CredentialFinder, type FoundCredentials } from './credentials.js'
+import { isDenied, redirectRegion, s3Code } from './errors.js'
+
+export interface S3Request<Output> {
+  readonly operation: 'GetObject' | 'ListBucket'
+  readonly bucket: string
+  /** The address, for messages. */
+  readonly what: string
+  send(client: S3Client, signal: AbortSignal): Promise<Output>
+}
+
+interface BucketMemory {
+  region: string | undefined
+  readonly isSigned: Map<S3Request<unknown>['operation'], boolean>
+}
+
+export class S3Access {
+  readonly #clients = new S3Clients()
+  readonly #credentials: CredentialFinder
+  readonly #buckets = new Map<string, BucketMemory>()
+
+  constructor(ioTimeoutMs: number) {
+    this.#credentials = new CredentialFinder(ioTimeoutMs)
+  }
+
+  /** Throws ACCESS_DENIED with what was tried; every other error as it came. */
+  async send<Output>(request: S3Request<Output>, signal: AbortSignal): Promise<Output> {
+    const memory = this.#memoryOf(request.bucket)
+    const credentials = await this.#credentials.find()
+    let isSigned = credentials.kind === 'found' && (memory.isSigned.get(request.operation) ?? true)
+    let isRedirected = false
+    const refusals: Refusal[] = []
+    // At most one redirect and one change of identity, so at most four turns.
+    for (;;) {
+      throwIfAborted(signal)
+      const client = await this.#clients.get({
+        bucket: request.bucket,
+        region: memory.region ?? (credentials.kind === 'found' ? credentials.region : undefined),
+        sign: isSigned && credentials.kind === 'found' ? credentials.provider : undefined,
+      })
+      try {
+        const output = await request.send(client, signal)
+        if (credentials.kind === 'found') memory.isSigned.set(request.operation, isSigned)
+        return output
+      } catch (error) {
+        const region = redirectRegion(error)
+        if (region !== undefined && !isRedirected && region !== (await client.config.region())) {
+          isRedirected = true
+          memory.region = region
+          continue
+        }
+        if (!isDenied(error)) throw error
+        refusals.push({ isSigned, error })
+        if (credentials.kind === 'none' || refusals.length === 2) throw accessDenied(request, credentials, refusals)
+        isSigned = !isSigned
+      }
+    }
+  }
+
+  #memoryOf(bucket: string): BucketMemory {
+    let memory = this.#buckets.get(bucket)
+    if (memory === undefined) {
+      memory = { region: undefined, isSigned: new Map() }
+      this.#buckets.set(bucket, memory)
+    }
+    return memory
+  }
+
+  close(): void {
+    this.#clients.close()
+  }
+}
+
+interface Refusal {
+  readonly isSigned: boolean
+  readonly error: unknown
+}
+
+function accessDenied(
+  request: S3Request<unknown>,
+  credentials: FoundCredentials,
+  refusals: readonly Refusal[],
+): BobbinError {
+  const tried = refusals
+    .map(({ isSigned, error }) => {
+      const how = isSigned && credentials.kind === 'found' ? `with ${credentials.origin}` : 'unsigned'
+      return `${how} (${s3Code(error)})`
+    })
+    .join(' and ')
+  const help =
+    credentials.kind === 'none'
+      ? `no credentials were found (${credentials.reason}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and ` +
+        'AWS_SECRET_ACCESS_KEY, or log in with quilt3'
+      : `they need s3:${request.operation} there, or use others (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)`
+  const signed = refusals.find(({ isSigned }) => isSigned) ?? refusals[0]
+  return new BobbinError('ACCESS_DENIED', `access denied to ${request.what}, tried ${tried}; ${help}`, {
+    cause: signed?.error,
+  })
+}
