@@ -1,0 +1,90 @@
+/** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
+import { createSource } from '../daemon/fetch/source/index.js'
+import { type OpenedPackage, openPackage } from '../daemon/quilt/package-cache.js'
+import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
+import type { Source } from '../daemon/model/index.js'
+import { Output } from './output.js'
+import { type Progress, startProgress } from './progress.js'
+import { type CommonFlags, readSettings, type Settings } from './settings.js'
+
+/** The flags of verbs that take a package. */
+export interface PackageFlags extends CommonFlags {
+  readonly registry?: string
+  readonly topHash?: string
+  readonly quarantine?: boolean
+}
+
+export interface Context {
+  readonly settings: Settings
+  readonly output: Output
+  readonly progress: Progress
+  readonly source: Source
+  readonly signal: AbortSignal
+}
+
+/** The signal that ended us, for the exit code. */
+export let endingSignal: 'SIGINT' | 'SIGTERM' | undefined
+
+/** Runs a verb and closes what it was given, also when it fails or is interrupted. */
+export async function withContext(flags: CommonFlags, run: (context: Context) => Promise<void>): Promise<void> {
+  const settings = readSettings(flags)
+  const controller = new AbortController()
+  const onSignal = (signal: 'SIGINT' | 'SIGTERM') => {
+    // A second Ctrl-C means it: clean-up took too long for whoever typed it.
+    if (endingSignal !== undefined) process.exit(signal === 'SIGTERM' ? 143 : 130)
+    endingSignal = signal
+    controller.abort()
+  }
+  process.on('SIGINT', onSignal)
+  process.on('SIGTERM', onSignal)
+  const output = new Output(flags)
+  const progress = startProgress(flags)
+  const source = createSource({ ioTimeoutMs: settings.ioTimeoutMs, offline: settings.offline })
+  try {
+    await run({ settings, output, progress, source, signal: controller.signal })
+    await output.flush()
+  } finally {
+    progress.stop()
+    source.close()
+    process.off('SIGINT', onSignal)
+    process.off('SIGTERM', onSignal)
+  }
+}
+
+export function referenceOf(text: string, flags: PackageFlags, settings: Settings): PackageReference {
+  return parseReference(text, {
+    ...(flags.registry !== undefined && { registry: flags.registry }),
+    ...(flags.topHash !== undefined && { topHash: flags.topHash }),
+    ...(settings.registry !== undefined && { defaultRegistry: settings.registry }),
+  })
+}
+
+/** Runs a verb on one revision; its manifest is fetched and compiled first, with progress, unless it is cached. */
+export async function withPackage(
+  text: string,
+  flags: PackageFlags,
+  run: (opened: OpenedPackage, context: Context, reference: PackageReference) => Promise<void>,
+): Promise<void> {
+  await withContext(flags, async context => {
+    const reference = referenceOf(text, flags, context.settings)
+    const opened = await openPackage(reference, {
+      cacheDir: context.settings.cacheDir,
+      source: context.source,
+      offline: context.settings.offline,
+      quarantine: flags.quarantine ?? false,
+      signal: context.signal,
+      onProgress: ({ phase, done, total }) => context.progress.update(phase, done, total),
+    })
+    try {
+      const left = opened.index.quarantined()
+      if (left.length > 0) {
+        context.output.note(`bobbin: left out ${left.length} rows of the manifest:`)
+        for (const { row, key, reason } of left.slice(0, 20)) context.output.note(`  row ${row}, ${JSON.stringify(key)}: ${reason}`)
+        if (left.length > 20) context.output.note(`  and ${left.length - 20} more`)
+      }
+      await run(opened, context, reference)
+    } finally {
+      opened.close()
+    }
+  })
+}

@@ -1,0 +1,61 @@
+/**
+ * stdout carries results, stderr everything else. With `--json` a result is one JSON document, and a
+ * list is one JSON line a row.
+ */
+import { once } from 'node:events'
+import type { CommonFlags } from './settings.js'
+
+export class Output {
+  readonly isJson: boolean
+  readonly isQuiet: boolean
+  #pending = ''
+
+  constructor(flags: CommonFlags) {
+    this.isJson = flags.json ?? false
+    this.isQuiet = flags.quiet ?? false
+    // `bobbin ls | head` closes the pipe: that is the reader's business, not a failure.
+    process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+      process.exit(error.code === 'EPIPE' ? 0 : 1)
+    })
+  }
+
+  /** One result: the document with `--json`, else the text. */
+  async result(document: unknown, text: string): Promise<void> {
+    await this.line(this.isJson ? JSON.stringify(document) : text)
+    await this.flush()
+  }
+
+  /** One row of a list. Rows are gathered, and written at the pace of the reader. */
+  async row(document: unknown, text: string): Promise<void> {
+    await this.line(this.isJson ? JSON.stringify(document) : text)
+  }
+
+  async line(text: string): Promise<void> {
+    this.#pending += `${text}\n`
+    if (this.#pending.length > 64 * 1024) await this.flush()
+  }
+
+  async flush(): Promise<void> {
+    const text = this.#pending
+    this.#pending = ''
+    if (text !== '' && !process.stdout.write(text)) await once(process.stdout, 'drain')
+  }
+
+  /** A remark for a person. */
+  note(text: string): void {
+    if (!this.isQuiet) process.stderr.write(`${text}\n`)
+  }
+}
+
+/** Columns of text, the last one ragged; numbers to the right. */
+export function table(rows: readonly (readonly string[])[], rightAligned: readonly number[] = []): string {
+  const widths = rows.reduce<number[]>((found, row) => row.map((cell, i) => Math.max(found[i] ?? 0, cell.length)), [])
+  return rows
+    .map(row =>
+      row
+        .map((cell, i) => (rightAligned.includes(i) ? cell.padStart(widths[i]!) : i === row.length - 1 ? cell : cell.padEnd(widths[i]!)))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n')
+}

@@ -1,0 +1,102 @@
+/**
+ * Where settings come from. The first place that has one wins: flag, environment, config file,
+ * systemd's directories, XDG, default.
+ */
+import { readFileSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { parse } from 'smol-toml'
+import { BobbinError, localError, parseBytes, parseDurationMs, systemCode } from '../daemon/model/index.js'
+
+/** The flags that every verb takes. */
+export interface CommonFlags {
+  readonly json?: boolean
+  readonly quiet?: boolean
+  readonly cache?: string
+  readonly config?: string
+  readonly ioTimeout?: string
+  readonly offline?: boolean
+}
+
+export interface Settings {
+  readonly cacheDir: string
+  readonly registry: string | undefined
+  readonly ioTimeoutMs: number
+  readonly offline: boolean
+  /** Quota of the object store; `undefined`: what the daemon takes by itself. */
+  readonly cacheBytesMax: number | undefined
+  readonly freeBytesMin: number | undefined
+}
+
+/** What a config file may say, and the variable that says it instead. */
+const KEYS = {
+  cache: 'BOBBIN_CACHE',
+  registry: 'BOBBIN_REGISTRY',
+  'io-timeout': 'BOBBIN_IO_TIMEOUT',
+  offline: 'BOBBIN_OFFLINE',
+  'cache-limit': 'BOBBIN_CACHE_LIMIT',
+  'free-floor': 'BOBBIN_FREE_FLOOR',
+} as const
+type Key = keyof typeof KEYS
+
+const IO_TIMEOUT_DEFAULT = '30s'
+
+/** Throws INVALID_ARGUMENT, naming the place of a setting that does not parse. */
+export function readSettings(flags: CommonFlags, environment: NodeJS.ProcessEnv = process.env): Settings {
+  const file = readConfig(flags.config ?? environment.BOBBIN_CONFIG, environment)
+  const value = (key: Key, flag?: string) => flag ?? (environment[KEYS[key]] || undefined) ?? file[key]
+  const parsed = <T>(key: Key, parser: (text: string) => T, flag?: string): T | undefined => {
+    const text = value(key, flag)
+    if (text === undefined) return undefined
+    try {
+      return parser(text)
+    } catch (error) {
+      throw new BobbinError('INVALID_ARGUMENT', `${key}: ${error instanceof Error ? error.message : error}`)
+    }
+  }
+  return {
+    cacheDir: resolve(value('cache', flags.cache) ?? defaultCacheDir(environment)),
+    registry: value('registry'),
+    ioTimeoutMs: parsed('io-timeout', parseDurationMs, flags.ioTimeout) ?? parseDurationMs(IO_TIMEOUT_DEFAULT),
+    offline: flags.offline ?? ['1', 'true', 'yes'].includes(value('offline') ?? ''),
+    cacheBytesMax: parsed('cache-limit', parseBytes),
+    freeBytesMin: parsed('free-floor', parseBytes),
+  }
+}
+
+function defaultCacheDir(environment: NodeJS.ProcessEnv): string {
+  // systemd gives a unit with CacheDirectory= one or more folders, separated by colons.
+  const fromSystemd = environment.CACHE_DIRECTORY?.split(':')[0]
+  if (fromSystemd) return fromSystemd
+  return join(environment.XDG_CACHE_HOME || join(homedir(), '.cache'), 'bobbin')
+}
+
+function readConfig(named: string | undefined, environment: NodeJS.ProcessEnv): Partial<Record<Key, string>> {
+  const path = named ?? join(environment.XDG_CONFIG_HOME || join(homedir(), '.config'), 'bobbin', 'config.toml')
+  let text: string
+  try {
+    text = readFileSync(path, 'utf8')
+  } catch (error) {
+    // Only a file that was asked for has to be there.
+    if (named === undefined && systemCode(error) === 'ENOENT') return {}
+    throw localError(`read the config file ${path}`, error)
+  }
+  let table: Record<string, unknown>
+  try {
+    table = parse(text)
+  } catch (error) {
+    throw new BobbinError('INVALID_ARGUMENT', `the config file ${path} is not TOML: ${firstLine(error)}`)
+  }
+  const found: Partial<Record<Key, string>> = {}
+  for (const [key, value] of Object.entries(table)) {
+    if (!(key in KEYS)) {
+      throw new BobbinError('INVALID_ARGUMENT', `the config file ${path} has an unknown key ${key} (known: ${Object.keys(KEYS).join(', ')})`)
+    }
+    found[key as Key] = String(value)
+  }
+  return found
+}
+
+function firstLine(error: unknown): string {
+  return String(error instanceof Error ? error.message : error).split('\n')[0]!
+}

@@ -1,0 +1,379 @@
+/**
+ * Opens one revision of a package: resolves it, brings its manifest here once, compiles the index
+ * once, and from then on opens the files.
+ *
+ *   <cache>/packages/v1/<registry>/url                    which registry this is, for people
+ *   <cache>/packages/v1/<registry>/<top hash>/<sha256>.manifest and .index
+ *   <cache>/packages/v1/<registry>/names/<ns>@<name>.json what the pointers said last, for --offline
+ *   <cache>/tmp/<pid>-…                                   whatever is being written
+ *
+ * <registry> is derived from the registry's address and <sha256> is that of the manifest's bytes:
+ * the top hash does not cover physical keys, so nothing here is shared by top hash alone. Files
+ * appear by rename, so any number of processes may do this at once without a lock.
+ */
+import { createHash, randomBytes } from 'node:crypto'
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import {
+  BobbinError,
+  hasCode,
+  isTopHash,
+  localError,
+  type PackageName,
+  type Registry,
+  type Source,
+  systemCode,
+  type TopHash,
+  throwIfAborted,
+} from '../model/index.js'
+import { compileManifest } from './compile.js'
+import { PackageIndex } from './package-index.js'
+import { formatRegistry, type PackageReference } from './reference.js'
+import { findTimestampMs, manifestKey, resolveRevision } from './registry.js'
+
+/** What takes long, as it goes on. `total` is 0 while it is not known. */
+export interface OpenProgress {
+  readonly phase: 'resolve' | 'manifest' | 'compile'
+  readonly done: number
+  readonly total: number
+}
+
+export interface OpenOptions {
+  readonly cacheDir: string
+  readonly source: Source
+  /** Ask nobody: only what the cache holds. */
+  readonly offline?: boolean
+  /** Leave hostile rows out instead of refusing the package. */
+  readonly quarantine?: boolean
+  readonly onProgress?: ((progress: OpenProgress) => void) | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/** One revision, open. Whoever opened it closes it. */
+export interface OpenedPackage {
+  readonly registry: Registry
+  readonly name: PackageName
+  readonly topHash: TopHash
+  /** When the revision was pushed, by its newest pointer; without one, when its manifest was written. */
+  readonly timestampMs: number
+  /** The present index; `rebuild` puts another one in its place. */
+  readonly index: PackageIndex
+  readonly indexPath: string
+  readonly manifestPath: string
+  /** After INDEX_DAMAGED: makes the index again, from the cached manifest or, if that is damaged too, from the registry. */
+  rebuild(): Promise<void>
+  close(): void
+}
+
+/**
+ * Throws what the registry and the compiler throw (REVISION_NOT_FOUND, PACKAGE_REFUSED,
+ * MANIFEST_CORRUPT, UPSTREAM_UNAVAILABLE, …). Nothing half-made is left behind.
+ */
+export async function openPackage(reference: PackageReference, options: OpenOptions): Promise<OpenedPackage> {
+  const folder = new RegistryFolder(options.cacheDir, reference.registry)
+  options.onProgress?.({ phase: 'resolve', done: 0, total: 0 })
+  const topHash = await resolveTopHash(reference, folder, options)
+  const files = new RevisionFiles(folder, topHash, options)
+  const index = await files.openIndex()
+  try {
+    refuseQuarantined(index, options)
+    const timestampMs = await revisionTime(reference, topHash, folder, files, options)
+    return new CachedPackage(reference, topHash, timestampMs, files, index)
+  } catch (error) {
+    index.close()
+    throw error
+  }
+}
+
+/** The full top hash that a reference means now; with `--offline`, or a full hash, without asking the registry. */
+async function resolveTopHash(reference: PackageReference, folder: RegistryFolder, options: OpenOptions): Promise<TopHash> {
+  const { revision } = reference
+  if (revision.kind === 'hash' && isTopHash(revision.prefix)) return revision.prefix
+  if (!options.offline) {
+    const topHash = await resolveRevision(options.source, reference, { signal: options.signal })
+    if (revision.kind !== 'hash') await folder.rememberPointer(reference.name, pointerOf(reference), topHash)
+    return topHash
+  }
+  if (revision.kind !== 'hash') {
+    const topHash = (await folder.names(reference.name)).pointers[pointerOf(reference)]
+    if (topHash !== undefined) return topHash
+    throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: ${reference.name}:${pointerOf(reference)} was not resolved before`)
+  }
+  const candidates = (await folder.cachedTopHashes()).filter(hash => hash.startsWith(revision.prefix))
+  if (candidates.length === 1) return candidates[0]!
+  if (candidates.length > 1) {
+    throw new BobbinError('REVISION_AMBIGUOUS', `${revision.prefix} fits several cached revisions: ${candidates.join(', ')}`)
+  }
+  throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: no cached revision of this registry starts with ${revision.prefix}`)
+}
+
+function pointerOf({ revision }: PackageReference): string {
+  return revision.kind === 'tag' ? revision.tag : 'latest'
+}
+
+async function revisionTime(
+  reference: PackageReference,
+  topHash: TopHash,
+  folder: RegistryFolder,
+  files: RevisionFiles,
+  options: OpenOptions,
+): Promise<number> {
+  const known = (await folder.names(reference.name)).timestampsMs[topHash]
+  if (known !== undefined) return known
+  if (options.offline) return 0
+  const found = await findTimestampMs(options.source, reference.registry, reference.name, topHash, { signal: options.signal })
+  const timestampMs = found ?? files.manifestTimeMs ?? 0
+  if (timestampMs > 0) await folder.rememberTimestamp(reference.name, topHash, timestampMs)
+  return timestampMs
+}
+
+function refuseQuarantined(index: PackageIndex, options: OpenOptions): void {
+  if (index.facts.quarantined === 0 || options.quarantine) return
+  const first = index.quarantined()[0]!
+  throw new BobbinError(
+    'PACKAGE_REFUSED',
+    `row ${first.row} of the manifest, key ${JSON.stringify(first.key)}: ${first.reason} (--quarantine leaves such rows out)`,
+  )
+}
+
+class CachedPackage implements OpenedPackage {
+  readonly registry: Registry
+  readonly name: PackageName
+  #rebuilding: Promise<void> | undefined
+
+  constructor(
+    reference: PackageReference,
+    readonly topHash: TopHash,
+    readonly timestampMs: number,
+    private readonly files: RevisionFiles,
+    private current: PackageIndex,
+  ) {
+    this.registry = reference.registry
+    this.name = reference.name
+  }
+
+  get index(): PackageIndex {
+    return this.current
+  }
+  get indexPath(): string {
+    return this.files.pathOf(this.current.facts.manifestSha256, 'index')
+  }
+  get manifestPath(): string {
+    return this.files.pathOf(this.current.facts.manifestSha256, 'manifest')
+  }
+
+  rebuild(): Promise<void> {
+    this.#rebuilding ??= this.#rebuild().finally(() => {
+      this.#rebuilding = undefined
+    })
+    return this.#rebuilding
+  }
+
+  async #rebuild(): Promise<void> {
+    const damaged = this.current
+    await rm(this.indexPath, { force: true })
+    this.current = await this.files.openIndex()
+    damaged.close()
+  }
+
+  close(): void {
+    this.current.close()
+  }
+}
+
+/** The cached files of one revision of one registry. */
+class RevisionFiles {
+  readonly #folder: string
+  /** When the registry's manifest was written, if it was fetched just now. */
+  manifestTimeMs: number | undefined
+
+  constructor(
+    private readonly registryFolder: RegistryFolder,
+    private readonly topHash: TopHash,
+    private readonly options: OpenOptions,
+  ) {
+    this.#folder = join(registryFolder.path, topHash)
+  }
+
+  pathOf(manifestSha256: string, kind: 'manifest' | 'index'): string {
+    return join(this.#folder, `${manifestSha256}.${kind}`)
+  }
+
+  /** Opens what is there; makes what is missing or damaged. */
+  async openIndex(): Promise<PackageIndex> {
+    const sha256 = (await listNames(this.#folder)).find(name => name.endsWith('.manifest'))?.slice(0, -'.manifest'.length)
+    if (sha256 === undefined) return this.#fetchAndCompile()
+    try {
+      return this.#open(sha256)
+    } catch (error) {
+      if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+    }
+    try {
+      await this.#compile(this.pathOf(sha256, 'manifest'), sha256)
+    } catch (error) {
+      if (!hasCode(error, 'MANIFEST_CORRUPT', 'PACKAGE_REFUSED', 'LOCAL_IO')) throw error
+      // The cached manifest was sound once, or it would not have this name. Whatever is wrong now, the registry's decides.
+      await rm(this.pathOf(sha256, 'manifest'), { force: true })
+      return this.#fetchAndCompile()
+    }
+    return this.#open(sha256)
+  }
+
+  #open(sha256: string): PackageIndex {
+    const index = new PackageIndex(this.pathOf(sha256, 'index'), this.pathOf(sha256, 'manifest'))
+    if (index.facts.topHash === this.topHash && index.facts.manifestSha256 === sha256) return index
+    index.close()
+    throw new BobbinError('INDEX_DAMAGED', `${this.pathOf(sha256, 'index')} is the index of another manifest`)
+  }
+
+  async #fetchAndCompile(): Promise<PackageIndex> {
+    const { source, signal, onProgress } = this.options
+    const temporary = await this.registryFolder.temporary('manifest')
+    try {
+      const sha256 = await this.#fetchManifest(temporary, source, signal, onProgress)
+      await makeFolder(this.#folder)
+      await this.#compile(temporary, sha256)
+      await rename(temporary, this.pathOf(sha256, 'manifest'))
+      return this.#open(sha256)
+    } finally {
+      await rm(temporary, { force: true })
+    }
+  }
+
+  async #fetchManifest(
+    path: string,
+    source: Source,
+    signal: AbortSignal | undefined,
+    onProgress: OpenOptions['onProgress'],
+  ): Promise<string> {
+    const key = manifestKey(this.registryFolder.registry, this.topHash)
+    const where = `${formatRegistry(this.registryFolder.registry)}`
+    if (this.options.offline) throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: the manifest of ${this.topHash} is not cached`)
+    const reading = await source.read(key, signal ? { signal } : {}).catch((error: unknown) => {
+      if (!hasCode(error, 'OBJECT_GONE')) throw error
+      throw new BobbinError('REVISION_NOT_FOUND', `no revision ${this.topHash} in ${where}`, { cause: error })
+    })
+    this.manifestTimeMs = reading.lastModified?.getTime()
+    const hash = createHash('sha256')
+    const file = await open(path, 'wx', 0o640).catch(error => Promise.reject(localError(`write ${path}`, error)))
+    try {
+      let done = 0
+      for await (const chunk of reading.chunks) {
+        throwIfAborted(signal)
+        hash.update(chunk)
+        await file.write(chunk).catch(error => Promise.reject(localError(`write ${path}`, error)))
+        done += chunk.length
+        onProgress?.({ phase: 'manifest', done, total: reading.objectBytes ?? 0 })
+      }
+    } finally {
+      await file.close()
+    }
+    return hash.digest('hex')
+  }
+
+  async #compile(manifestPath: string, sha256: string): Promise<void> {
+    const { onProgress, signal, quarantine } = this.options
+    const temporary = await this.registryFolder.temporary('index')
+    const total = await fileBytes(manifestPath)
+    try {
+      const compiled = await compileManifest({
+        manifestPath,
+        indexPath: temporary,
+        topHash: this.topHash,
+        registry: this.registryFolder.registry,
+        quarantine: quarantine ?? false,
+        onBytes: onProgress && (done => onProgress({ phase: 'compile', done, total })),
+        signal,
+      })
+      if (compiled.manifestSha256 !== sha256) {
+        throw new BobbinError('MANIFEST_CORRUPT', `the cached manifest of ${this.topHash} was changed`)
+      }
+      await rename(temporary, this.pathOf(sha256, 'index'))
+    } finally {
+      await rm(temporary, { force: true })
+    }
+  }
+}
+
+/** What the pointers of one package said when they were last read. */
+interface RememberedNames {
+  readonly pointers: Readonly<Record<string, TopHash>>
+  readonly timestampsMs: Readonly<Record<string, number>>
+}
+
+/** Everything cached of one registry. */
+class RegistryFolder {
+  readonly path: string
+
+  constructor(
+    private readonly cacheDir: string,
+    readonly registry: Registry,
+  ) {
+    const id = createHash('sha256').update(formatRegistry(registry)).digest('hex').slice(0, 16)
+    this.path = join(cacheDir, 'packages', 'v1', id)
+  }
+
+  async temporary(kind: string): Promise<string> {
+    const folder = join(this.cacheDir, 'tmp')
+    await makeFolder(folder)
+    return join(folder, `${process.pid}-${randomBytes(6).toString('hex')}.${kind}`)
+  }
+
+  async cachedTopHashes(): Promise<TopHash[]> {
+    return (await listNames(this.path)).filter(isTopHash)
+  }
+
+  #namesPath(name: PackageName): string {
+    return join(this.path, 'names', `${encodeURIComponent(name.replace('/', '@'))}.json`)
+  }
+
+  async names(name: PackageName): Promise<RememberedNames> {
+    try {
+      const found = JSON.parse(await readFile(this.#namesPath(name), 'utf8')) as Partial<RememberedNames>
+      return { pointers: found.pointers ?? {}, timestampsMs: found.timestampsMs ?? {} }
+    } catch {
+      // Missing or damaged: it only remembers, so it starts empty.
+      return { pointers: {}, timestampsMs: {} }
+    }
+  }
+
+  async rememberPointer(name: PackageName, pointer: string, topHash: TopHash): Promise<void> {
+    const { pointers, timestampsMs } = await this.names(name)
+    if (pointers[pointer] === topHash) return
+    await this.#writeNames(name, { pointers: { ...pointers, [pointer]: topHash }, timestampsMs })
+  }
+
+  async rememberTimestamp(name: PackageName, topHash: TopHash, timestampMs: number): Promise<void> {
+    const { pointers, timestampsMs } = await this.names(name)
+    await this.#writeNames(name, { pointers, timestampsMs: { ...timestampsMs, [topHash]: timestampMs } })
+  }
+
+  async #writeNames(name: PackageName, names: RememberedNames): Promise<void> {
+    await makeFolder(join(this.path, 'names'))
+    await writeFile(join(this.path, 'url'), `${formatRegistry(this.registry)}\n`, { mode: 0o640 })
+    const temporary = await this.temporary('names')
+    await writeFile(temporary, JSON.stringify(names), { mode: 0o640 })
+    await rename(temporary, this.#namesPath(name))
+  }
+}
+
+/** Readable by the owner's group alone: bytes fetched with one person's credentials are not another's. */
+async function makeFolder(path: string): Promise<void> {
+  await mkdir(path, { recursive: true, mode: 0o750 }).catch(error => Promise.reject(localError(`make the folder ${path}`, error)))
+}
+
+async function listNames(folder: string): Promise<string[]> {
+  return readdir(folder).catch(error => {
+    if (systemCode(error) === 'ENOENT') return []
+    throw localError(`list ${folder}`, error)
+  })
+}
+
+async function fileBytes(path: string): Promise<number> {
+  const file = await open(path).catch(error => Promise.reject(localError(`read ${path}`, error)))
+  try {
+    return (await file.stat()).size
+  } finally {
+    await file.close()
+  }
+}
