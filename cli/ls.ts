@@ -1,0 +1,67 @@
+import { findObject } from '../daemon/store/find-object.js'
+import { BobbinError, formatBytes, formatPhysicalKey } from '../daemon/model/index.js'
+import { formatManifestHash } from '../daemon/quilt/object-hash.js'
+import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
+import type { IndexNode } from '../daemon/quilt/package-index.js'
+import { type Context, type PackageFlags, withPackage } from './context.js'
+
+interface LsFlags extends PackageFlags {
+  readonly recursive?: boolean
+  readonly long?: boolean
+}
+
+export async function ls(text: string, path: string | undefined, flags: LsFlags): Promise<void> {
+  await withPackage(text, flags, async (opened, context, reference) => {
+    const { index } = opened
+    const wanted = path ?? reference.path ?? ''
+    const node = index.find(wanted)
+    if (node === undefined) throw noSuchKey(opened, wanted)
+    const top = index.key(node.ino)
+    if (node.kind === 'file') return printRow(opened, node, top, flags, context)
+    if (flags.recursive) {
+      for (const found of index.walk(node.ino)) {
+        if (found.node.kind === 'file' || flags.json) await printRow(opened, found.node, found.key, flags, context)
+      }
+      return
+    }
+    const prefix = top === '' ? '' : `${top}/`
+    for (const child of index.children(node.ino)) await printRow(opened, child, prefix + child.name, flags, context)
+  })
+}
+
+export function noSuchKey(opened: OpenedPackage, key: string): BobbinError {
+  return new BobbinError(
+    'ENTRY_NOT_FOUND',
+    `no entry or directory ${JSON.stringify(key)} in ${opened.name}@${opened.topHash.slice(0, 12)} (bobbin ls shows what is there)`,
+  )
+}
+
+async function printRow(opened: OpenedPackage, node: IndexNode, key: string, flags: LsFlags, context: Context): Promise<void> {
+  const { index } = opened
+  if (node.kind === 'directory') {
+    const row = flags.json && { key: `${key}/`, type: 'directory', size: null, hash: null, hashType: null, physicalKey: null, meta: meta(opened, node) }
+    return context.output.row(row, flags.long ? `${'-'.padStart(10)}  ${' '.repeat(17)}         ${key}/` : `${key}/`)
+  }
+  if (!flags.json && !flags.long) return context.output.row(undefined, key)
+  const entry = index.entry(node.ino, key)
+  const hash = formatManifestHash(entry.hash)
+  const isCached = flags.long ? (await findObject(context.settings.cacheDir, entry)) !== undefined : undefined
+  await context.output.row(
+    flags.json && {
+      key,
+      type: 'file',
+      size: entry.size,
+      hash,
+      hashType: entry.hash.type,
+      physicalKey: formatPhysicalKey(entry.physicalKey),
+      meta: meta(opened, node),
+      ...(isCached !== undefined && { cached: isCached }),
+    },
+    `${formatBytes(entry.size).padStart(10)}  ${hash.slice(0, 16)}…  ${isCached ? 'cached' : '      '}  ${key}`,
+  )
+}
+
+function meta(opened: OpenedPackage, node: IndexNode): unknown {
+  const text = node.hasMetadata ? opened.index.metadata(node.ino) : undefined
+  return text === undefined ? {} : (JSON.parse(text) as unknown)
+}

@@ -1,0 +1,121 @@
+#!/usr/bin/env node
+/**
+ * The command line: verbs, their flags, and what becomes of errors. Each verb is a file of its own,
+ * loaded when it runs, so that `bobbin --help` and quick verbs start quickly.
+ */
+import { readFileSync } from 'node:fs'
+import { Command, CommanderError, Option } from 'commander'
+import { BobbinError } from '../daemon/model/index.js'
+import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+
+const PACKAGE_HELP = `
+PKG is any of:
+  s3://BUCKET/NS/NAME            the latest revision
+  s3://BUCKET/NS/NAME@3722a4     by top hash, or a unique prefix of at least 6 characters
+  s3://BUCKET/NS/NAME:TAG        by tag: latest, or the number of a revision
+  file:///DIR/NS/NAME@HASH       a registry in a folder (./DIR/NS/NAME works, too)
+  'quilt+s3://BUCKET#package=NS/NAME@HASH&path=PATH'
+  NS/NAME@HASH --registry s3://BUCKET       (BOBBIN_REGISTRY is the default registry)`
+
+/** Flags of every verb. */
+function common(command: Command): Command {
+  return command
+    .addOption(new Option('--json', 'results as JSON on stdout: one document, or one line a row'))
+    .addOption(new Option('-q, --quiet', 'no remarks and no progress'))
+    .addOption(new Option('--cache <dir>', 'where manifests and objects are kept (BOBBIN_CACHE)'))
+    .addOption(new Option('--config <file>', 'TOML file with settings (BOBBIN_CONFIG)'))
+    .addOption(new Option('--io-timeout <duration>', 'give up when nothing arrives for so long (default: 30s)'))
+    .addOption(new Option('--offline', 'ask no registry: only what the cache holds'))
+}
+
+/** Flags of verbs that take a package. */
+function forPackage(command: Command): Command {
+  return common(command)
+    .addOption(new Option('--registry <url>', 'the registry of a package that is named without one'))
+    .addOption(new Option('--top-hash <hash>', 'the revision, as quilt3 users give it'))
+    .addOption(new Option('--quarantine', 'leave hostile rows of the manifest out, and list them, instead of refusing the package'))
+    .addHelpText('after', PACKAGE_HELP)
+}
+
+const program = new Command('bobbin')
+  .description('Mounts one revision of a Quilt data package, named by its top hash, as a read-only filesystem: lazy, verified, cached.')
+  .version(version)
+  .showHelpAfterError('(bobbin --help shows the verbs; bobbin VERB --help shows one)')
+  .addHelpText('after', EXIT_CODES_HELP)
+
+forPackage(program.command('resolve <PKG>').description('the full top hash of a package')).action(async (pkg, flags) =>
+  (await import('./resolve.js')).resolve(pkg, flags),
+)
+common(program.command('packages [REGISTRY]').description('the names in a registry'))
+  .option('-l, --long', 'how many revisions, and the latest')
+  .action(async (registry, flags) => (await import('./packages.js')).packages(registry, flags))
+forPackage(program.command('log <PKG>').description('the revisions of a package, newest first'))
+  .option('-n, --limit <number>', 'at most so many')
+  .option('--no-messages', 'do not fetch the manifests, which hold the messages')
+  .action(async (pkg, flags) => (await import('./log.js')).log(pkg, flags))
+forPackage(program.command('ls <PKG> [PATH]').description('the entries of a package'))
+  .option('-R, --recursive', 'everything below')
+  .option('-l, --long', 'size, hash, and whether the object is cached')
+  .action(async (pkg, path, flags) => (await import('./ls.js')).ls(pkg, path, flags))
+forPackage(program.command('cat <PKG> [KEY]').description("an entry's bytes to stdout, none before all are verified")).action(
+  async (pkg, key, flags) => (await import('./cat.js')).cat(pkg, key, flags),
+)
+forPackage(program.command('meta <PKG> [KEY]').description('metadata of the package, of a directory or of an entry')).action(
+  async (pkg, key, flags) => (await import('./meta.js')).meta(pkg, key, flags),
+)
+forPackage(program.command('install <PKG> <DIR>').description('verified copies in a folder; run it again to resume'))
+  .option('--path <glob...>', 'only entries that match (may be repeated)')
+  .action(async (pkg, dir, flags) => (await import('./install.js')).install(pkg, dir, flags))
+forPackage(program.command('verify <PKG> <DIR>').description('is this folder this revision? every file is hashed, on all cores'))
+  .option('--extra-files-ok', 'files that the package does not have are no difference')
+  .action(async (pkg, dir, flags) => (await import('./verify.js')).verify(pkg, dir, flags))
+forPackage(program.command('mount <PKG> <DIR>').description('mount a package; returns when the mount answers'))
+  .option('--allow-other', 'other users may enter (containers need it; default for root)')
+  .option('--uid <number>', 'owner of the files', Number)
+  .option('--gid <number>', 'group of the files', Number)
+  .option('--umask <octal>', 'mode bits to take away', text => Number.parseInt(text, 8))
+  .option('--mkdir', 'make the mountpoint when it is missing')
+  .action(async (pkg, dir, flags) => (await import('./mount.js')).mount(pkg, dir, flags))
+common(program.command('umount <DIR>').description('unmount'))
+  .option('-f, --force', 'also while files are open: they stay readable until they are closed')
+  .action(async (dir, flags) => (await import('./umount.js')).umount(dir, flags))
+common(program.command('stop').description('stop the daemon and all its mounts')).action(async flags =>
+  (await import('./stop.js')).stop(flags),
+)
+common(program.command('status').description('mounts, cache and fetches of the daemon')).action(async flags =>
+  (await import('./status.js')).status(flags),
+)
+common(program.command('doctor').description('can this machine do it, and how to fix what is missing')).action(async flags =>
+  (await import('./doctor.js')).doctor(flags),
+)
+common(program.command('daemon').description('the daemon, in the foreground')).action(async flags =>
+  (await import('./daemon.js')).daemon(flags),
+)
+
+for (const command of program.commands) command.exitOverride().configureHelp({ sortOptions: false })
+program.exitOverride()
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  process.exitCode = await exitCodeFor(error)
+}
+// Sockets that are kept alive, and a worker or two, must not hold up the end.
+process.exit()
+
+async function exitCodeFor(error: unknown): Promise<number> {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE
+  if (error instanceof BobbinError) {
+    const { endingSignal } = await import('./context.js')
+    if (error.code === 'INTERRUPTED' && endingSignal !== undefined) {
+      process.stderr.write('bobbin: interrupted\n')
+      return endingSignal === 'SIGTERM' ? 143 : 130
+    }
+    process.stderr.write(`bobbin: ${error.message}\n`)
+    return exitCodeOf(error.code)
+  }
+  process.stderr.write(`bobbin: this is a bug, please report it\n${error instanceof Error ? error.stack : String(error)}\n`)
+  return 1
+}

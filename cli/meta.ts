@@ -1,0 +1,16 @@
+import { ROOT_INO } from '../daemon/quilt/package-index.js'
+import { type PackageFlags, withPackage } from './context.js'
+import { noSuchKey } from './ls.js'
+
+/** The user's metadata of the package, of a directory or of an entry, with its numbers as they were written. */
+export async function meta(text: string, key: string | undefined, flags: PackageFlags): Promise<void> {
+  await withPackage(text, flags, async (opened, { output }, reference) => {
+    const wanted = key ?? reference.path ?? ''
+    const node = opened.index.find(wanted)
+    if (node === undefined) throw noSuchKey(opened, wanted)
+    if (node.kind === 'directory' && node.ino !== ROOT_INO && node.hasMetadata) {
+      output.note('bobbin: metadata of a directory is not covered by the top hash')
+    }
+    await output.line(opened.index.metadata(node.ino) ?? (node.ino === ROOT_INO ? 'null' : '{}'))
+  })
+}

@@ -1,0 +1,55 @@
+import pLimit from 'p-limit'
+import { BobbinError, type PackageName, type TopHash } from '../daemon/model/index.js'
+import { parseRegistry } from '../daemon/quilt/reference.js'
+import { listPackages, listRevisions } from '../daemon/quilt/registry.js'
+import { type Context, withContext } from './context.js'
+import type { CommonFlags } from './settings.js'
+
+/** How many packages are asked about at once. */
+const LOOK_AHEAD = 16
+
+interface PackageRow {
+  readonly package: PackageName
+  readonly revisions: number
+  readonly latest: TopHash | null
+}
+
+/** Names as they come; with --json or -l their revisions too, which costs a request or two each. */
+export async function packages(registryText: string | undefined, flags: CommonFlags & { readonly long?: boolean }): Promise<void> {
+  await withContext(flags, async context => {
+    const text = registryText ?? context.settings.registry
+    if (text === undefined) {
+      throw new BobbinError('INVALID_ARGUMENT', 'no registry: name one (s3://BUCKET or a folder), or set BOBBIN_REGISTRY')
+    }
+    const registry = parseRegistry(text)
+    const names = listPackages(context.source, registry, { signal: context.signal })
+    if (!flags.json && !flags.long) {
+      for await (const name of names) await context.output.line(name)
+      return
+    }
+    const limit = pLimit(LOOK_AHEAD)
+    const asked: Promise<PackageRow>[] = []
+    const write = async (row: PackageRow) =>
+      context.output.row(row, `${row.package}  ${row.revisions} revisions  ${row.latest ?? '(no latest)'}`)
+    for await (const name of names) {
+      const row = limit(() => describe(context, text, name))
+      row.catch(() => {})
+      asked.push(row)
+      if (asked.length > LOOK_AHEAD) await write(await asked.shift()!)
+    }
+    for (const row of asked) await write(await row)
+  })
+}
+
+async function describe({ source, signal }: Context, registryText: string, name: PackageName): Promise<PackageRow> {
+  let revisions = 0
+  let latest: TopHash | null = null
+  let newest: TopHash | null = null
+  for await (const revision of listRevisions(source, parseRegistry(registryText), name, { signal })) {
+    if (revision.timestampMs !== undefined) {
+      revisions++
+      newest ??= revision.topHash
+    } else if (revision.pointer === 'latest') latest = revision.topHash
+  }
+  return { package: name, revisions, latest: latest ?? newest }
+}
