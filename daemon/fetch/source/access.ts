@@ -102,7 +102,7 @@ function accessDenied(
     credentials.kind === 'none'
       ? `no credentials were found (${credentials.reason}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and ` +
         'AWS_SECRET_ACCESS_KEY, or log in with quilt3'
-      : `they need s3:${request.operation} there, or use others (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)`
+      : `these credentials need s3:${request.operation} there, or use others (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)`
   const signed = refusals.find(({ isSigned }) => isSigned) ?? refusals[0]
   return new BobbinError('ACCESS_DENIED', `access denied to ${request.what}, tried ${tried}; ${help}`, {
     cause: signed?.error,
