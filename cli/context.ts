@@ -1,8 +1,8 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
 import { createSource } from '../daemon/fetch/source/index.js'
+import type { Source } from '../daemon/model/index.js'
 import { type OpenedPackage, openPackage } from '../daemon/quilt/package-cache.js'
 import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
-import type { Source } from '../daemon/model/index.js'
 import { Output } from './output.js'
 import { type Progress, startProgress } from './progress.js'
 import { type CommonFlags, readSettings, type Settings } from './settings.js'
@@ -79,7 +79,8 @@ export async function withPackage(
       const left = opened.index.quarantined()
       if (left.length > 0) {
         context.output.note(`bobbin: left out ${left.length} rows of the manifest:`)
-        for (const { row, key, reason } of left.slice(0, 20)) context.output.note(`  row ${row}, ${JSON.stringify(key)}: ${reason}`)
+        for (const { row, key, reason } of left.slice(0, 20))
+          context.output.note(`  row ${row}, ${JSON.stringify(key)}: ${reason}`)
         if (left.length > 20) context.output.note(`  and ${left.length - 20} more`)
       }
       await run(opened, context, reference)

@@ -21,7 +21,9 @@ export async function log(
     const limit = flags.limit === undefined ? Number.POSITIVE_INFINITY : Number(flags.limit)
     const pointers: { topHash: TopHash; timestampMs: number }[] = []
     const tags = new Map<TopHash, string[]>()
-    for await (const { pointer, topHash, timestampMs } of listRevisions(context.source, registry, name, { signal: context.signal })) {
+    for await (const { pointer, topHash, timestampMs } of listRevisions(context.source, registry, name, {
+      signal: context.signal,
+    })) {
       if (!isTopHash(topHash)) continue
       if (timestampMs !== undefined) pointers.push({ topHash, timestampMs })
       else tags.set(topHash, [...(tags.get(topHash) ?? []), pointer])
@@ -37,13 +39,22 @@ export async function log(
         tags: tags.get(topHash) ?? [],
       }
       const mark = row.tags.length > 0 ? `  (${row.tags.join(', ')})` : ''
-      await context.output.row(row, `${row.topHash}  ${row.timestamp ?? '-'.padEnd(24)}${mark}  ${row.message ?? ''}`.trimEnd())
+      await context.output.row(
+        row,
+        `${row.topHash}  ${row.timestamp ?? '-'.padEnd(24)}${mark}  ${row.message ?? ''}`.trimEnd(),
+      )
     }
 
     async function messageOf(topHash: TopHash): Promise<string | null> {
       const opened = await openPackage(
         { registry, name, revision: { kind: 'hash', prefix: topHash } },
-        { cacheDir: context.settings.cacheDir, source: context.source, offline: context.settings.offline, quarantine: true, signal: context.signal },
+        {
+          cacheDir: context.settings.cacheDir,
+          source: context.source,
+          offline: context.settings.offline,
+          quarantine: true,
+          signal: context.signal,
+        },
       )
       try {
         return opened.index.message ?? null

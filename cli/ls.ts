@@ -1,8 +1,8 @@
-import { findObject } from '../daemon/store/find-object.js'
 import { BobbinError, formatBytes, formatPhysicalKey } from '../daemon/model/index.js'
 import { formatManifestHash } from '../daemon/quilt/object-hash.js'
 import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
 import type { IndexNode } from '../daemon/quilt/package-index.js'
+import { findObject } from '../daemon/store/find-object.js'
 import { type Context, type PackageFlags, withPackage } from './context.js'
 
 interface LsFlags extends PackageFlags {
@@ -36,10 +36,24 @@ export function noSuchKey(opened: OpenedPackage, key: string): BobbinError {
   )
 }
 
-async function printRow(opened: OpenedPackage, node: IndexNode, key: string, flags: LsFlags, context: Context): Promise<void> {
+async function printRow(
+  opened: OpenedPackage,
+  node: IndexNode,
+  key: string,
+  flags: LsFlags,
+  context: Context,
+): Promise<void> {
   const { index } = opened
   if (node.kind === 'directory') {
-    const row = flags.json && { key: `${key}/`, type: 'directory', size: null, hash: null, hashType: null, physicalKey: null, meta: meta(opened, node) }
+    const row = flags.json && {
+      key: `${key}/`,
+      type: 'directory',
+      size: null,
+      hash: null,
+      hashType: null,
+      physicalKey: null,
+      meta: meta(opened, node),
+    }
     return context.output.row(row, flags.long ? `${'-'.padStart(10)}  ${' '.repeat(17)}         ${key}/` : `${key}/`)
   }
   if (!flags.json && !flags.long) return context.output.row(undefined, key)

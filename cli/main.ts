@@ -8,7 +8,9 @@ import { Command, CommanderError, Option } from 'commander'
 import { BobbinError } from '../daemon/model/index.js'
 import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
 
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
 
 const PACKAGE_HELP = `
 PKG is any of:
@@ -35,12 +37,19 @@ function forPackage(command: Command): Command {
   return common(command)
     .addOption(new Option('--registry <url>', 'the registry of a package that is named without one'))
     .addOption(new Option('--top-hash <hash>', 'the revision, as quilt3 users give it'))
-    .addOption(new Option('--quarantine', 'leave hostile rows of the manifest out, and list them, instead of refusing the package'))
+    .addOption(
+      new Option(
+        '--quarantine',
+        'leave hostile rows of the manifest out, and list them, instead of refusing the package',
+      ),
+    )
     .addHelpText('after', PACKAGE_HELP)
 }
 
 const program = new Command('bobbin')
-  .description('Mounts one revision of a Quilt data package, named by its top hash, as a read-only filesystem: lazy, verified, cached.')
+  .description(
+    'Mounts one revision of a Quilt data package, named by its top hash, as a read-only filesystem: lazy, verified, cached.',
+  )
   .version(version)
   .showHelpAfterError('(bobbin --help shows the verbs; bobbin VERB --help shows one)')
   .addHelpText('after', EXIT_CODES_HELP)
@@ -59,16 +68,18 @@ forPackage(program.command('ls <PKG> [PATH]').description('the entries of a pack
   .option('-R, --recursive', 'everything below')
   .option('-l, --long', 'size, hash, and whether the object is cached')
   .action(async (pkg, path, flags) => (await import('./ls.js')).ls(pkg, path, flags))
-forPackage(program.command('cat <PKG> [KEY]').description("an entry's bytes to stdout, none before all are verified")).action(
-  async (pkg, key, flags) => (await import('./cat.js')).cat(pkg, key, flags),
-)
-forPackage(program.command('meta <PKG> [KEY]').description('metadata of the package, of a directory or of an entry')).action(
-  async (pkg, key, flags) => (await import('./meta.js')).meta(pkg, key, flags),
-)
+forPackage(
+  program.command('cat <PKG> [KEY]').description("an entry's bytes to stdout, none before all are verified"),
+).action(async (pkg, key, flags) => (await import('./cat.js')).cat(pkg, key, flags))
+forPackage(
+  program.command('meta <PKG> [KEY]').description('metadata of the package, of a directory or of an entry'),
+).action(async (pkg, key, flags) => (await import('./meta.js')).meta(pkg, key, flags))
 forPackage(program.command('install <PKG> <DIR>').description('verified copies in a folder; run it again to resume'))
   .option('--path <glob...>', 'only entries that match (may be repeated)')
   .action(async (pkg, dir, flags) => (await import('./install.js')).install(pkg, dir, flags))
-forPackage(program.command('verify <PKG> <DIR>').description('is this folder this revision? every file is hashed, on all cores'))
+forPackage(
+  program.command('verify <PKG> <DIR>').description('is this folder this revision? every file is hashed, on all cores'),
+)
   .option('--extra-files-ok', 'files that the package does not have are no difference')
   .action(async (pkg, dir, flags) => (await import('./verify.js')).verify(pkg, dir, flags))
 forPackage(program.command('mount <PKG> <DIR>').description('mount a package; returns when the mount answers'))
@@ -87,8 +98,8 @@ common(program.command('stop').description('stop the daemon and all its mounts')
 common(program.command('status').description('mounts, cache and fetches of the daemon')).action(async flags =>
   (await import('./status.js')).status(flags),
 )
-common(program.command('doctor').description('can this machine do it, and how to fix what is missing')).action(async flags =>
-  (await import('./doctor.js')).doctor(flags),
+common(program.command('doctor').description('can this machine do it, and how to fix what is missing')).action(
+  async flags => (await import('./doctor.js')).doctor(flags),
 )
 common(program.command('daemon').description('the daemon, in the foreground')).action(async flags =>
   (await import('./daemon.js')).daemon(flags),
@@ -116,6 +127,8 @@ async function exitCodeFor(error: unknown): Promise<number> {
     process.stderr.write(`bobbin: ${error.message}\n`)
     return exitCodeOf(error.code)
   }
-  process.stderr.write(`bobbin: this is a bug, please report it\n${error instanceof Error ? error.stack : String(error)}\n`)
+  process.stderr.write(
+    `bobbin: this is a bug, please report it\n${error instanceof Error ? error.stack : String(error)}\n`,
+  )
   return 1
 }

@@ -53,7 +53,9 @@ export function table(rows: readonly (readonly string[])[], rightAligned: readon
   return rows
     .map(row =>
       row
-        .map((cell, i) => (rightAligned.includes(i) ? cell.padStart(widths[i]!) : i === row.length - 1 ? cell : cell.padEnd(widths[i]!)))
+        .map((cell, i) =>
+          rightAligned.includes(i) ? cell.padStart(widths[i]!) : i === row.length - 1 ? cell : cell.padEnd(widths[i]!),
+        )
         .join('  ')
         .trimEnd(),
     )

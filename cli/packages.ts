@@ -15,11 +15,17 @@ interface PackageRow {
 }
 
 /** Names as they come; with --json or -l their revisions too, which costs a request or two each. */
-export async function packages(registryText: string | undefined, flags: CommonFlags & { readonly long?: boolean }): Promise<void> {
+export async function packages(
+  registryText: string | undefined,
+  flags: CommonFlags & { readonly long?: boolean },
+): Promise<void> {
   await withContext(flags, async context => {
     const text = registryText ?? context.settings.registry
     if (text === undefined) {
-      throw new BobbinError('INVALID_ARGUMENT', 'no registry: name one (s3://BUCKET or a folder), or set BOBBIN_REGISTRY')
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        'no registry: name one (s3://BUCKET or a folder), or set BOBBIN_REGISTRY',
+      )
     }
     const registry = parseRegistry(text)
     const names = listPackages(context.source, registry, { signal: context.signal })

@@ -21,7 +21,12 @@ export function startProgress(flags: CommonFlags): Progress {
     update(what, done, total) {
       if (multi === undefined && performance.now() - startedAt < QUIET_MS) return
       multi ??= new MultiBar(
-        { stream: process.stderr, format: '{what} {bar} {doneText} of {totalText}  {eta_formatted}', hideCursor: true, clearOnComplete: true },
+        {
+          stream: process.stderr,
+          format: '{what} {bar} {doneText} of {totalText}  {eta_formatted}',
+          hideCursor: true,
+          clearOnComplete: true,
+        },
         Presets.shades_classic,
       )
       let bar = bars.get(what)
@@ -30,7 +35,11 @@ export function startProgress(flags: CommonFlags): Progress {
         bars.set(what, bar)
       }
       bar.setTotal(Math.max(total, done))
-      bar.update(done, { what: what.padEnd(10), doneText: formatBytes(done), totalText: total > 0 ? formatBytes(total) : '?' })
+      bar.update(done, {
+        what: what.padEnd(10),
+        doneText: formatBytes(done),
+        totalText: total > 0 ? formatBytes(total) : '?',
+      })
     },
     stop() {
       multi?.stop()

@@ -1,6 +1,6 @@
 import { formatBytes } from '../daemon/model/index.js'
-import { ROOT_INO } from '../daemon/quilt/package-index.js'
 import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
+import { ROOT_INO } from '../daemon/quilt/package-index.js'
 import { formatRegistry } from '../daemon/quilt/reference.js'
 import { type PackageFlags, withPackage } from './context.js'
 

@@ -90,7 +90,10 @@ function readConfig(named: string | undefined, environment: NodeJS.ProcessEnv): 
   const found: Partial<Record<Key, string>> = {}
   for (const [key, value] of Object.entries(table)) {
     if (!(key in KEYS)) {
-      throw new BobbinError('INVALID_ARGUMENT', `the config file ${path} has an unknown key ${key} (known: ${Object.keys(KEYS).join(', ')})`)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `the config file ${path} has an unknown key ${key} (known: ${Object.keys(KEYS).join(', ')})`,
+      )
     }
     found[key as Key] = String(value)
   }

@@ -132,11 +132,13 @@ async function compileSorted(options: CompileOptions, scratch: string): Promise<
       { ...options, onBytes: options.onBytes && (bytes => options.onBytes!(bytes / 2)) },
     )
     const readRow = rowReader(fd)
+    // A reader of its own: directories are looked up while a file's row is still in use.
+    const readDirectoryRow = rowReader(fd)
     compilation.writer.setDirectoryMetas(
       (function* (): Generator<DirectoryMeta> {
         const directoryRow = new ManifestRow()
         for (const sorted of directories.sorted()) {
-          const bytes = Buffer.from(readRow(sorted.offset, sorted.bytes))
+          const bytes = readDirectoryRow(sorted.offset, sorted.bytes)
           directoryRow.scan(bytes, 0, bytes.length)
           const meta = directoryMeta(directoryRow, sorted.row, bytes, 0, sorted.offset)
           if (meta !== undefined) yield meta

@@ -87,7 +87,6 @@ export function visitRow(
     visit(bytes, from, to, row, offset)
   } catch (error) {
     if (error instanceof JsonSyntaxError) {
-      if (to === from) refuseRow(row, 'the row is empty')
       if (row === 1 && bytes[from] === 0xef) refuseRow(row, 'the manifest starts with a byte order mark')
       refuseRow(row, `not valid JSON: ${error.message} at byte ${error.at - from + 1} of the row`)
     }

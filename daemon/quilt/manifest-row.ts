@@ -51,6 +51,7 @@ export class ManifestRow {
     this.#bytes = bytes
     this.#from.fill(ABSENT)
     scanner.start(bytes, from, to)
+    if (scanner.peek() === -1) malformed('the row is empty')
     if (scanner.peek() !== 0x7b) malformed('the row is not a JSON object')
     scanner.at++
     if (scanner.peek() === 0x7d) malformed('the row has no logical_key')

@@ -86,7 +86,11 @@ export async function openPackage(reference: PackageReference, options: OpenOpti
 }
 
 /** The full top hash that a reference means now; with `--offline`, or a full hash, without asking the registry. */
-async function resolveTopHash(reference: PackageReference, folder: RegistryFolder, options: OpenOptions): Promise<TopHash> {
+async function resolveTopHash(
+  reference: PackageReference,
+  folder: RegistryFolder,
+  options: OpenOptions,
+): Promise<TopHash> {
   const { revision } = reference
   if (revision.kind === 'hash' && isTopHash(revision.prefix)) return revision.prefix
   if (!options.offline) {
@@ -97,14 +101,23 @@ async function resolveTopHash(reference: PackageReference, folder: RegistryFolde
   if (revision.kind !== 'hash') {
     const topHash = (await folder.names(reference.name)).pointers[pointerOf(reference)]
     if (topHash !== undefined) return topHash
-    throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: ${reference.name}:${pointerOf(reference)} was not resolved before`)
+    throw new BobbinError(
+      'UPSTREAM_UNAVAILABLE',
+      `offline: ${reference.name}:${pointerOf(reference)} was not resolved before`,
+    )
   }
   const candidates = (await folder.cachedTopHashes()).filter(hash => hash.startsWith(revision.prefix))
   if (candidates.length === 1) return candidates[0]!
   if (candidates.length > 1) {
-    throw new BobbinError('REVISION_AMBIGUOUS', `${revision.prefix} fits several cached revisions: ${candidates.join(', ')}`)
+    throw new BobbinError(
+      'REVISION_AMBIGUOUS',
+      `${revision.prefix} fits several cached revisions: ${candidates.join(', ')}`,
+    )
   }
-  throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: no cached revision of this registry starts with ${revision.prefix}`)
+  throw new BobbinError(
+    'UPSTREAM_UNAVAILABLE',
+    `offline: no cached revision of this registry starts with ${revision.prefix}`,
+  )
 }
 
 function pointerOf({ revision }: PackageReference): string {
@@ -121,7 +134,9 @@ async function revisionTime(
   const known = (await folder.names(reference.name)).timestampsMs[topHash]
   if (known !== undefined) return known
   if (options.offline) return 0
-  const found = await findTimestampMs(options.source, reference.registry, reference.name, topHash, { signal: options.signal })
+  const found = await findTimestampMs(options.source, reference.registry, reference.name, topHash, {
+    signal: options.signal,
+  })
   const timestampMs = found ?? files.manifestTimeMs ?? 0
   if (timestampMs > 0) await folder.rememberTimestamp(reference.name, topHash, timestampMs)
   return timestampMs
@@ -201,7 +216,9 @@ class RevisionFiles {
 
   /** Opens what is there; makes what is missing or damaged. */
   async openIndex(): Promise<PackageIndex> {
-    const sha256 = (await listNames(this.#folder)).find(name => name.endsWith('.manifest'))?.slice(0, -'.manifest'.length)
+    const sha256 = (await listNames(this.#folder))
+      .find(name => name.endsWith('.manifest'))
+      ?.slice(0, -'.manifest'.length)
     if (sha256 === undefined) return this.#fetchAndCompile()
     try {
       return this.#open(sha256)
@@ -248,7 +265,8 @@ class RevisionFiles {
   ): Promise<string> {
     const key = manifestKey(this.registryFolder.registry, this.topHash)
     const where = `${formatRegistry(this.registryFolder.registry)}`
-    if (this.options.offline) throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: the manifest of ${this.topHash} is not cached`)
+    if (this.options.offline)
+      throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: the manifest of ${this.topHash} is not cached`)
     const reading = await source.read(key, signal ? { signal } : {}).catch((error: unknown) => {
       if (!hasCode(error, 'OBJECT_GONE')) throw error
       throw new BobbinError('REVISION_NOT_FOUND', `no revision ${this.topHash} in ${where}`, { cause: error })
@@ -359,7 +377,9 @@ class RegistryFolder {
 
 /** Readable by the owner's group alone: bytes fetched with one person's credentials are not another's. */
 async function makeFolder(path: string): Promise<void> {
-  await mkdir(path, { recursive: true, mode: 0o750 }).catch(error => Promise.reject(localError(`make the folder ${path}`, error)))
+  await mkdir(path, { recursive: true, mode: 0o750 }).catch(error =>
+    Promise.reject(localError(`make the folder ${path}`, error)),
+  )
 }
 
 async function listNames(folder: string): Promise<string[]> {
