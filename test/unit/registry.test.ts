@@ -1,4 +1,5 @@
 import { execFileSync } from 'node:child_process'
+import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { createSource } from '../../daemon/fetch/source/index.js'
@@ -263,4 +264,18 @@ t.test('createSource answers no S3 call when it is offline', async t => {
   t.match(list.message, /^offline: /)
   const root = registryOf(t, { cv: { coco: { latest: A } } })
   t.equal(await resolveRevision(source, parseReference(`${root}/cv/coco`)), A, 'folders are still read')
+})
+
+t.test('createSource loads the AWS SDK for the first S3 call, and not before', async t => {
+  const { cache } = createRequire(import.meta.url)
+  const isLoaded = () => Object.keys(cache).some(path => path.includes('/@aws-sdk/'))
+  const source = createSource({ ioTimeoutMs: 1000 })
+  t.teardown(() => source.close())
+  const root = registryOf(t, { cv: { coco: { latest: A } } })
+  t.equal(await resolveRevision(source, parseReference(`${root}/cv/coco`)), A)
+  t.notOk(isLoaded(), 'not for a registry in a folder')
+  process.env.AWS_ENDPOINT_URL = 'http://127.0.0.1:9'
+  process.env.AWS_EC2_METADATA_DISABLED = 'true'
+  await failureOf(source.read({ kind: 's3', bucket: 'b', key: 'k' }))
+  t.ok(isLoaded())
 })
