@@ -450,6 +450,13 @@ t.test('S3Source behind a server that misbehaves', async t => {
     t.ok(performance.now() - started < 1500)
   })
 
+  t.test('read says that the endpoint is not a URL', async t => {
+    useEnvironment(t, signed(server, 'localhost'))
+    const error = await failureOf(read(sourceFor(t), 'data', 'big'))
+    t.equal(error.code, 'INVALID_ARGUMENT')
+    t.match(error.message, /AWS_ENDPOINT_URL.*localhost/)
+  })
+
   t.test('read does not wait long for instance metadata that does not answer', async t => {
     const silent = createTcpServer(() => {})
     await new Promise<void>(resolve => silent.listen(0, '127.0.0.1', resolve))

@@ -104,7 +104,9 @@ function accessDenied(
         'AWS_SECRET_ACCESS_KEY, or log in with quilt3'
       : `these credentials need s3:${request.operation} there, or use others (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)`
   const signed = refusals.find(({ isSigned }) => isSigned) ?? refusals[0]
-  return new BobbinError('ACCESS_DENIED', `access denied to ${request.what}, tried ${tried}; ${help}`, {
+  const orMissing =
+    request.operation === 'GetObject' ? ' (or it is not there: S3 does not say so to who may not list the bucket)' : ''
+  return new BobbinError('ACCESS_DENIED', `access denied to ${request.what}${orMissing}, tried ${tried}; ${help}`, {
     cause: signed?.error,
   })
 }

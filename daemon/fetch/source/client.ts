@@ -10,7 +10,7 @@ import { readFileSync } from 'node:fs'
 import { Agent as HttpAgent } from 'node:http'
 import { Agent as HttpsAgent } from 'node:https'
 import type { S3Client } from '@aws-sdk/client-s3'
-import { localError } from '../../model/index.js'
+import { BobbinError, localError } from '../../model/index.js'
 import type { Identity } from './credentials.js'
 
 /** Parallel connections to one server. Requests beyond it queue, and their time-out runs: bound the work, not this. */
@@ -40,6 +40,8 @@ export class S3Clients {
   #agents: { httpAgent: HttpAgent; httpsAgent: HttpsAgent } | undefined
 
   async get(choice: ClientChoice): Promise<S3Client> {
+    // Both are awaited before the map is looked at, so that a burst of requests makes one client.
+    const { S3Client } = await loadSdk()
     this.#settings ??= this.#readSettings()
     const settings = await this.#settings
     const region = choice.region ?? settings.region
@@ -48,7 +50,6 @@ export class S3Clients {
     const id = `${region} ${choice.sign ? 'signed' : 'unsigned'} ${forcePathStyle ? 'path' : 'host'}`
     let client = this.#clients.get(id)
     if (client === undefined) {
-      const { S3Client } = await loadSdk()
       client = new S3Client({
         region,
         forcePathStyle,
@@ -76,6 +77,9 @@ export class S3Clients {
     const region = await probe.config.region().catch(() => undefined)
     const endpoint = await probe.config.serviceConfiguredEndpoint?.()
     probe.destroy()
+    if (endpoint !== undefined && !URL.canParse(endpoint)) {
+      throw new BobbinError('INVALID_ARGUMENT', `the S3 endpoint (AWS_ENDPOINT_URL) is not a URL: ${endpoint}`)
+    }
     return {
       // AWS_DEFAULT_REGION is what quilt3's boto3 reads; the SDK of JavaScript does not know it.
       region: region || process.env.AWS_DEFAULT_REGION || 'us-east-1',

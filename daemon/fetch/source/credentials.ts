@@ -69,7 +69,8 @@ export class CredentialFinder {
           cause: error,
         })
       }
-      return { kind: 'none', reason: reasonOf(error) }
+      const { AWS_PROFILE } = process.env
+      return { kind: 'none', reason: (AWS_PROFILE ? `with AWS_PROFILE=${AWS_PROFILE}, ` : '') + reasonOf(error) }
     }
     return { kind: 'found', origin: 'the AWS credential chain', provider, region: undefined }
   }

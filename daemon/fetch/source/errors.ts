@@ -103,6 +103,11 @@ export function s3Error(error: unknown, what: string, isList: boolean): BobbinEr
   const code = s3Code(error)
   const status = httpStatus(error)
   const reason = error instanceof Error && error.message !== '' ? error.message : String(code)
+  if (code === 'CredentialsProviderError' || code === 'TokenProviderError') {
+    return new BobbinError('ACCESS_DENIED', `the AWS credentials cannot be used any more (${reason}): ${what}`, {
+      cause: error,
+    })
+  }
   if (['NoSuchBucket', 'InvalidBucketName'].includes(code) || (isList && status === 404)) {
     return new BobbinError('REGISTRY_NOT_FOUND', `no such bucket: ${what}`, { cause: error })
   }

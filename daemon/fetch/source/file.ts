@@ -49,7 +49,7 @@ export class FileSource implements Source {
         lastModified: stats.mtime,
       }
     } catch (error) {
-      await handle.close()
+      await this.#close(handle, path)
       throw readError(path, error)
     }
   }
@@ -60,10 +60,7 @@ export class FileSource implements Source {
       return await this.#bounded(opening, `open ${path}`)
     } catch (error) {
       // Where it opens after all, long after we gave up, the handle still has to be closed.
-      opening.then(
-        handle => handle.close(),
-        () => {},
-      )
+      opening.then(handle => handle.close()).catch(() => {})
       throw readError(path, error)
     }
   }
@@ -90,8 +87,13 @@ export class FileSource implements Source {
     } catch (error) {
       throw readError(path, error)
     } finally {
-      await handle.close()
+      await this.#close(handle, path)
     }
+  }
+
+  /** Closing waits for reads that are under way, so it could hang where they do. */
+  async #close(handle: FileHandle, path: string): Promise<void> {
+    await this.#bounded(handle.close(), `close ${path}`).catch(() => {})
   }
 
   async *list(
