@@ -45,11 +45,15 @@ export function compareTreeOrder(a: Uint8Array, b: Uint8Array): number {
   for (let i = 0; i < length; i++) {
     const x = a[i]!
     const y = b[i]!
-    if (x === y) continue
-    // The component that ends first is a prefix of the other one, so it comes first.
-    if (x === 0x2f) return -1
-    if (y === 0x2f) return 1
-    return x - y
+    if (x !== y) return compareTreeBytes(x, y)
   }
   return a.length - b.length
+}
+
+/** The order of two keys that differ first in these bytes. */
+export function compareTreeBytes(x: number, y: number): number {
+  // The component that ends first is a prefix of the other one, so it comes first.
+  if (x === 0x2f) return -1
+  if (y === 0x2f) return 1
+  return x - y
 }

@@ -1,34 +1,47 @@
 /**
  * Compiles a manifest into a package index, and finds out on the way whether it is what its name says.
  *
- * One pass over the file: each row is scanned, its canonical form goes into the top hash, its facts
- * into the index. That needs the rows in tree order, as quilt3 and quilt-rs write them. A manifest in
- * another order is legal (the order is not hashed): its keys are sorted on disk first, and the rows
- * read again in that order. Memory is bounded both ways, whatever the number of rows.
+ * One pass over the file: pieces of it are scanned (scan-rows.ts, in workers), and taken in order here:
+ * the rows' canonical text goes into the top hash, their nodes into the index. That needs the rows in
+ * tree order, as quilt3 and quilt-rs write them. A manifest in another order is legal (the order is not
+ * hashed): its keys are sorted on disk first, and its rows are read again in that order. Memory is
+ * bounded both ways, whatever the number of rows.
  *
  * Nothing of the manifest is trusted before the top hash has come out right.
  */
+import { isUtf8 } from 'node:buffer'
 import { createHash, randomBytes } from 'node:crypto'
-import { closeSync, openSync, readSync, rmSync } from 'node:fs'
-import { crc32 } from 'node:zlib'
+import { rmSync } from 'node:fs'
+import { stat } from 'node:fs/promises'
 import {
   BobbinError,
   compareTreeOrder,
-  KEY_BYTES_MAX,
-  keyProblem,
   localError,
-  parsePhysicalKey,
   type Registry,
   type TopHash,
   throwIfAborted,
 } from '../model/index.js'
 import { canonicalJson } from './canonical-json.js'
-import { HEADER_SPANS, type HeaderSpanName } from './index-layout.js'
+import { HEADER_SPANS, type HeaderSpanName, NODE_WORDS } from './index-layout.js'
 import { type CheckedSpan, type DirectoryMeta, IndexWriter, type Quarantined } from './index-writer.js'
-import { findMember, JsonSyntaxError, type Span } from './json-bytes.js'
-import { KeySorter } from './key-sorter.js'
-import { readManifestRows, refuseRow, visitRow } from './manifest-reader.js'
-import { CanonicalBuffer, ManifestRow, RowError } from './manifest-row.js'
+import { findMember } from './json-bytes.js'
+import { KeySorter, type SortedRow } from './key-sorter.js'
+import { type ManifestPiece, ManifestReader } from './manifest-reader.js'
+import { ManifestRow, RowError } from './manifest-row.js'
+import { startScanPool } from './scan-pool.js'
+import {
+  checkedSpan,
+  directoryKey,
+  ORDER_ASCENDING,
+  ORDER_DESCENDING,
+  ORDER_EQUAL,
+  ORDER_FIRST,
+  PLACE,
+  PLACE_WORDS,
+  RowScanner,
+  rowMessage,
+  type ScannedPiece,
+} from './scan-rows.js'
 
 export interface CompileOptions {
   readonly manifestPath: string
@@ -41,7 +54,7 @@ export interface CompileOptions {
   readonly quarantine?: boolean
   readonly onBytes?: ((bytes: number) => void) | undefined
   readonly signal?: AbortSignal | undefined
-  /** Rows of directory metadata that are kept in memory; only tests set it. */
+  /** Bytes of directory metadata's keys that are kept in memory; only tests set it. */
   readonly directoryBytesMax?: number
 }
 
@@ -53,6 +66,8 @@ export interface Compiled {
 const DIRECTORY_BYTES_MAX = 32 * 1024 * 1024
 /** More than anybody reads; a manifest of nothing but hostile rows must not fill the memory. */
 const QUARANTINED_MAX = 10_000
+/** Sorted rows are gathered to pieces of about this many bytes. */
+const GATHERED_BYTES = 256 * 1024
 
 /** Thrown inside when the rows are not in tree order; never leaves this file. */
 class OutOfOrder extends Error {}
@@ -78,166 +93,195 @@ export async function compileManifest(options: CompileOptions): Promise<Compiled
 }
 
 async function compileInOrder(options: CompileOptions, spillPath: string): Promise<Compiled> {
-  const compilation = new Compilation(options, spillPath, false)
+  const { manifestPath, signal } = options
+  const reader = await ManifestReader.open(manifestPath)
+  const compilation = new Compilation(options, spillPath)
+  const pool = await startScanPool(options.registry.kind, (await stat(manifestPath)).size)
   try {
-    const row = new ManifestRow()
-    const bytesMax = options.directoryBytesMax ?? DIRECTORY_BYTES_MAX
-    const directories: DirectoryMeta[] = []
-    let directoryBytes = 0
-    let hasFiles = false
-    const file = await readManifestRows(
-      options.manifestPath,
-      (bytes, from, to, number, offset) => {
-        if (number === 1) return compilation.header(bytes, from, to, offset)
-        row.scan(bytes, from, to)
-        if (row.isDirectory) {
-          const meta = directoryMeta(row, number, bytes, from, offset)
-          if (meta === undefined) return
-          directoryBytes += meta.key.length + 100
-          if (hasFiles || directoryBytes > bytesMax) throw new OutOfOrder()
-          directories.push(meta)
-          return
-        }
-        if (!hasFiles) {
-          hasFiles = true
-          directories.sort((a, b) => compareTreeOrder(a.key, b.key))
-          compilation.writer.setDirectoryMetas(directories.values())
-        }
-        compilation.file(row, number, bytes, from, offset)
-      },
-      options,
-    )
-    return compilation.finish(file)
+    const directories = new DirectoryRows(options.directoryBytesMax ?? DIRECTORY_BYTES_MAX)
+    const take = async (scanning: Promise<ScannedPiece>, end: number) => {
+      const piece = await scanning
+      const first = compilation.rows + 1
+      directories.take(piece)
+      if (piece.files > 0) directories.handOver(compilation.writer)
+      compilation.take(piece, line => first + line)
+      compilation.rows += piece.lines
+      options.onBytes?.(end)
+    }
+    const underWay: { scanning: Promise<ScannedPiece>; end: number }[] = []
+    for await (const piece of withoutHeader(reader, compilation, signal)) {
+      const end = piece.offset + piece.bytes.length
+      const scanning = pool.scan(piece)
+      // Looked at in its turn; until then a failure is not an unhandled one.
+      scanning.catch(() => {})
+      underWay.push({ scanning, end })
+      if (underWay.length < pool.width) continue
+      const next = underWay.shift()!
+      await take(next.scanning, next.end)
+    }
+    for (const { scanning, end } of underWay) await take(scanning, end)
+    return compilation.finish(reader.finish())
   } finally {
+    await pool.close()
+    await reader.close()
     compilation.close()
   }
 }
 
+/** The manifest's pieces, the header taken off the first one and given to the compilation. */
+async function* withoutHeader(reader: ManifestReader, compilation: Compilation, signal: AbortSignal | undefined) {
+  let hasHeader = false
+  for await (const piece of reader.pieces(signal)) {
+    if (hasHeader) {
+      yield piece
+      continue
+    }
+    hasHeader = true
+    const newline = piece.bytes.indexOf(0x0a)
+    const headerEnd = newline < 0 ? piece.bytes.length : newline
+    compilation.header(piece.bytes.subarray(0, headerEnd))
+    const rest = piece.bytes.subarray(headerEnd + 1)
+    // A buffer of its own, because pieces are handed over whole.
+    if (rest.length > 0) yield { bytes: Buffer.from(new Uint8Array(rest).buffer), offset: piece.offset + headerEnd + 1 }
+  }
+}
+
+/** Directory metadata, which quilt3 writes before all files; kept in memory until the first file. */
+class DirectoryRows {
+  readonly #metas: DirectoryMeta[] = []
+  #bytes = 0
+  #isHandedOver = false
+
+  constructor(private readonly bytesMax: number) {}
+
+  take(piece: ScannedPiece): void {
+    if (piece.directories.length === 0) return
+    this.#bytes += piece.directories.reduce((sum, { key }) => sum + key.length + 100, 0)
+    if (this.#isHandedOver || piece.isDirectoryAfterFile || this.#bytes > this.bytesMax) throw new OutOfOrder()
+    for (const { key, meta } of piece.directories) this.#metas.push({ key: Buffer.from(key), meta })
+  }
+
+  handOver(writer: IndexWriter): void {
+    if (this.#isHandedOver) return
+    this.#isHandedOver = true
+    writer.setDirectoryMetas(this.#metas.sort((a, b) => compareTreeOrder(a.key, b.key)).values())
+  }
+}
+
 async function compileSorted(options: CompileOptions, scratch: string): Promise<Compiled> {
-  const compilation = new Compilation(options, `${scratch}.spill`, true)
+  const { signal } = options
+  const reader = await ManifestReader.open(options.manifestPath)
+  const compilation = new Compilation(options, `${scratch}.spill`)
   const files = new KeySorter(`${scratch}.files`)
   const directories = new KeySorter(`${scratch}.directories`)
-  const fd = openSync(options.manifestPath, 'r')
   try {
-    const row = new ManifestRow()
-    const file = await readManifestRows(
-      options.manifestPath,
-      (bytes, from, to, number, offset) => {
-        if (number === 1) return compilation.header(bytes, from, to, offset)
-        row.scan(bytes, from, to)
-        const key = Buffer.from(row.isDirectory ? directoryKey(row, number) : row.key)
-        ;(row.isDirectory ? directories : files).add(key, key.length, number, offset, to - from)
-      },
-      // The second look at the rows takes about as long, so this one counts for half.
-      { ...options, onBytes: options.onBytes && (bytes => options.onBytes!(bytes / 2)) },
-    )
-    const readRow = rowReader(fd)
-    // A reader of its own: directories are looked up while a file's row is still in use.
-    const readDirectoryRow = rowReader(fd)
-    compilation.writer.setDirectoryMetas(
-      (function* (): Generator<DirectoryMeta> {
-        const directoryRow = new ManifestRow()
-        for (const sorted of directories.sorted()) {
-          const bytes = readDirectoryRow(sorted.offset, sorted.bytes)
-          directoryRow.scan(bytes, 0, bytes.length)
-          const meta = directoryMeta(directoryRow, sorted.row, bytes, 0, sorted.offset)
-          if (meta !== undefined) yield meta
-        }
-      })(),
-    )
+    // The second look at the rows takes about as long as the first, so each counts for half.
+    for await (const piece of withoutHeader(reader, compilation, signal)) {
+      sortPiece(piece, compilation, files, directories)
+      options.onBytes?.((piece.offset + piece.bytes.length) / 2)
+    }
+    const file = reader.finish()
+    compilation.writer.setDirectoryMetas(sortedDirectories(reader, directories, options.registry.kind))
+    const scanner = new RowScanner(options.registry.kind)
     let done = 0
-    for (const sorted of files.sorted()) {
-      const bytes = readRow(sorted.offset, sorted.bytes)
-      visitRow(
-        (bytes, from, to, number, offset) => {
-          row.scan(bytes, from, to)
-          compilation.file(row, number, bytes, from, offset)
-        },
-        bytes,
-        0,
-        bytes.length,
-        sorted.row,
-        sorted.offset,
+    for (const { bytes, rows } of gather(reader, files.sorted())) {
+      throwIfAborted(signal)
+      compilation.take(
+        scanner.scan(bytes, (line, from) => rows[line]!.offset + from),
+        line => rows[line]!.row,
       )
-      done += sorted.bytes
-      if (sorted.row % 4096 === 0) {
-        throwIfAborted(options.signal)
-        options.onBytes?.((file.bytes + done) / 2)
-        await new Promise(resolve => setImmediate(resolve))
-      }
+      done += bytes.length
+      options.onBytes?.((file.bytes + done) / 2)
+      await new Promise(resolve => setImmediate(resolve))
     }
     return compilation.finish(file)
   } finally {
-    closeSync(fd)
+    await reader.close()
     files.close()
     directories.close()
     compilation.close()
   }
 }
 
-/** Reads rows anywhere in the manifest; the bytes are good until the next call. */
-function rowReader(fd: number): (offset: number, bytes: number) => Buffer {
-  let buffer = Buffer.allocUnsafe(64 * 1024)
-  return (offset, bytes) => {
-    if (bytes > buffer.length) buffer = Buffer.allocUnsafe(bytes * 2)
-    const read = readSync(fd, buffer, 0, bytes, offset)
-    if (read !== bytes) throw new BobbinError('LOCAL_IO', 'the cached manifest was cut short while it was read')
-    return buffer.subarray(0, bytes)
+function sortPiece(
+  { bytes, offset }: ManifestPiece,
+  compilation: Compilation,
+  files: KeySorter,
+  directories: KeySorter,
+): void {
+  const row = new ManifestRow()
+  for (let from = 0; from < bytes.length; ) {
+    const newline = bytes.indexOf(0x0a, from)
+    const to = newline < 0 ? bytes.length : newline
+    const number = ++compilation.rows
+    try {
+      row.scan(bytes, from, to)
+      const key = Buffer.from(row.isDirectory ? directoryKey(row) : row.key)
+      ;(row.isDirectory ? directories : files).add(key, key.length, number, offset + from, to - from)
+    } catch (error) {
+      refuseRow(number, rowMessage(error, from))
+    }
+    from = to + 1
   }
 }
 
-/** The directory a metadata row is about, without the final slash. */
-function directoryKey(row: ManifestRow, number: number): string {
-  const key = row.key
-  // quilt3 would apply such a row to the directory above, or to the whole package, changing its top hash.
-  if (!key.endsWith('/')) refuseRow(number, 'a row without physical keys, whose key does not end in "/"', key)
-  return key.slice(0, -1)
-}
-
-function directoryMeta(
-  row: ManifestRow,
-  number: number,
-  bytes: Buffer,
-  from: number,
-  offset: number,
-): DirectoryMeta | undefined {
-  const key = directoryKey(row, number)
-  const meta = checkedSpan(row.userMeta, bytes, from, offset)
-  return meta && { key: Buffer.from(key), meta }
-}
-
-function checkedSpan(span: Span | undefined, bytes: Buffer, from: number, offset: number): CheckedSpan | undefined {
-  if (span === undefined) return undefined
-  return {
-    offset: offset + span.from - from,
-    bytes: span.to - span.from,
-    crc: crc32(bytes.subarray(span.from, span.to)),
+function* sortedDirectories(
+  reader: ManifestReader,
+  sorter: KeySorter,
+  registryKind: Registry['kind'],
+): Generator<DirectoryMeta> {
+  const scanner = new RowScanner(registryKind)
+  for (const { bytes, rows } of gather(reader, sorter.sorted())) {
+    const { directories } = scanner.scan(bytes, (line, from) => rows[line]!.offset + from)
+    for (const { key, meta } of directories) yield { key: Buffer.from(key), meta }
   }
 }
 
-/** What both ways share: files arrive in tree order. */
+/** Reads rows, wherever they lie, into pieces as a manifest in tree order would have them. */
+function* gather(reader: ManifestReader, sorted: Iterable<SortedRow>): Generator<{ bytes: Buffer; rows: Origin[] }> {
+  let pieces: Buffer[] = []
+  let rows: Origin[] = []
+  let filled = 0
+  for (const { offset, bytes, row } of sorted) {
+    rows.push({ row, offset: offset - filled })
+    pieces.push(reader.read(offset, bytes), NEWLINE)
+    filled += bytes + 1
+    if (filled < GATHERED_BYTES) continue
+    yield { bytes: Buffer.concat(pieces), rows }
+    pieces = []
+    rows = []
+    filled = 0
+  }
+  if (filled > 0) yield { bytes: Buffer.concat(pieces), rows }
+}
+
+const NEWLINE = Buffer.from('\n')
+
+interface Origin {
+  readonly row: number
+  /** What an offset in the manifest has over one in the gathered piece. */
+  readonly offset: number
+}
+
+/** What both ways share: pieces arrive in tree order. */
 class Compilation {
   readonly writer: IndexWriter
+  /** Rows seen so far; the header is row 1, as in an editor. */
+  rows = 1
   readonly #topHash = createHash('sha256')
-  readonly #canonical = new CanonicalBuffer(bytes => this.#topHash.update(bytes))
   #spans: Partial<Record<HeaderSpanName, CheckedSpan>> = {}
   readonly #quarantined: Quarantined[] = []
-  readonly #digest = new Uint8Array(32)
   /** The key before this one in tree order, sound or not. */
-  #last = Buffer.alloc(KEY_BYTES_MAX + 1)
-  #lastBytes = -1
+  #last: KeyPlace | undefined
   #lastRow = 0
   /** The last key is a file of the index. */
   #isLastAdded = false
-  /** A file whose key is a prefix of what follows; -1: none. It is no file any more, everything below it is left out. */
-  #blockedBytes = -1
-  #key = Buffer.alloc(KEY_BYTES_MAX + 1)
+  /** A file whose key is a prefix of what follows: it is no file any more, and everything below it is left out. */
+  #blocked: Buffer | undefined
 
   constructor(
     private readonly options: CompileOptions,
     spillPath: string,
-    /** The caller has sorted the rows, so their order is not in question (keys longer than #key cannot be compared here). */
-    private readonly isSorted: boolean,
   ) {
     try {
       this.writer = new IndexWriter(options.indexPath, spillPath)
@@ -246,140 +290,94 @@ class Compilation {
     }
   }
 
-  header(bytes: Buffer, from: number, to: number, offset: number): void {
-    let first = from
-    while (first < to && (bytes[first] === 0x20 || bytes[first] === 0x09)) first++
-    if (bytes[first] !== 0x7b) {
-      if (first === to) throw new JsonSyntaxError('the header is empty', first)
-      throw bytes[first] === 0xef
-        ? new JsonSyntaxError('', first)
-        : new RowError('the header is not a JSON object', true)
+  header(bytes: Buffer): void {
+    try {
+      if (bytes[0] === 0xef) throw new RowError('the manifest starts with a byte order mark', true)
+      if (!isUtf8(bytes)) throw new RowError('the row is not valid UTF-8', true)
+      if (bytes.length === 0) throw new RowError('the row is empty', true)
+      const canonical = canonicalJson(bytes, 0, bytes.length, { without: 'top_hash' })
+      if (!canonical.startsWith('{')) throw new RowError('the header is not a JSON object', true)
+      this.#topHash.update(canonical)
+    } catch (error) {
+      refuseRow(1, rowMessage(error, 0))
     }
-    this.#canonical.ascii(canonicalJson(bytes, from, to, { without: 'top_hash' }))
     for (const name of HEADER_SPANS) {
-      const span = findMember(bytes, from, to, name === 'userMeta' ? 'user_meta' : name)
-      const checked = span && bytes[span.from] !== 0x6e ? checkedSpan(span, bytes, from, offset) : undefined
+      const span = findMember(bytes, 0, bytes.length, name === 'userMeta' ? 'user_meta' : name)
+      const checked = span && bytes[span.from] !== 0x6e ? checkedSpan(span, bytes, 0) : undefined
       if (checked) this.#spans = { ...this.#spans, [name]: checked }
     }
   }
 
-  /** The next file in tree order. Throws OutOfOrder when it is not. */
-  file(row: ManifestRow, number: number, bytes: Buffer, from: number, offset: number): void {
-    const key = this.#key
-    let keyBytes = row.copyKey(key)
-    // A key too long for the buffer is too long for a filesystem; only its place in the order matters.
-    const isOversized = keyBytes < 0
-    if (isOversized) keyBytes = Buffer.from(row.key).copy(key, 0, 0, key.length)
-    const order = this.#lastBytes < 0 ? 1 : this.#compareWithLast(key, keyBytes)
-    if (!this.isSorted && (order < 0 || (isOversized && order === 0))) throw new OutOfOrder()
-
-    row.appendCanonical(this.#canonical, this.#digest)
-    const plainPhysicalKey = row.plainPhysicalKey(this.#usualPrefix)
-    const problem =
-      row.takeProblem() ??
-      keyProblemOf(row, key, keyBytes) ??
-      (plainPhysicalKey === undefined ? this.#physicalKeyProblem(row) : undefined)
-    const isDuplicate = order === 0 && !isOversized
-    if (isDuplicate) this.#refuse(number, row.key, `the key stands in row ${this.#lastRow} already`)
-    else if (problem !== undefined) this.#refuse(number, row.key, problem)
-
-    if (isDuplicate) this.#takeBack(row.key, `the key stands in row ${number} again`)
-    const isBelowFile = this.#isBelowBlockedFile(key, keyBytes, number, row)
-    const isAdded = !isDuplicate && problem === undefined && !isBelowFile
-    if (isAdded) {
-      this.writer.addFile(key, keyBytes, {
-        size: row.size,
-        hashType: row.hashType,
-        digest: this.#digestOf(row),
-        physicalKey: plainPhysicalKey ? { bytes, ...plainPhysicalKey } : wholeText(row.physicalKey),
-        meta: checkedSpan(row.userMeta, bytes, from, offset),
-        row: number,
-      })
+  /** The next piece. Throws OutOfOrder when its files do not follow those before it, in tree order. */
+  take(piece: ScannedPiece, rowOf: (line: number) => number): void {
+    this.#topHash.update(piece.canonical)
+    const text = Buffer.from(piece.text.buffer, piece.text.byteOffset, piece.text.length)
+    const { places } = piece
+    for (let file = 0; file < piece.files; file++) {
+      const place = file * PLACE_WORDS
+      const from = places[place + PLACE.key]!
+      const key: KeyPlace = { text, from, to: from + places[place + PLACE.keyBytes]! }
+      const order = places[place + PLACE.order] === ORDER_FIRST ? orderOf(key, this.#last) : places[place + PLACE.order]
+      if (order === ORDER_DESCENDING) throw new OutOfOrder()
+      const row = rowOf(places[place + PLACE.line]!)
+      this.#isLastAdded = this.#takeFile(piece, file, key, order === ORDER_EQUAL, row)
+      this.#last = key
+      this.#lastRow = row
     }
-    this.#key = this.#last
-    this.#last = key
-    this.#lastBytes = keyBytes
-    this.#lastRow = number
-    this.#isLastAdded = isAdded
+    if (piece.malformed) refuseRow(rowOf(piece.malformed.line), piece.malformed.message)
   }
 
-  #digestOf(row: ManifestRow): Uint8Array {
-    if (row.hashType === 'CRC64NVME') this.#digest.fill(0, 8)
-    return this.#digest
-  }
-
-  /** Tree order, as compareTreeOrder, without making views. */
-  #compareWithLast(key: Buffer, keyBytes: number): number {
-    const last = this.#last
-    const length = Math.min(keyBytes, this.#lastBytes)
-    for (let i = 0; i < length; i++) {
-      const x = key[i]!
-      const y = last[i]!
-      if (x === y) continue
-      if (x === 0x2f) return -1
-      if (y === 0x2f) return 1
-      return x - y
+  /** Returns whether the file went into the index. */
+  #takeFile(piece: ScannedPiece, file: number, key: KeyPlace, isDuplicate: boolean, row: number): boolean {
+    const problem = piece.problems.size === 0 ? undefined : piece.problems.get(file)
+    if (problem !== undefined && !isDuplicate) {
+      this.#refuse(row, key, problem)
+      return false
     }
-    return keyBytes - this.#lastBytes
-  }
-
-  /** `a` as a file and `a/b` cannot both be: neither `a` nor anything below it is mounted. */
-  #isBelowBlockedFile(key: Buffer, keyBytes: number, number: number, row: ManifestRow): boolean {
-    const isBelow = (fileBytes: number) =>
-      fileBytes >= 0 &&
-      keyBytes > fileBytes &&
-      key[fileBytes] === 0x2f &&
-      this.#last.compare(key, 0, fileBytes, 0, fileBytes) === 0
-    // Whatever lies below the blocked file shares its bytes, and so does the last key.
-    if (this.#blockedBytes >= 0 && !isBelow(this.#blockedBytes)) this.#blockedBytes = -1
-    if (this.#blockedBytes < 0 && this.#isLastAdded && isBelow(this.#lastBytes)) {
-      this.#blockedBytes = this.#lastBytes
-      const file = this.#last.toString('utf8', 0, this.#lastBytes)
-      this.#refuse(number, row.key, `row ${this.#lastRow} has ${JSON.stringify(file)} as a file`)
-      this.#takeBack(file, `row ${number} has it as a directory`)
-      return true
+    if (isDuplicate) {
+      this.#refuse(row, key, `the key stands in row ${this.#lastRow} already`)
+      this.#takeBack(`the key stands in row ${row} again`)
+      return false
     }
-    if (this.#blockedBytes < 0) return false
-    this.#refuse(number, row.key, 'it lies below a file')
+    if (this.#isBelowFile(key, row)) return false
+    this.writer.addFile({
+      words: piece.nodes,
+      at: file * NODE_WORDS,
+      text: key.text,
+      keyFrom: key.from,
+      keyTo: key.to,
+      row,
+    })
     return true
   }
 
-  #takeBack(key: string, reason: string): void {
-    if (!this.#isLastAdded) return
+  /** `a` as a file and `a/b` cannot both be: neither `a` nor anything below it is mounted. */
+  #isBelowFile(key: KeyPlace, row: number): boolean {
+    if (this.#blocked !== undefined && !isBelow(key, this.#blocked)) this.#blocked = undefined
+    if (this.#blocked !== undefined) {
+      this.#refuse(row, key, 'it lies below a file')
+      return true
+    }
+    if (!this.#isLastAdded || this.#last === undefined) return false
+    const { text, from, to } = this.#last
+    // Tree order puts what lies below a file right behind it.
+    if (key.to - key.from <= to - from || key.text[key.from + to - from] !== 0x2f) return false
+    const file = text.subarray(from, to)
+    if (!isBelow(key, file)) return false
+    this.#refuse(row, key, `row ${this.#lastRow} has ${JSON.stringify(file.toString())} as a file`)
+    this.#takeBack(`row ${row} has it as a directory`)
+    this.#blocked = Buffer.from(file)
+    return true
+  }
+
+  #takeBack(reason: string): void {
+    if (!this.#isLastAdded || this.#last === undefined) return
     this.writer.removeLastFile()
-    this.#isLastAdded = false
-    this.#refuse(this.#lastRow, key, reason)
+    this.#refuse(this.#lastRow, this.#last, reason)
   }
 
-  /** How the last physical key that was parsed began: those that begin so, too, need no full parse. */
-  #usualPrefix = Buffer.from('s3:///')
-
-  #physicalKeyProblem(row: ManifestRow): string | undefined {
-    let text: string
-    try {
-      text = row.physicalKey
-    } catch (error) {
-      if (error instanceof RowError) return error.message
-      throw error
-    }
-    try {
-      const physicalKey = parsePhysicalKey(text)
-      if (physicalKey.kind === 'file') {
-        if (this.options.registry.kind === 's3') {
-          return `a file:// physical key in an S3 registry would read this machine's own files: ${JSON.stringify(text.slice(0, 200))}`
-        }
-        return undefined
-      }
-      if (physicalKey.key === '') return `a physical key without a path: ${JSON.stringify(text.slice(0, 200))}`
-      this.#usualPrefix = Buffer.from(`s3://${physicalKey.bucket}/`)
-      return undefined
-    } catch (error) {
-      if (error instanceof BobbinError) return error.message
-      throw error
-    }
-  }
-
-  #refuse(row: number, key: string, reason: string): void {
+  #refuse(row: number, { text, from, to }: KeyPlace, reason: string): void {
+    const key = text.toString('utf8', from, to)
     if (!this.options.quarantine) refuseRow(row, `${reason} (--quarantine leaves such rows out)`, key)
     this.#quarantined.push({ row, key, reason })
     if (this.#quarantined.length > QUARANTINED_MAX)
@@ -387,7 +385,6 @@ class Compilation {
   }
 
   finish(file: { sha256: string; bytes: number }): Compiled {
-    this.#canonical.flush()
     const found = this.#topHash.digest('hex')
     const { topHash } = this.options
     if (found !== topHash) {
@@ -412,24 +409,28 @@ class Compilation {
   }
 }
 
-function wholeText(text: string): { bytes: Buffer; from: number; to: number } {
-  const bytes = Buffer.from(text)
-  return { bytes, from: 0, to: bytes.length }
+/** A key at [from, to) of a piece's text. */
+interface KeyPlace {
+  readonly text: Buffer
+  readonly from: number
+  readonly to: number
 }
 
-/** Why the key cannot be shown; plain keys are checked as bytes, without making a string of each. */
-function keyProblemOf(row: ManifestRow, key: Buffer, keyBytes: number): string | undefined {
-  if (!row.isKeyPlain || keyBytes > KEY_BYTES_MAX) return keyProblem(row.key)
-  let start = 0
-  for (let i = 0; i <= keyBytes; i++) {
-    if (i < keyBytes && key[i] !== 0x2f) continue
-    const length = i - start
-    // Empty, longer than a name may be, or starting with a dot and perhaps nothing else: the full check says which.
-    if (length === 0 || length > 255 || (length <= 2 && key[start] === 0x2e)) {
-      const problem = keyProblem(row.key)
-      if (problem !== undefined) return problem
-    }
-    start = i + 1
-  }
-  return undefined
+function orderOf(key: KeyPlace, last: KeyPlace | undefined): number {
+  if (last === undefined) return ORDER_FIRST
+  const order = compareTreeOrder(key.text.subarray(key.from, key.to), last.text.subarray(last.from, last.to))
+  return order > 0 ? ORDER_ASCENDING : order === 0 ? ORDER_EQUAL : ORDER_DESCENDING
+}
+
+function isBelow({ text, from, to }: KeyPlace, file: Buffer): boolean {
+  return (
+    to - from > file.length &&
+    text[from + file.length] === 0x2f &&
+    text.compare(file, 0, file.length, from, from + file.length) === 0
+  )
+}
+
+function refuseRow(row: number, reason: string, key?: string): never {
+  const named = key === undefined ? '' : `, key ${JSON.stringify(key.length > 200 ? `${key.slice(0, 200)}…` : key)}`
+  throw new BobbinError('PACKAGE_REFUSED', `row ${row} of the manifest${named}: ${reason}`)
 }

@@ -7,6 +7,7 @@ export const HEADER_BYTES = 4096
 /** The unit of self-checking: each block of the body has a CRC-32, looked at when the block is first read. */
 export const BLOCK_BYTES = 65_536
 export const NODE_BYTES = 96
+export const NODE_WORDS = NODE_BYTES / 4
 /** Positions are 32 bits wide, and 0xffffffff means none. */
 export const NODES_MAX = 0xffff_fffe
 

@@ -8,15 +8,7 @@
  */
 import { closeSync, openSync, readSync, writeSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import {
-  BobbinError,
-  compareTreeOrder,
-  HASH_TYPES,
-  type HashType,
-  KEY_BYTES_MAX,
-  localError,
-  type TopHash,
-} from '../model/index.js'
+import { BobbinError, compareTreeOrder, KEY_BYTES_MAX, localError, type TopHash } from '../model/index.js'
 import {
   BLOCK_BYTES,
   HEADER,
@@ -24,10 +16,10 @@ import {
   HEADER_SPANS,
   type HeaderSpanName,
   KIND_DIRECTORY,
-  KIND_FILE,
   MAGIC,
   NODE,
   NODE_BYTES,
+  NODE_WORDS,
   NODES_MAX,
   SECTIONS,
   type SectionName,
@@ -41,14 +33,15 @@ export interface CheckedSpan {
   readonly crc: number
 }
 
-export interface FileFacts {
-  readonly size: number
-  readonly hashType: HashType
-  /** 32 bytes; CRC64NVME uses the first 8. */
-  readonly digest: Uint8Array
-  /** UTF-8, at [from, to) of `bytes`. */
-  readonly physicalKey: { readonly bytes: Buffer; readonly from: number; readonly to: number }
-  readonly meta: CheckedSpan | undefined
+/** A file as scan-rows.ts left it: most of its node, and its texts. */
+export interface ScannedFile {
+  /** The half-made node stands at words[at]. */
+  readonly words: Uint32Array
+  readonly at: number
+  /** The key at [keyFrom, keyTo), UTF-8; the physical key follows it. */
+  readonly text: Buffer
+  readonly keyFrom: number
+  readonly keyTo: number
   readonly row: number
 }
 
@@ -71,8 +64,6 @@ export interface PackageTotals {
   readonly spans: Readonly<Partial<Record<HeaderSpanName, CheckedSpan>>>
   readonly quarantined: readonly Quarantined[]
 }
-
-const WORDS = NODE_BYTES / 4
 
 interface OpenDirectory {
   /** Index of its `/` in the path. */
@@ -138,29 +129,22 @@ export class IndexWriter {
     return found
   }
 
-  /** Adds the file at key[0, keyBytes): sound, after all before it in tree order, and no duplicate. */
-  addFile(key: Buffer, keyBytes: number, facts: FileFacts): void {
-    this.#enterDirectoryOf(key, keyBytes)
-    const nameStart = (this.#open.at(-1)?.end ?? -1) + 1
-    const { bytes, from, to } = facts.physicalKey
-    this.#body.append(bytes, from, to)
-    const keyLength = to - from
-    const words = this.#beginNode(this.#open.length + 1, key, nameStart, keyBytes, facts.meta)
-    const { view, at } = words
-    view[at + NODE.kinds]! |= KIND_FILE | (HASH_TYPES.indexOf(facts.hashType) << 8)
-    putU64(view, at + NODE.size, facts.size)
-    putU64(view, at + NODE.keyOffset, this.#keysBytes)
-    view[at + NODE.keyBytes] = keyLength
-    view[at + NODE.row] = facts.row
-    for (let i = 0; i < 32; i += 4) {
-      const { digest } = facts
-      view[at + NODE.digest + i / 4] =
-        digest[i]! | (digest[i + 1]! << 8) | (digest[i + 2]! << 16) | (digest[i + 3]! << 24)
-    }
-    this.#keysBytes += keyLength
+  /** Adds a file: sound, after all before it in tree order, and no duplicate. */
+  addFile(file: ScannedFile): void {
+    const { words, at, text, keyFrom, keyTo } = file
+    const nameStart = this.#enterDirectoryOf(text, keyFrom, keyTo)
+    const physicalBytes = words[at + NODE.keyBytes]!
+    this.#body.append(text, keyTo, keyTo + physicalBytes)
+    const node = this.#beginNode(this.#open.length + 1, text, nameStart, keyTo)
+    const view = node.view
+    for (let i = NODE.metaOffset; i < NODE_WORDS; i++) view[node.at + i] = words[at + i]!
+    view[node.at + NODE.kinds]! |= words[at + NODE.kinds]!
+    view[node.at + NODE.row] = file.row
+    putU64(view, node.at + NODE.keyOffset, this.#keysBytes)
+    this.#keysBytes += physicalBytes
     this.#entries++
-    this.#entryBytes += facts.size
-    this.#lastFileSize = facts.size
+    this.#lastFileSize = getU64(words, at + NODE.size)
+    this.#entryBytes += this.#lastFileSize
   }
 
   /** Takes back the file that was added last. */
@@ -173,26 +157,34 @@ export class IndexWriter {
     this.#entryBytes -= this.#lastFileSize
   }
 
-  #enterDirectoryOf(key: Buffer, keyBytes: number): void {
+  /** Closes and opens directories for the key at [from, to); returns where its last component starts. */
+  #enterDirectoryOf(key: Buffer, from: number, to: number): number {
     const path = this.#path
     const openEnd = this.#open.at(-1)?.end ?? -1
+    const keyBytes = to - from
     let same = 0
-    while (same <= openEnd && same < keyBytes && path[same] === key[same]) same++
+    while (same <= openEnd && same < keyBytes && path[same] === key[from + same]) same++
     while (this.#open.length > 0 && this.#open.at(-1)!.end >= same) this.#closeDirectory()
     let nameStart = (this.#open.at(-1)?.end ?? -1) + 1
     for (let i = nameStart; i < keyBytes; i++) {
-      path[i] = key[i]!
-      if (key[i] !== 0x2f) continue
+      path[i] = key[from + i]!
+      if (path[i] !== 0x2f) continue
       const firstChild = this.#depth(this.#open.length + 2).count
       this.#open.push({ end: i, nameStart, firstChild, meta: this.#nextMeta && this.#metaOf(i) })
       nameStart = i + 1
     }
+    return from + nameStart
   }
 
   #closeDirectory(): void {
     const directory = this.#open.pop()!
     const depth = this.#open.length + 1
-    const { view, at } = this.#beginNode(depth, this.#path, directory.nameStart, directory.end, directory.meta)
+    const { view, at } = this.#beginNode(depth, this.#path, directory.nameStart, directory.end)
+    if (directory.meta !== undefined) {
+      putU64(view, at + NODE.metaOffset, directory.meta.offset)
+      view[at + NODE.metaBytes] = directory.meta.bytes
+      view[at + NODE.metaCrc] = directory.meta.crc
+    }
     this.#endDirectoryNode(view, at, directory.firstChild, this.#depth(depth + 1).count)
   }
 
@@ -203,20 +195,15 @@ export class IndexWriter {
   }
 
   /** The fields that files and directories share. Its directory is written later, at the present count of the depth above. */
-  #beginNode(depth: number, key: Buffer, nameStart: number, nameEnd: number, meta: CheckedSpan | undefined) {
+  #beginNode(depth: number, key: Buffer, nameStart: number, nameEnd: number) {
     if (this.#nodes >= NODES_MAX) throw new BobbinError('PACKAGE_REFUSED', 'the package has over 4 billion entries')
     const streams = this.#depth(depth)
     const at = streams.nodes.reserve(NODE_BYTES) / 4
     const view = streams.nodes.words
-    view.fill(0, at, at + WORDS)
+    view.fill(0, at, at + NODE_WORDS)
     view[at + NODE.parent] = depth === 0 ? 0 : this.#depth(depth - 1).count
     view[at + NODE.kinds] = (nameEnd - nameStart) << 16
     putU64(view, at + NODE.nameOffset, streams.names.bytes)
-    if (meta !== undefined) {
-      putU64(view, at + NODE.metaOffset, meta.offset)
-      view[at + NODE.metaBytes] = meta.bytes
-      view[at + NODE.metaCrc] = meta.crc
-    }
     streams.names.append(key, nameStart, nameEnd)
     streams.count++
     this.#nodes++
@@ -226,7 +213,7 @@ export class IndexWriter {
   /** Writes what was collected. The index is complete, but not yet under its final name. */
   finish(totals: PackageTotals): void {
     while (this.#open.length > 0) this.#closeDirectory()
-    const root = this.#beginNode(0, this.#path, 0, 0, undefined)
+    const root = this.#beginNode(0, this.#path, 0, 0)
     this.#endDirectoryNode(root.view, root.at, 0, this.#depth(1).count)
 
     const sections: Record<SectionName, { offset: number; bytes: number }> = {
@@ -258,7 +245,7 @@ export class IndexWriter {
         const childrenBase = base + count
         nodes.drain(piece => {
           const view = new Uint32Array(piece.buffer, piece.byteOffset, piece.length / 4)
-          for (let at = 0; at < view.length; at += WORDS) {
+          for (let at = 0; at < view.length; at += NODE_WORDS) {
             view[at + NODE.parent]! += parentBase
             putU64(view, at + NODE.nameOffset, getU64(view, at + NODE.nameOffset) + namesBase)
             if ((view[at + NODE.kinds]! & 0xff) === KIND_DIRECTORY) view[at + NODE.firstChild]! += childrenBase

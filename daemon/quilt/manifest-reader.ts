@@ -1,102 +1,84 @@
 /**
- * Reads a manifest file row by row with bounded memory, hashing its bytes on the way.
+ * Reads a manifest file in pieces of whole rows with bounded memory, hashing its bytes on the way.
  *
  * Rows end with the byte 0x0A and nothing else: U+2028 and its like appear raw inside strings.
  */
-import { isUtf8 } from 'node:buffer'
 import { createHash } from 'node:crypto'
-import { open } from 'node:fs/promises'
+import { readSync } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
 import { BobbinError, localError, throwIfAborted } from '../model/index.js'
-import { JsonSyntaxError } from './json-bytes.js'
-import { RowError } from './manifest-row.js'
 
-/** Read at once: large enough that the reads cost nothing beside the parsing. */
-const PIECE_BYTES = 1024 * 1024
+/** Large enough that a piece's journey to a worker costs nothing beside its parsing. */
+const PIECE_BYTES = 256 * 1024
 /** quilt3 writes at most 1,000,000 bytes by default; a setting of its user may raise that. */
 const ROW_BYTES_MAX = 64 * 1024 * 1024
 
-/** Called for each row, the header first. `bytes` is good only during the call. */
-export type RowVisitor = (bytes: Buffer, from: number, to: number, row: number, fileOffset: number) => void
-
-export interface ReadOptions {
-  readonly onBytes?: ((bytes: number) => void) | undefined
-  readonly signal?: AbortSignal | undefined
+export interface ManifestPiece {
+  /** Whole rows, each with its newline but perhaps the last of the file; in an ArrayBuffer of its own. */
+  readonly bytes: Buffer
+  /** Of bytes[0] in the file. */
+  readonly offset: number
 }
 
-/** Returns the SHA-256 (hex) and the number of the file's bytes. Throws PACKAGE_REFUSED with the row's number. */
-export async function readManifestRows(
-  path: string,
-  visit: RowVisitor,
-  options: ReadOptions = {},
-): Promise<{ sha256: string; bytes: number; rows: number }> {
-  const file = await open(path).catch(error => Promise.reject(localError(`read ${path}`, error)))
-  const sha256 = createHash('sha256')
-  let buffer = Buffer.allocUnsafeSlow(PIECE_BYTES * 2)
-  let filled = 0
-  /** Offset in the file of buffer[0]. */
-  let base = 0
-  let row = 0
-  try {
+export class ManifestReader {
+  readonly #sha256 = createHash('sha256')
+  #filled = 0
+  #rest = Buffer.alloc(0)
+
+  private constructor(
+    private readonly file: FileHandle,
+    private readonly path: string,
+  ) {}
+
+  static async open(path: string): Promise<ManifestReader> {
+    return new ManifestReader(await open(path).catch(error => Promise.reject(localError(`read ${path}`, error))), path)
+  }
+
+  /** The file from its start, once. Throws PACKAGE_REFUSED for an empty file or an endless row. */
+  async *pieces(signal?: AbortSignal): AsyncGenerator<ManifestPiece> {
     for (;;) {
-      throwIfAborted(options.signal)
-      if (filled === buffer.length) {
-        if (buffer.length >= ROW_BYTES_MAX) refuseRow(row + 1, `the row is over ${ROW_BYTES_MAX} bytes`)
-        const larger = Buffer.allocUnsafeSlow(buffer.length * 2)
-        buffer.copy(larger, 0, 0, filled)
-        buffer = larger
+      throwIfAborted(signal)
+      const buffer = Buffer.from(new ArrayBuffer(this.#rest.length + PIECE_BYTES))
+      this.#rest.copy(buffer)
+      const { bytesRead } = await this.file
+        .read(buffer, this.#rest.length, PIECE_BYTES, this.#filled)
+        .catch(error => Promise.reject(localError(`read ${this.path}`, error)))
+      const end = this.#rest.length + bytesRead
+      const offset = this.#filled - this.#rest.length
+      this.#sha256.update(buffer.subarray(this.#rest.length, end))
+      this.#filled += bytesRead
+      if (bytesRead === 0) {
+        if (this.#filled === 0) throw new BobbinError('PACKAGE_REFUSED', 'the manifest is empty')
+        if (end > 0) yield { bytes: buffer.subarray(0, end), offset }
+        return
       }
-      const length = Math.min(PIECE_BYTES, buffer.length - filled)
-      const { bytesRead } = await file.read(buffer, filled, length, base + filled)
-      sha256.update(buffer.subarray(filled, filled + bytesRead))
-      filled += bytesRead
-      const isEnd = bytesRead === 0
-      const rowsEnd = isEnd ? filled : buffer.lastIndexOf(0x0a, filled - 1) + 1
-      const isSoundUtf8 = isUtf8(buffer.subarray(0, rowsEnd))
-      let from = 0
-      while (from < rowsEnd) {
-        const newline = buffer.indexOf(0x0a, from)
-        const to = newline < 0 || newline >= rowsEnd ? rowsEnd : newline
-        row++
-        if (!isSoundUtf8 && !isUtf8(buffer.subarray(from, to))) refuseRow(row, 'the row is not valid UTF-8')
-        visitRow(visit, buffer, from, to, row, base + from)
-        from = to + 1
+      const rowsEnd = buffer.lastIndexOf(0x0a, end - 1) + 1
+      // Copied, since the piece may be handed to a worker for good.
+      this.#rest = Buffer.from(buffer.subarray(rowsEnd, end))
+      if (this.#rest.length > ROW_BYTES_MAX) {
+        throw new BobbinError(
+          'PACKAGE_REFUSED',
+          `the manifest has a row of over ${ROW_BYTES_MAX} bytes, behind byte ${offset}`,
+        )
       }
-      options.onBytes?.(base + rowsEnd)
-      if (isEnd) break
-      buffer.copy(buffer, 0, rowsEnd, filled)
-      base += rowsEnd
-      filled -= rowsEnd
+      if (rowsEnd > 0) yield { bytes: buffer.subarray(0, rowsEnd), offset }
     }
-  } finally {
-    await file.close()
   }
-  if (row === 0) throw new BobbinError('PACKAGE_REFUSED', 'the manifest is empty')
-  return { sha256: sha256.digest('hex'), bytes: base + filled, rows: row }
-}
 
-/** Runs the visitor and gives what it throws the row's number. */
-export function visitRow(
-  visit: RowVisitor,
-  bytes: Buffer,
-  from: number,
-  to: number,
-  row: number,
-  offset: number,
-): void {
-  try {
-    visit(bytes, from, to, row, offset)
-  } catch (error) {
-    if (error instanceof JsonSyntaxError) {
-      if (row === 1 && bytes[from] === 0xef) refuseRow(row, 'the manifest starts with a byte order mark')
-      refuseRow(row, `not valid JSON: ${error.message} at byte ${error.at - from + 1} of the row`)
-    }
-    if (error instanceof RowError) refuseRow(row, error.message)
-    throw error
+  /** After the last piece: the SHA-256 (hex) and the number of the file's bytes. */
+  finish(): { sha256: string; bytes: number } {
+    return { sha256: this.#sha256.digest('hex'), bytes: this.#filled }
   }
-}
 
-/** The header is row 1, as in an editor. */
-export function refuseRow(row: number, reason: string, key?: string): never {
-  const named = key === undefined ? '' : `, key ${JSON.stringify(key.length > 200 ? `${key.slice(0, 200)}…` : key)}`
-  throw new BobbinError('PACKAGE_REFUSED', `row ${row} of the manifest${named}: ${reason}`)
+  /** Any stretch of the file. */
+  read(offset: number, bytes: number): Buffer {
+    const buffer = Buffer.allocUnsafe(bytes)
+    if (readSync(this.file.fd, buffer, 0, bytes, offset) !== bytes)
+      throw new BobbinError('LOCAL_IO', `${this.path} was cut short while it was read`)
+    return buffer
+  }
+
+  async close(): Promise<void> {
+    await this.file.close()
+  }
 }

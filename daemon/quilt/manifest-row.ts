@@ -107,18 +107,17 @@ export class ManifestRow {
     return true
   }
 
-  /** Copies the logical key's UTF-8 bytes to `target` and returns their number; lone surrogates become U+FFFD, see `key`. */
-  copyKey(target: Buffer): number {
+  /** Appends the logical key's UTF-8 bytes and returns their number; lone surrogates become U+FFFD. */
+  appendKey(out: ByteBuffer): number {
     const from = this.#from[LOGICAL_KEY]! + 1
     const to = this.#to[LOGICAL_KEY]! - 1
     if (this.#isKeyPlain) {
-      if (to - from > target.length) return -1
-      const bytes = this.#bytes
-      for (let i = from; i < to; i++) target[i - from] = bytes[i]!
+      out.bytes(this.#bytes, from, to)
       return to - from
     }
-    const key = this.key
-    return Buffer.byteLength(key) > target.length ? -1 : target.write(key)
+    const key = Buffer.from(this.key)
+    out.bytes(key, 0, key.length)
+    return key.length
   }
 
   get isKeyPlain(): boolean {
@@ -182,7 +181,7 @@ export class ManifestRow {
    * Appends the row's canonical form, which the top hash covers, and fills `size`, `hashType` and
    * `digest` (32 bytes; the first 8 for CRC64NVME). Throws RowError.
    */
-  appendCanonical(out: CanonicalBuffer, digest: Uint8Array): void {
+  appendCanonical(out: ByteBuffer, digest: Uint8Array): void {
     this.#appendHash(out, digest)
     out.ascii(',"logical_key":')
     if (this.#isKeyPlain) out.bytes(this.#bytes, this.#from[LOGICAL_KEY]!, this.#to[LOGICAL_KEY]!)
@@ -209,7 +208,7 @@ export class ManifestRow {
     return malformed('meta is not an object')
   }
 
-  #appendSize(out: CanonicalBuffer): void {
+  #appendSize(out: ByteBuffer): void {
     const from = this.#from[SIZE]!
     const to = this.#to[SIZE]!
     if (from === ABSENT || this.#bytes[from] === 0x6e) malformed('the entry has no size')
@@ -228,7 +227,7 @@ export class ManifestRow {
     else out.bytes(this.#bytes, from, to)
   }
 
-  #appendHash(out: CanonicalBuffer, digest: Uint8Array): void {
+  #appendHash(out: ByteBuffer, digest: Uint8Array): void {
     const bytes = this.#bytes
     const from = this.#from[HASH]!
     const to = this.#to[HASH]!
@@ -275,7 +274,7 @@ export class ManifestRow {
     this.#appendUnusualHash(out, digest, from, to)
   }
 
-  #appendUnusualHash(out: CanonicalBuffer, digest: Uint8Array, from: number, to: number): void {
+  #appendUnusualHash(out: ByteBuffer, digest: Uint8Array, from: number, to: number): void {
     const canonical = canonicalJson(this.#bytes, from, to)
     out.ascii(`{"hash":${canonical}`)
     const { type, value } = JSON.parse(canonical) as { type?: unknown; value?: unknown }
@@ -360,23 +359,13 @@ function decodeDigest(type: HashType, bytes: Buffer, from: number, to: number, d
   return bytes[to - 1] === 0x3d && (value & ((1 << bits) - 1)) === 0
 }
 
-/** Collects canonical text (ASCII) and hands it on in large pieces: a hash update per row would cost more than the hash. */
-export class CanonicalBuffer {
-  readonly #buffer = Buffer.allocUnsafe(256 * 1024)
+/** Collects the canonical text of many rows, and other bytes: a hash update per row would cost more than the hash. */
+export class ByteBuffer {
+  #buffer = Buffer.from(new ArrayBuffer(64 * 1024))
   #length = 0
 
-  constructor(private readonly flushTo: (bytes: Buffer) => void) {}
-
   bytes(source: Buffer, from: number, to: number): void {
-    const length = to - from
-    if (this.#length + length > this.#buffer.length) {
-      this.flush()
-      if (length > this.#buffer.length) {
-        this.flushTo(source.subarray(from, to))
-        return
-      }
-    }
-    const buffer = this.#buffer
+    const buffer = this.#roomFor(to - from)
     let at = this.#length
     // Short pieces, where a loop beats a call into native code.
     for (let i = from; i < to; i++) buffer[at++] = source[i]!
@@ -384,25 +373,39 @@ export class CanonicalBuffer {
   }
 
   ascii(text: string): void {
-    if (this.#length + text.length > this.#buffer.length) {
-      this.flush()
-      if (text.length > this.#buffer.length) {
-        this.flushTo(Buffer.from(text, 'latin1'))
-        return
-      }
-    }
+    const buffer = this.#roomFor(text.length)
     if (text.length > 40) {
-      this.#length += this.#buffer.write(text, this.#length, 'latin1')
+      this.#length += buffer.write(text, this.#length, 'latin1')
       return
     }
-    const buffer = this.#buffer
     let at = this.#length
     for (let i = 0; i < text.length; i++) buffer[at++] = text.charCodeAt(i)
     this.#length = at
   }
 
-  flush(): void {
-    if (this.#length > 0) this.flushTo(this.#buffer.subarray(0, this.#length))
+  #roomFor(length: number): Buffer {
+    if (this.#length + length > this.#buffer.length) {
+      const larger = Buffer.from(new ArrayBuffer(Math.max(this.#buffer.length * 2, this.#length + length)))
+      this.#buffer.copy(larger, 0, 0, this.#length)
+      this.#buffer = larger
+    }
+    return this.#buffer
+  }
+
+  get length(): number {
+    return this.#length
+  }
+
+  /** The memory itself; only the first `length` bytes mean something, and only until more is appended. */
+  get written(): Uint8Array {
+    return this.#buffer
+  }
+
+  /** Everything collected, in memory of its own; the buffer is empty afterwards. */
+  take(): Buffer {
+    const taken = this.#buffer.subarray(0, this.#length)
+    this.#buffer = Buffer.from(new ArrayBuffer(this.#buffer.length))
     this.#length = 0
+    return taken
   }
 }

@@ -304,6 +304,43 @@ t.test('PackageIndex finds a package of 20,000 files in 3 levels, and its header
   t.throws(() => index.node(10 ** 9), { code: 'ENTRY_NOT_FOUND' })
 })
 
+t.test('compileManifest scans a large manifest in workers, with the same rows, numbers and refusals', async t => {
+  const rows = Array.from({ length: 70_000 }, (_, i) =>
+    fileRow(`d${String(Math.floor(i / 500)).padStart(4, '0')}/file-${String(i).padStart(6, '0')}.bin`, {
+      size: i,
+      meta: { user_meta: { label: i % 10, text: 'some words that make the row longer' } },
+    }),
+  )
+  const directories = [{ logical_key: 'd0007/', meta: { seven: true } }]
+  const text = manifestText([...directories, ...rows])
+  t.ok(text.length > 17 * 2 ** 20, 'more than is scanned inline')
+  const index = await compile(t, text, topHashOf(rows))
+  t.equal(index.facts.entries, rows.length)
+  t.equal(index.metadata(index.find('d0007')!.ino), '{"seven":true}')
+  let i = 0
+  for (const { key, size } of index.entries()) {
+    if (key !== rows[i]!.logical_key || size !== rows[i]!.size) t.fail(`row ${i} is ${key}`)
+    i++
+  }
+  t.equal(
+    index.metadata(index.find(rows[69_123]!.logical_key)!.ino),
+    JSON.stringify((rows[69_123]!.meta as { user_meta: object }).user_meta),
+  )
+
+  const lines = text.split('\n')
+  const broken = [...lines.slice(0, 60_000), '{"logical_key": "x", ', ...lines.slice(60_000)].join('\n')
+  t.match((await refusal(t, broken)).message, /^row 60001 of the manifest: not valid JSON/)
+  const twice = [...lines.slice(0, 60_000), lines[59_999], ...lines.slice(60_000)].join('\n')
+  t.match(
+    (await refusal(t, twice)).message,
+    /^row 60001 of the manifest, key "d0119\/file-059997.bin": the key stands in row 60000 already/,
+  )
+  const swapped = [lines[0], ...lines.slice(40_000, -1), ...lines.slice(1, 40_000)].join('\n')
+  const sorted = await compile(t, swapped, topHashOf(rows))
+  t.equal(sorted.facts.entries, rows.length)
+  t.equal(sorted.entry(5000).size, index.entry(5000).size)
+})
+
 t.test('PackageIndex notices a change of any byte, and a cut at any place', async t => {
   const rows = Array.from({ length: 40 }, (_, i) => fileRow(`d${i % 4}/f${i}`, { meta: { user_meta: { i } } }))
   const folder = t.testdir({ manifest: manifestText(rows) })
