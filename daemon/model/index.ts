@@ -2,6 +2,7 @@
 export type { Brand } from './brand.js'
 export * from './entry.js'
 export * from './errors.js'
+export * from './log.js'
 export * from './logical-key.js'
 export * from './package-name.js'
 export * from './physical-key.js'

@@ -1,0 +1,12 @@
+/** Content-addressed objects on disk: admitted, pinned, evicted, recovered; one owner a store. */
+export { findObject, type ObjectId, objectId } from './layout.js'
+export {
+  type ObjectHandle,
+  type ObjectStore,
+  openStore,
+  type StoredObject,
+  type StoreOptions,
+  type StoreStats,
+} from './object-store.js'
+export { acquireOwnership, type OwnerFacts, type Ownership, readOwner } from './owner.js'
+export type { Reservation } from './reservation.js'

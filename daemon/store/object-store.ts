@@ -1,0 +1,468 @@
+/**
+ * Content-addressed objects on disk, shared by packages and revisions.
+ *
+ * An object is here when it is known to be what its name says. It comes in by `reserve` (room is
+ * made first: the quota and the free-space floor are hard), is written to a temporary file by the
+ * fetcher, which hashes it while it streams, and is admitted by a rename. It goes when room is
+ * needed: the least recently used first, never one that is open.
+ *
+ * A checked object is remembered by its stamp (stamp.ts), in memory and in the journal
+ * (journal.ts). Whatever has no stamp, or another one than the file has now, is hashed before its
+ * next use; what does not hash to its name is logged, counted and removed, and the caller fetches
+ * it again. Opening never follows a symbolic link and never waits for a fifo.
+ *
+ * File calls on objects are synchronous where they take microseconds (open, fstat, rename): the
+ * thread pool costs ten times that. Reading, deleting and walking are not.
+ */
+import { type BigIntStats, closeSync, constants, fstatSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { LRUCache } from 'lru-cache'
+import {
+  BobbinError,
+  formatBytes,
+  type Log,
+  localError,
+  type ObjectSpec,
+  silentLog,
+  systemCode,
+  throwIfAborted,
+} from '../model/index.js'
+import { type HashFile, hashFile } from './hash-file.js'
+import { currentBootId, Journal, type JournalEntry } from './journal.js'
+import { type ObjectId, objectId, objectPath, objectsFolder, temporaryFolder } from './layout.js'
+import { recoverObjects, syncFolder } from './recover.js'
+import { Reservation } from './reservation.js'
+import { Room } from './room.js'
+import { type Stamp, stampOf } from './stamp.js'
+
+/** An open object: its bytes were checked. */
+export interface ObjectHandle {
+  /** Open for reading. Handles of one object share it: use positions. */
+  readonly fd: number
+  readonly path: string
+  /** Bytes. */
+  readonly size: number
+  close(): Promise<void>
+}
+
+/** An open object of the store; it is not evicted until it is closed. */
+export interface StoredObject extends ObjectHandle {
+  /** Another handle of the same object. */
+  clone(): StoredObject
+}
+
+export interface StoreOptions {
+  /** Quota: all objects and what is being fetched. Bytes. Default: four fifths of what the disk could give. */
+  readonly bytesMax?: number | undefined
+  /** What is left to others on the disk. Bytes. Default: a twentieth of the disk, at most 2 GiB. */
+  readonly freeBytesMin?: number | undefined
+  readonly log?: Log
+  /** How objects are hashed again. Default: in this thread. */
+  readonly hashFile?: HashFile
+}
+
+export interface StoreStats {
+  readonly bytes: number
+  readonly limitBytes: number
+  readonly objects: number
+  readonly pinnedBytes: number
+  readonly pinnedObjects: number
+  /** Room that fetches under way have taken. */
+  readonly reservedBytes: number
+  readonly evictions: number
+  /** Objects in the store that turned out not to be what their name says. */
+  readonly refused: number
+}
+
+/** Who calls has acquired the ownership of the cache. */
+export async function openStore(cacheDir: string, options: StoreOptions = {}): Promise<ObjectStore> {
+  const log = options.log ?? silentLog
+  const bootId = currentBootId()
+  const folder = objectsFolder(cacheDir)
+  for (const path of [folder, temporaryFolder(cacheDir)]) {
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o750 })
+    } catch (error) {
+      throw localError(`make the folder ${path}`, error)
+    }
+  }
+  const journalPath = join(folder, 'journal')
+  const { entries, isComplete } = await recoverObjects(cacheDir, journalPath, bootId, log)
+  const store = new ObjectStore(cacheDir, entries, new Journal(journalPath, bootId, log), options)
+  store.begin(isComplete)
+  return store
+}
+
+/** One object that is here. */
+interface ObjectRecord {
+  readonly id: ObjectId
+  /** Of the file. Bytes. */
+  size: number
+  /** `undefined`: has to be hashed before it is used. */
+  stamp: Stamp | undefined
+  /** Handles, and checks under way. Above zero: pinned. */
+  pins: number
+  /** Open while there are handles. */
+  fd: number | undefined
+  checking: Promise<boolean> | undefined
+}
+
+/** A journal of mostly dead lines is written anew; the constant spares small stores. */
+const DEAD_LINES_MAX = 10_000
+
+export class ObjectStore {
+  readonly #records = new Map<ObjectId, ObjectRecord>()
+  // The store does the sums itself (pins and reservations count too), so this one never evicts by itself.
+  readonly #unpinned = new LRUCache<ObjectId, ObjectRecord>({
+    maxSize: Number.MAX_SAFE_INTEGER,
+    sizeCalculation: record => Math.max(1, record.size),
+  })
+  readonly #room: Room
+  readonly #log: Log
+  readonly #hashFile: HashFile
+  readonly #journal: Journal
+  readonly #cacheDir: string
+  /** Reservations are made one after the other: each sees the room that the one before has left. */
+  #lastTurn: Promise<unknown> = Promise.resolve()
+  #bytes = 0
+  #pinnedBytes = 0
+  #pinnedObjects = 0
+  #evictions = 0
+  #refused = 0
+  #temporaries = 0
+
+  /** For `openStore`. Entries: least recently used first. */
+  constructor(cacheDir: string, entries: ReadonlyMap<ObjectId, JournalEntry>, journal: Journal, options: StoreOptions) {
+    this.#cacheDir = cacheDir
+    this.#journal = journal
+    this.#log = options.log ?? silentLog
+    this.#hashFile = options.hashFile ?? hashFile
+    for (const [id, { size, stamp }] of entries) {
+      const record = { id, size, stamp, pins: 0, fd: undefined, checking: undefined }
+      this.#records.set(id, record)
+      this.#unpinned.set(id, record)
+      this.#bytes += size
+    }
+    this.#room = new Room(cacheDir, this.#bytes, options)
+  }
+
+  /** For `openStore`: starts the journal of this session. */
+  begin(isComplete: boolean): void {
+    if (isComplete) this.#journal.resume()
+    else this.#journal.rewrite(this.#entriesByLastUse())
+  }
+
+  /** What is known of an object, without touching the disk. */
+  stateOf(spec: ObjectSpec): 'absent' | 'unchecked' | 'checked' {
+    const record = this.#records.get(objectId(spec))
+    if (record === undefined) return 'absent'
+    return record.stamp === undefined ? 'unchecked' : 'checked'
+  }
+
+  /** Opens an object that is here and needs no hashing. Throws OBJECT_CORRUPT as `open` does. */
+  openNow(spec: ObjectSpec): StoredObject | undefined {
+    const record = this.#records.get(objectId(spec))
+    if (record === undefined || !this.#openFile(record)) return undefined
+    if (record.stamp === undefined) {
+      this.#closeFile(record)
+      return undefined
+    }
+    this.#pin(record)
+    return this.#checkedHandle(record, spec)
+  }
+
+  /**
+   * Opens an object, after hashing it again where that is needed; `undefined`: it has to be fetched.
+   * Throws OBJECT_CORRUPT when the object is sound and has another size than the manifest says.
+   */
+  async open(spec: ObjectSpec): Promise<StoredObject | undefined> {
+    const id = objectId(spec)
+    for (;;) {
+      const record = this.#records.get(id)
+      if (record === undefined) return undefined
+      // The file may change while others have it open: it may need more than one check, but ends as damaged or sound.
+      const object = this.openNow(spec)
+      if (object !== undefined) return object
+      if (this.#records.get(id) !== record) continue
+      record.checking ??= this.#check(record, spec).finally(() => {
+        record.checking = undefined
+      })
+      if (!(await record.checking)) return undefined
+    }
+  }
+
+  /**
+   * Makes room for an object and a temporary file to write it to. Waits for other fetches where
+   * what they have reserved may come free; throws STORE_FULL when there can be no room.
+   */
+  reserve(bytes: number, options: { readonly signal?: AbortSignal | undefined } = {}): Promise<Reservation> {
+    const turn = this.#lastTurn.then(() => this.#reserve(bytes, options.signal))
+    this.#lastTurn = turn.catch(() => {})
+    return turn
+  }
+
+  async #reserve(bytes: number, signal: AbortSignal | undefined): Promise<Reservation> {
+    for (;;) {
+      throwIfAborted(signal)
+      const missing = this.#room.missing(bytes, this.#bytes)
+      if (missing <= 0) return this.#makeReservation(bytes)
+      // A reservation is over soon, though its object may then stay open.
+      if (missing <= this.#unpinned.calculatedSize) await this.#evict(missing)
+      else if (this.#room.reservations.size > 0) await this.#room.change(signal)
+      else throw this.#room.fullError(bytes, this.#bytes, this.#pinnedBytes)
+    }
+  }
+
+  #makeReservation(bytes: number): Reservation {
+    const reservation = new Reservation(this.#temporaryPath('object'), bytes, ended => this.#room.giveBack(ended))
+    this.#room.reservations.add(reservation)
+    return reservation
+  }
+
+  /**
+   * Takes in the reservation's file, whose bytes the caller has hashed, and opens it. The
+   * reservation is over, whatever happens.
+   */
+  admit(spec: ObjectSpec, reservation: Reservation): StoredObject {
+    const id = objectId(spec)
+    const path = objectPath(this.#cacheDir, id)
+    let fd: number | undefined
+    try {
+      fd = openObject(reservation.path)
+      const [stats, written] = [fstatSync(fd), fstatSync(reservation.fd)]
+      if (stats.ino !== written.ino || stats.size !== spec.size) {
+        throw new BobbinError('LOCAL_IO', `${reservation.path} was changed while it was written`)
+      }
+      this.#rename(reservation.path, path)
+    } catch (error) {
+      if (fd !== undefined) closeSync(fd)
+      reservation.discard()
+      throw localError(`write ${path}`, error)
+    }
+    const present = this.#records.get(id)
+    if (present !== undefined) this.#forget(present)
+    // A rename moves the ctime, so this is the time for the stamp.
+    const stamp = stampOf(fstatSync(fd, { bigint: true }))
+    const record: ObjectRecord = { id, size: spec.size, stamp, pins: 0, fd, checking: undefined }
+    this.#records.set(id, record)
+    this.#bytes += record.size
+    this.#pin(record)
+    this.#journal.added(id, record)
+    this.#compactJournal()
+    reservation.end()
+    return this.#handle(record)
+  }
+
+  stats(): StoreStats {
+    return {
+      bytes: this.#bytes,
+      limitBytes: this.#room.bytesMax,
+      objects: this.#records.size,
+      pinnedBytes: this.#pinnedBytes,
+      pinnedObjects: this.#pinnedObjects,
+      reservedBytes: this.#room.reservedBytes,
+      evictions: this.#evictions,
+      refused: this.#refused,
+    }
+  }
+
+  /** Ends well: waits until the disk has everything, so that nothing needs a check after the next boot. */
+  async close(): Promise<void> {
+    for (const reservation of [...this.#room.reservations]) reservation.discard()
+    this.#journal.rewrite(this.#entriesByLastUse())
+    if (await syncFolder(this.#cacheDir)) this.#journal.clean()
+    else this.#journal.close()
+  }
+
+  *#entriesByLastUse(): Iterable<readonly [ObjectId, JournalEntry]> {
+    for (const record of this.#unpinned.rvalues()) if (record !== undefined) yield [record.id, record]
+    for (const [id, record] of this.#records) if (record.pins > 0) yield [id, record]
+  }
+
+  #compactJournal(): void {
+    if (this.#journal.lines > DEAD_LINES_MAX + 2 * this.#records.size) this.#journal.rewrite(this.#entriesByLastUse())
+  }
+
+  /** Opens the record's file and drops its stamp if the file has another one. False: the object is gone. */
+  #openFile(record: ObjectRecord): boolean {
+    let stats: BigIntStats
+    try {
+      record.fd ??= openObject(objectPath(this.#cacheDir, record.id))
+      stats = fstatSync(record.fd, { bigint: true })
+    } catch (error) {
+      this.#closeFile(record)
+      const code = systemCode(error) ?? ''
+      if (['EMFILE', 'ENFILE', 'ENOMEM', 'EACCES', 'EIO'].includes(code)) {
+        throw localError(`open ${objectPath(this.#cacheDir, record.id)}`, error)
+      }
+      // Deleted by hand, or something else lies in its place (ELOOP: a symbolic link; ENXIO: a socket).
+      if (code !== 'ENOENT') this.#logDamage(record, `cannot be opened (${code})`)
+      this.#drop(record)
+      return false
+    }
+    if (!stats.isFile()) {
+      this.#logDamage(record, 'is not a regular file')
+      this.#closeFile(record)
+      this.#drop(record)
+      return false
+    }
+    if (record.stamp !== undefined && record.stamp !== stampOf(stats)) {
+      this.#log.warn({ object: record.id }, 'a cached object was touched, it is checked again')
+      record.stamp = undefined
+    }
+    return true
+  }
+
+  /** Closes the record's file unless somebody uses it. */
+  #closeFile(record: ObjectRecord): void {
+    if (record.pins > 0 || record.fd === undefined) return
+    closeSync(record.fd)
+    record.fd = undefined
+  }
+
+  /** Hashes an object that is here. False: it was not what its name says, and is gone. */
+  async #check(record: ObjectRecord, { hash }: ObjectSpec): Promise<boolean> {
+    if (!this.#openFile(record)) return false
+    const fd = record.fd!
+    this.#pin(record)
+    try {
+      const before = fstatSync(fd, { bigint: true })
+      const size = Number(before.size)
+      const found = await this.#hashFile(fd, hash.type, size)
+      const isUnchanged = stampOf(fstatSync(fd, { bigint: true })) === stampOf(before)
+      if (found === hash.hex && isUnchanged) {
+        this.#resize(record, size)
+        record.stamp = stampOf(before)
+        if (this.#records.get(record.id) === record) this.#journal.added(record.id, record)
+        return true
+      }
+      const reason = isUnchanged ? 'does not hash to its name' : 'was changed while it was checked'
+      this.#logDamage(record, reason, { expected: hash.hex, found })
+      if (this.#records.get(record.id) === record) this.#drop(record)
+      return false
+    } finally {
+      this.#unpin(record)
+    }
+  }
+
+  #logDamage(record: ObjectRecord, reason: string, fields: object = {}): void {
+    this.#refused++
+    this.#log.error({ object: record.id, ...fields }, `a cached object ${reason}: it is removed`)
+  }
+
+  #checkedHandle(record: ObjectRecord, spec: ObjectSpec): StoredObject {
+    if (record.size === spec.size) return this.#handle(record)
+    this.#unpin(record)
+    throw new BobbinError(
+      'OBJECT_CORRUPT',
+      `the manifest says ${spec.size} bytes, but the object that has its hash has ${record.size}`,
+    )
+  }
+
+  /** Takes over one pin. */
+  #handle(record: ObjectRecord): StoredObject {
+    const fd = record.fd!
+    let isOpen = true
+    return {
+      fd,
+      path: objectPath(this.#cacheDir, record.id),
+      size: record.size,
+      clone: () => {
+        if (!isOpen) throw new BobbinError('INTERNAL', `the handle of ${record.id} is closed`)
+        record.pins++
+        return this.#handle(record)
+      },
+      close: async () => {
+        if (!isOpen) return
+        isOpen = false
+        this.#unpin(record)
+      },
+    }
+  }
+
+  #pin(record: ObjectRecord): void {
+    if (record.pins++ > 0) return
+    this.#unpinned.delete(record.id)
+    this.#pinnedBytes += record.size
+    this.#pinnedObjects++
+  }
+
+  #unpin(record: ObjectRecord): void {
+    if (--record.pins > 0) return
+    this.#closeFile(record)
+    if (this.#records.get(record.id) !== record) return
+    this.#pinnedBytes -= record.size
+    this.#pinnedObjects--
+    this.#unpinned.set(record.id, record)
+    this.#room.changed()
+  }
+
+  #resize(record: ObjectRecord, size: number): void {
+    if (this.#records.get(record.id) === record) {
+      this.#bytes += size - record.size
+      this.#pinnedBytes += size - record.size
+    }
+    record.size = size
+  }
+
+  /** Takes a record out of the books; its handles stay good. */
+  #forget(record: ObjectRecord): void {
+    this.#records.delete(record.id)
+    this.#bytes -= record.size
+    if (record.pins > 0) {
+      this.#pinnedBytes -= record.size
+      this.#pinnedObjects--
+    } else {
+      this.#unpinned.delete(record.id)
+    }
+    this.#room.changed()
+  }
+
+  /** Forgets an object and deletes whatever lies in its place. */
+  #drop(record: ObjectRecord): void {
+    this.#forget(record)
+    rmSync(objectPath(this.#cacheDir, record.id), { recursive: true, force: true })
+    this.#journal.removed(record.id)
+  }
+
+  async #evict(bytes: number): Promise<void> {
+    const deletions: Promise<void>[] = []
+    let freed = 0
+    while (freed < bytes) {
+      const record = this.#unpinned.pop()
+      if (record === undefined) break
+      freed += record.size
+      this.#records.delete(record.id)
+      this.#bytes -= record.size
+      this.#evictions++
+      deletions.push(this.#room.remove(objectPath(this.#cacheDir, record.id), this.#temporaryPath('evicted')))
+      this.#journal.removed(record.id)
+    }
+    this.#compactJournal()
+    this.#log.info({ objects: deletions.length, bytes: freed }, `evicted ${formatBytes(freed)}`)
+    await Promise.all(deletions)
+  }
+
+  #rename(from: string, to: string): void {
+    try {
+      renameSync(from, to)
+    } catch (error) {
+      const code = systemCode(error)
+      if (code === 'ENOENT') mkdirSync(join(to, '..'), { recursive: true, mode: 0o750 })
+      // A folder in its place can only be rubbish.
+      else if (code === 'EISDIR' || code === 'ENOTEMPTY' || code === 'EEXIST')
+        rmSync(to, { recursive: true, force: true })
+      else throw error
+      renameSync(from, to)
+    }
+  }
+
+  #temporaryPath(kind: 'object' | 'evicted'): string {
+    this.#temporaries++
+    return join(temporaryFolder(this.#cacheDir), `${process.pid}-${this.#temporaries}.${kind}`)
+  }
+}
+
+function openObject(path: string): number {
+  return openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY)
+}

@@ -1,0 +1,166 @@
+/**
+ * One owner a cache: the process that holds an flock(2) on `<cache>/owner`.
+ *
+ * Node.js has no flock, but a lock belongs to the open file, not to the process: flock(1) of
+ * util-linux locks the descriptor that it inherits, and the lock stays with ours after it exits.
+ * The kernel drops it when we end, however we end, so there is no stale lock and no pid to guess.
+ * The file's text is for clients: who the owner is and where it listens.
+ */
+import { spawnSync } from 'node:child_process'
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { BobbinError, localError, systemCode } from '../model/index.js'
+
+export interface OwnerFacts {
+  readonly pid: number
+  /** Where it answers; `undefined` for an owner that serves nobody. */
+  readonly socketPath?: string | undefined
+  readonly version: string
+  /** Unix time, milliseconds. */
+  readonly startedAt: number
+}
+
+export interface Ownership {
+  readonly cacheDir: string
+  readonly facts: OwnerFacts
+  /** Lets the cache go. Ending the process does the same. */
+  release(): void
+}
+
+/** Throws CACHE_IN_USE, and ACCESS_DENIED for a folder that everybody may write to. */
+export async function acquireOwnership(cacheDir: string, facts: OwnerFacts): Promise<Ownership> {
+  makeCacheFolder(cacheDir)
+  const fd = lockOwnerFile(cacheDir)
+  try {
+    ftruncateSync(fd)
+    writeSync(fd, `${JSON.stringify(facts)}\n`, 0)
+  } catch (error) {
+    closeSync(fd)
+    throw localError(`write ${ownerPath(cacheDir)}`, error)
+  }
+  let isHeld = true
+  return {
+    cacheDir,
+    facts,
+    release() {
+      if (!isHeld) return
+      isHeld = false
+      try {
+        ftruncateSync(fd)
+      } finally {
+        closeSync(fd)
+      }
+    },
+  }
+}
+
+/** Who owns the cache: the facts that the last owner left, and whether it is still there. */
+export function readOwner(cacheDir: string): { readonly isHeld: boolean; readonly facts: OwnerFacts | undefined } {
+  let fd: number
+  try {
+    fd = openSync(ownerPath(cacheDir), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')) return { isHeld: false, facts: undefined }
+    throw localError(`read ${ownerPath(cacheDir)}`, error)
+  }
+  try {
+    const isHeld = !flock(fd, 'shared')
+    return { isHeld, facts: parseFacts(readFileSync(fd, 'utf8')) }
+  } finally {
+    closeSync(fd)
+  }
+}
+
+function ownerPath(cacheDir: string): string {
+  return join(cacheDir, 'owner')
+}
+
+/** Readable by the owner's group alone: bytes fetched with one person's credentials are not another's. */
+function makeCacheFolder(cacheDir: string): void {
+  try {
+    mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
+    const stats = statSync(cacheDir)
+    if ((stats.mode & 0o002) === 0) return
+  } catch (error) {
+    throw localError(`make the cache folder ${cacheDir}`, error)
+  }
+  throw new BobbinError(
+    'ACCESS_DENIED',
+    `everybody may write to the cache folder ${cacheDir}: run chmod o-w on it, or name another one with --cache`,
+  )
+}
+
+function lockOwnerFile(cacheDir: string): number {
+  const path = ownerPath(cacheDir)
+  for (;;) {
+    let fd: number
+    try {
+      fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o640)
+    } catch (error) {
+      throw localError(`open ${path}`, error)
+    }
+    try {
+      if (!flock(fd, 'exclusive')) {
+        const { facts } = readOwner(cacheDir)
+        const who = facts === undefined ? 'another process' : `process ${facts.pid}`
+        throw new BobbinError(
+          'CACHE_IN_USE',
+          `the cache ${cacheDir} belongs to ${who}: stop it with "bobbin stop", or name another cache with --cache`,
+        )
+      }
+      // Somebody may have deleted the file after we opened it: then our lock guards nothing.
+      if (isSameFile(fd, path)) return fd
+    } catch (error) {
+      closeSync(fd)
+      throw error
+    }
+    closeSync(fd)
+  }
+}
+
+function isSameFile(fd: number, path: string): boolean {
+  try {
+    const [ours, found] = [fstatSync(fd), statSync(path)]
+    return ours.ino === found.ino && ours.dev === found.dev
+  } catch {
+    return false
+  }
+}
+
+/** False: another process holds a lock that excludes ours. */
+function flock(fd: number, kind: 'shared' | 'exclusive'): boolean {
+  const { error, status, stderr } = spawnSync('flock', [kind === 'shared' ? '-s' : '-x', '-n', '3'], {
+    stdio: ['ignore', 'ignore', 'pipe', fd],
+    encoding: 'utf8',
+  })
+  if (error !== undefined) {
+    const isMissing = systemCode(error) === 'ENOENT'
+    throw new BobbinError('LOCAL_IO', isMissing ? 'flock is missing: install util-linux' : `flock: ${error.message}`, {
+      cause: error,
+    })
+  }
+  if (status === 0) return true
+  // Silence is its way of saying "locked"; some file systems cannot lock at all.
+  if (stderr === '') return false
+  throw new BobbinError('LOCAL_IO', `cannot lock the cache: ${stderr.trim()}`)
+}
+
+function parseFacts(text: string): OwnerFacts | undefined {
+  try {
+    const facts = JSON.parse(text) as OwnerFacts
+    return typeof facts.pid === 'number' ? facts : undefined
+  } catch {
+    // Empty: released. Half a text: being written.
+    return undefined
+  }
+}

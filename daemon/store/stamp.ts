@@ -1,0 +1,22 @@
+/**
+ * What a file looked like when its bytes were checked. As long as a file has the same stamp, it is
+ * taken to have the same bytes: whoever writes to it, by whatever means, moves its ctime.
+ *
+ * One hole is known: ctime moves by ticks of the kernel's clock (4 ms or less), so a change in the
+ * very tick of the stamp is not seen until the next full check.
+ */
+import type { BigIntStats } from 'node:fs'
+import type { Brand } from '../model/index.js'
+
+/** `<ino>:<size>:<mtime ns>:<ctime ns>` */
+export type Stamp = Brand<string, 'Stamp'>
+
+const STAMP = /^\d+:\d+:-?\d+:-?\d+$/
+
+export function stampOf(stats: BigIntStats): Stamp {
+  return `${stats.ino}:${stats.size}:${stats.mtimeNs}:${stats.ctimeNs}` as Stamp
+}
+
+export function isStamp(text: string): text is Stamp {
+  return STAMP.test(text)
+}
