@@ -2,8 +2,9 @@ import { BobbinError, formatBytes, formatPhysicalKey } from '../daemon/model/ind
 import { formatManifestHash } from '../daemon/quilt/object-hash.js'
 import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
 import type { IndexNode } from '../daemon/quilt/package-index.js'
-import { findObject } from '../daemon/store/find-object.js'
+import { findObject } from '../daemon/store/index.js'
 import { type Context, type PackageFlags, withPackage } from './context.js'
+import { jsonWith } from './json.js'
 
 interface LsFlags extends PackageFlags {
   readonly recursive?: boolean
@@ -41,41 +42,29 @@ async function printRow(
   node: IndexNode,
   key: string,
   flags: LsFlags,
-  context: Context,
+  { output, settings }: Context,
 ): Promise<void> {
   const { index } = opened
+  if (!flags.json && !flags.long) return output.line(node.kind === 'directory' ? `${key}/` : key)
+  const meta = flags.json && node.hasMetadata ? index.metadata(node.ino) : undefined
   if (node.kind === 'directory') {
-    const row = flags.json && {
-      key: `${key}/`,
-      type: 'directory',
-      size: null,
-      hash: null,
-      hashType: null,
-      physicalKey: null,
-      meta: meta(opened, node),
-    }
-    return context.output.row(row, flags.long ? `${'-'.padStart(10)}  ${' '.repeat(17)}         ${key}/` : `${key}/`)
+    const row = { key: `${key}/`, type: 'directory', size: null, hash: null, hashType: null, physicalKey: null }
+    return output.row(jsonWith(row, { meta: meta ?? '{}' }), `${'-'.padStart(10)}  ${' '.repeat(25)}  ${key}/`)
   }
-  if (!flags.json && !flags.long) return context.output.row(undefined, key)
   const entry = index.entry(node.ino, key)
   const hash = formatManifestHash(entry.hash)
-  const isCached = flags.long ? (await findObject(context.settings.cacheDir, entry)) !== undefined : undefined
-  await context.output.row(
-    flags.json && {
-      key,
-      type: 'file',
-      size: entry.size,
-      hash,
-      hashType: entry.hash.type,
-      physicalKey: formatPhysicalKey(entry.physicalKey),
-      meta: meta(opened, node),
-      ...(isCached !== undefined && { cached: isCached }),
-    },
+  const isCached = flags.long ? (await findObject(settings.cacheDir, entry)) !== undefined : undefined
+  const row = {
+    key,
+    type: 'file',
+    size: entry.size,
+    hash,
+    hashType: entry.hash.type,
+    physicalKey: formatPhysicalKey(entry.physicalKey),
+    ...(isCached !== undefined && { cached: isCached }),
+  }
+  await output.row(
+    jsonWith(row, { meta: meta ?? '{}' }),
     `${formatBytes(entry.size).padStart(10)}  ${hash.slice(0, 16)}…  ${isCached ? 'cached' : '      '}  ${key}`,
   )
-}
-
-function meta(opened: OpenedPackage, node: IndexNode): unknown {
-  const text = node.hasMetadata ? opened.index.metadata(node.ino) : undefined
-  return text === undefined ? {} : (JSON.parse(text) as unknown)
 }

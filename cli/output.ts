@@ -19,17 +19,13 @@ export class Output {
     })
   }
 
-  /** One result: the document with `--json`, else the text. */
-  async result(document: unknown, text: string): Promise<void> {
-    await this.line(this.isJson ? JSON.stringify(document) : text)
-    await this.flush()
-  }
-
-  /** One row of a list. Rows are gathered, and written at the pace of the reader. */
+  /** One result, or one row of a list: the document (a string is JSON text) with `--json`, else the text. */
   async row(document: unknown, text: string): Promise<void> {
-    await this.line(this.isJson ? JSON.stringify(document) : text)
+    if (!this.isJson) await this.line(text)
+    else await this.line(typeof document === 'string' ? document : JSON.stringify(document))
   }
 
+  /** Lines are gathered, and written at the pace of the reader. */
   async line(text: string): Promise<void> {
     this.#pending += `${text}\n`
     if (this.#pending.length > 64 * 1024) await this.flush()

@@ -3,11 +3,11 @@ import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
 import { ROOT_INO } from '../daemon/quilt/package-index.js'
 import { formatRegistry } from '../daemon/quilt/reference.js'
 import { type PackageFlags, withPackage } from './context.js'
+import { jsonWith } from './json.js'
 
-/** The JSON document of `resolve`. */
+/** What `resolve` tells of a revision; the metadata is JSON text. */
 export function packageSummary(opened: OpenedPackage) {
   const { index } = opened
-  const metadata = index.metadata(ROOT_INO)
   return {
     registry: formatRegistry(opened.registry),
     package: opened.name,
@@ -16,7 +16,6 @@ export function packageSummary(opened: OpenedPackage) {
     bytes: index.facts.bytes,
     message: index.message ?? null,
     timestamp: opened.timestampMs > 0 ? new Date(opened.timestampMs).toISOString() : null,
-    metadata: metadata === undefined ? null : (JSON.parse(metadata) as unknown),
     quarantined: index.facts.quarantined,
   }
 }
@@ -24,6 +23,7 @@ export function packageSummary(opened: OpenedPackage) {
 export async function resolve(reference: string, flags: PackageFlags): Promise<void> {
   await withPackage(reference, flags, async (opened, { output }) => {
     const summary = packageSummary(opened)
+    const metadata = opened.index.metadata(ROOT_INO)
     const lines = [
       summary.topHash,
       `  package   ${summary.package}`,
@@ -31,9 +31,12 @@ export async function resolve(reference: string, flags: PackageFlags): Promise<v
       `  entries   ${summary.entries.toLocaleString('en')}, ${formatBytes(summary.bytes)}`,
       ...(summary.timestamp === null ? [] : [`  pushed    ${summary.timestamp}`]),
       ...(summary.message === null ? [] : [`  message   ${summary.message}`]),
-      ...(summary.metadata === null ? [] : [`  metadata  ${JSON.stringify(summary.metadata)}`]),
+      ...(metadata === undefined ? [] : [`  metadata  ${metadata}`]),
     ]
     // In a script `$(bobbin resolve …)` should give the hash and nothing else.
-    await output.result(summary, process.stdout.isTTY ? lines.join('\n') : summary.topHash)
+    await output.row(
+      jsonWith(summary, { metadata: metadata ?? 'null' }),
+      process.stdout.isTTY ? lines.join('\n') : summary.topHash,
+    )
   })
 }

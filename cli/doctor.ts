@@ -1,0 +1,236 @@
+/** Can this machine do it? Each check says what was found, and how to mend what is missing. */
+import { spawnSync } from 'node:child_process'
+import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync, statfsSync } from 'node:fs'
+import { homedir, release, userInfo } from 'node:os'
+import { dirname, join } from 'node:path'
+import { BobbinError, formatBytes } from '../daemon/model/index.js'
+import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
+import { listPackages } from '../daemon/quilt/registry.js'
+import { readOwner } from '../daemon/store/index.js'
+import { type Context, withContext } from './context.js'
+import type { CommonFlags } from './settings.js'
+
+interface Check {
+  readonly check: string
+  readonly ok: boolean
+  readonly found: string
+  /** What to do; empty when nothing is to be done. */
+  readonly fix: string
+  /** Bobbin works without it, but for what `found` says. */
+  readonly isOptional?: boolean
+}
+
+export async function doctor(flags: CommonFlags): Promise<void> {
+  await withContext(flags, async context => {
+    const checks = [
+      node(),
+      fuseDevice(),
+      libfuse(),
+      unmounting(),
+      flock(),
+      allowOther(),
+      cacheFolder(context),
+      daemon(context),
+      credentials(),
+      ...(await registry(context)),
+    ]
+    for (const { check, ok, found, fix, isOptional } of checks) {
+      const mark = ok ? 'ok  ' : isOptional ? 'note' : 'FAIL'
+      await context.output.row(
+        { check, ok, found, fix },
+        `${mark}  ${check.padEnd(12)} ${found}${fix === '' ? '' : `\n                  → ${fix}`}`,
+      )
+    }
+    const failed = checks.filter(({ ok, isOptional }) => !ok && !isOptional)
+    if (failed.length === 0) return
+    await context.output.flush()
+    const isFuse = failed.every(({ check }) => FUSE_CHECKS.includes(check))
+    throw new BobbinError(
+      isFuse ? 'FUSE_UNAVAILABLE' : 'LOCAL_IO',
+      `missing here: ${failed.map(({ check }) => check).join(', ')}`,
+    )
+  })
+}
+
+const FUSE_CHECKS = ['/dev/fuse', 'libfuse', 'unmount']
+
+function isRoot(): boolean {
+  return process.getuid?.() === 0
+}
+
+function node(): Check {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
+  const ok = major > 20 || (major === 20 && minor >= 19)
+  return {
+    check: 'node',
+    ok,
+    found: `${process.version} on Linux ${release()}`,
+    fix: ok ? '' : 'install Node.js 20.19 or newer',
+  }
+}
+
+function fuseDevice(): Check {
+  const check = '/dev/fuse'
+  if (!existsSync(check)) {
+    return {
+      check,
+      ok: false,
+      found: 'not there',
+      fix: 'modprobe fuse (as root); in a container: docker run --device /dev/fuse --cap-add SYS_ADMIN',
+    }
+  }
+  try {
+    accessSync(check, constants.R_OK | constants.W_OK)
+    return { check, ok: true, found: 'readable and writable', fix: '' }
+  } catch {
+    return {
+      check,
+      ok: false,
+      found: `not open to ${userInfo().username}`,
+      fix: 'chmod 666 /dev/fuse (as root), which is how most systems have it',
+    }
+  }
+}
+
+/** Where the dynamic loader looks on Debian, Ubuntu, Fedora, Arch and Alpine. */
+const LIBRARY_FOLDERS = ['/lib', '/lib64', '/usr/lib', '/usr/lib64', '/usr/local/lib']
+
+function libfuse(): Check {
+  const folders = LIBRARY_FOLDERS.flatMap(folder => [folder, ...listFolders(folder)])
+  const found = folders.map(folder => join(folder, 'libfuse.so.2')).find(path => existsSync(path))
+  return found === undefined
+    ? {
+        check: 'libfuse',
+        ok: false,
+        found: 'libfuse.so.2 is not there',
+        fix: 'apt-get install libfuse2 (Ubuntu 24.04, Debian 13: libfuse2t64)',
+      }
+    : { check: 'libfuse', ok: true, found, fix: '' }
+}
+
+function listFolders(folder: string): string[] {
+  try {
+    return readdirSync(folder)
+      .filter(name => name.endsWith('-linux-gnu') || name.endsWith('-linux-musl'))
+      .map(name => join(folder, name))
+  } catch {
+    return []
+  }
+}
+
+function unmounting(): Check {
+  const helper = ['fusermount', 'fusermount3'].find(name => onPath(name))
+  if (isRoot()) return { check: 'unmount', ok: true, found: 'root mounts and unmounts by itself', fix: '' }
+  return helper === undefined
+    ? { check: 'unmount', ok: false, found: 'no fusermount', fix: 'apt-get install fuse3, or run as root' }
+    : { check: 'unmount', ok: true, found: helper, fix: '' }
+}
+
+function onPath(name: string): boolean {
+  return (process.env.PATH ?? '').split(':').some(folder => folder !== '' && existsSync(join(folder, name)))
+}
+
+function flock(): Check {
+  const ok = spawnSync('flock', ['--version']).status === 0
+  return { check: 'flock', ok, found: ok ? 'there' : 'no flock(1)', fix: ok ? '' : 'apt-get install util-linux' }
+}
+
+function allowOther(): Check {
+  const check = 'allow_other'
+  if (isRoot()) return { check, ok: true, found: 'root may let other users and containers in', fix: '' }
+  let isSet = false
+  try {
+    isSet = /^\s*user_allow_other\b/m.test(readFileSync('/etc/fuse.conf', 'utf8'))
+  } catch {
+    // Without the file it is not set.
+  }
+  return isSet
+    ? { check, ok: true, found: 'user_allow_other is set', fix: '' }
+    : {
+        check,
+        ok: false,
+        isOptional: true,
+        found: 'only you can enter your mounts; containers cannot',
+        fix: 'echo user_allow_other >> /etc/fuse.conf (as root)',
+      }
+}
+
+function cacheFolder({ settings }: Context): Check {
+  const { cacheDir } = settings
+  try {
+    let nearest = cacheDir
+    while (!existsSync(nearest)) nearest = dirname(nearest)
+    accessSync(nearest, constants.W_OK)
+    if (nearest === cacheDir) mkdirSync(join(cacheDir, 'tmp'), { recursive: true, mode: 0o750 })
+    const { bavail, bsize } = statfsSync(nearest)
+    return { check: 'cache', ok: true, found: `${cacheDir}, ${formatBytes(bavail * bsize)} free`, fix: '' }
+  } catch (error) {
+    return {
+      check: 'cache',
+      ok: false,
+      found: `${cacheDir}: ${error instanceof Error ? error.message : error}`,
+      fix: 'choose another folder with --cache or BOBBIN_CACHE',
+    }
+  }
+}
+
+function daemon({ settings }: Context): Check {
+  const owner = existsSync(settings.cacheDir) ? readOwner(settings.cacheDir) : undefined
+  return owner?.isHeld
+    ? { check: 'daemon', ok: true, found: `runs as process ${owner.facts?.pid ?? '?'}`, fix: '' }
+    : { check: 'daemon', ok: true, found: 'none runs; mount starts one', fix: '' }
+}
+
+function credentials(): Check {
+  const check = 'credentials'
+  const dataHome = process.env.XDG_DATA_HOME || join(homedir(), '.local', 'share')
+  const places: [boolean, string][] = [
+    [existsSync(join(dataHome, 'Quilt', 'credentials.json')), "Quilt's credentials.json"],
+    [Boolean(process.env.AWS_ACCESS_KEY_ID), 'AWS_ACCESS_KEY_ID'],
+    [Boolean(process.env.AWS_PROFILE), `AWS_PROFILE=${process.env.AWS_PROFILE}`],
+    [
+      existsSync(process.env.AWS_SHARED_CREDENTIALS_FILE ?? join(homedir(), '.aws', 'credentials')),
+      '~/.aws/credentials',
+    ],
+    [
+      Boolean(process.env.AWS_WEB_IDENTITY_TOKEN_FILE ?? process.env.AWS_CONTAINER_CREDENTIALS_RELATIVE_URI),
+      'a role of this container',
+    ],
+  ]
+  const found = places.filter(([isThere]) => isThere).map(([, name]) => name)
+  return found.length > 0
+    ? { check, ok: true, found: found.join(', '), fix: '' }
+    : {
+        check,
+        ok: false,
+        isOptional: true,
+        found: 'none seen: only public buckets and folders (an EC2 role is asked for when it is needed)',
+        fix: 'quilt3 login, aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY',
+      }
+}
+
+async function registry({ settings, source, signal }: Context): Promise<Check[]> {
+  if (settings.registry === undefined) return []
+  const check = 'registry'
+  try {
+    const parsed = parseRegistry(settings.registry)
+    const first = await listPackages(source, parsed, { signal }).next()
+    return [
+      {
+        check,
+        ok: true,
+        found: `${formatRegistry(parsed)} answers${first.done ? ', and holds no package' : ''}`,
+        fix: '',
+      },
+    ]
+  } catch (error) {
+    return [
+      {
+        check,
+        ok: false,
+        found: error instanceof Error ? error.message : String(error),
+        fix: 'look at BOBBIN_REGISTRY, the network and the credentials',
+      },
+    ]
+  }
+}
