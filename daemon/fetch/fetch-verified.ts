@@ -1,0 +1,125 @@
+/**
+ * One object, from its physical key into an open file, checked: what the fetcher, `install` and
+ * `cat` share. Large objects of type sha2-256-chunked come chunk by chunk, several at a time; their
+ * value is the hash of the chunks' hashes, in order. The other types need their bytes in order.
+ */
+import { setMaxListeners } from 'node:events'
+import { ftruncateSync } from 'node:fs'
+import { BobbinError, formatPhysicalKey, hasCode, type Log, type ObjectSpec } from '../model/index.js'
+import { chunkBytes, chunkCount, combineChunkDigests } from '../quilt/object-hash.js'
+import type { JobOptions, Workers } from './workers.js'
+
+export interface FetchVerifiedOptions extends JobOptions {
+  /** Names the object in messages; an entry's key. */
+  readonly label?: string | undefined
+  readonly log: Log
+  /** Called before the second try. */
+  readonly onRefetch?: () => void
+}
+
+/**
+ * Leaves exactly the object's bytes in the file, or throws. What is wrong is fetched once more on a
+ * fresh connection, then OBJECT_CORRUPT; other errors are the source's (OBJECT_GONE, ACCESS_DENIED,
+ * UPSTREAM_UNAVAILABLE), STORE_FULL and INTERRUPTED. When it returns, nobody writes to the file.
+ */
+export async function fetchVerified(
+  workers: Workers,
+  spec: ObjectSpec,
+  fd: number,
+  options: FetchVerifiedOptions,
+): Promise<void> {
+  try {
+    try {
+      await fetchOnce(workers, spec, fd, false, options)
+    } catch (error) {
+      if (!hasCode(error, 'OBJECT_CORRUPT')) throw error
+      options.log.warn(fieldsOf(spec, options.label), `${error.message}; fetching it once more`)
+      options.onRefetch?.()
+      await fetchOnce(workers, spec, fd, true, options)
+    }
+  } catch (error) {
+    if (hasCode(error, 'OBJECT_CORRUPT')) options.log.error(fieldsOf(spec, options.label), error.message)
+    throw withLabel(error, options.label)
+  }
+}
+
+function fieldsOf({ physicalKey, size, hash }: ObjectSpec, label: string | undefined): object {
+  return { key: label, physicalKey: formatPhysicalKey(physicalKey), size, hashType: hash.type, expected: hash.hex }
+}
+
+function withLabel(error: unknown, label: string | undefined): unknown {
+  if (label === undefined || !(error instanceof BobbinError) || error.code === 'INTERRUPTED') return error
+  return new BobbinError(error.code, `${label}: ${error.message}`, { cause: error })
+}
+
+async function fetchOnce(
+  workers: Workers,
+  spec: ObjectSpec,
+  fd: number,
+  isFresh: boolean,
+  options: FetchVerifiedOptions,
+): Promise<void> {
+  const { physicalKey, size, hash } = spec
+  // A first try may have left more bytes than there are.
+  if (isFresh) ftruncateSync(fd, 0)
+  const isByChunk = hash.type === 'sha2-256-chunked' && chunkCount(size) > 1
+  const job = { kind: 'fetch', key: physicalKey, objectBytes: size, hashType: hash.type, fd, isFresh } as const
+  const found = isByChunk ? await fetchChunks(workers, spec, fd, isFresh, options) : await workers.fetch(job, options)
+  if (found === hash.hex) return
+  throw new BobbinError(
+    'OBJECT_CORRUPT',
+    `${formatPhysicalKey(physicalKey)} hashes to ${found}, the manifest says ${hash.hex} (${hash.type})`,
+  )
+}
+
+async function fetchChunks(
+  workers: Workers,
+  spec: ObjectSpec,
+  fd: number,
+  isFresh: boolean,
+  options: FetchVerifiedOptions,
+): Promise<string> {
+  const chunk = chunkBytes(spec.size)
+  const failed = new AbortController()
+  const signal = options.signal ? AbortSignal.any([options.signal, failed.signal]) : failed.signal
+  // One listener a chunk that is under way.
+  setMaxListeners(0, signal)
+  const progress = new SumOfProgress(options.onBytes)
+  const fetchChunk = async (index: number): Promise<Buffer> => {
+    const start = index * chunk
+    const range = { start, length: Math.min(chunk, spec.size - start) }
+    const job = { kind: 'fetch', key: spec.physicalKey, objectBytes: spec.size, fd, isFresh } as const
+    const hex = await workers.fetch({ ...job, range, hashType: 'SHA256' }, { signal, onBytes: progress.next() })
+    return Buffer.from(hex, 'hex')
+  }
+  let firstError: unknown
+  const chunks = Array.from({ length: chunkCount(spec.size) }, (_, index) =>
+    workers.chunkLimit(fetchChunk, index).catch((error: unknown) => {
+      firstError ??= error
+      failed.abort()
+      return undefined
+    }),
+  )
+  // All of them, also after a failure: they write to the file.
+  const digests = await Promise.all(chunks)
+  if (firstError !== undefined) throw firstError
+  return combineChunkDigests(digests as Buffer[])
+}
+
+/** Adds up what several jobs report. */
+class SumOfProgress {
+  #sum = 0
+
+  constructor(private readonly onBytes: ((bytes: number) => void) | undefined) {}
+
+  next(): ((bytes: number) => void) | undefined {
+    const { onBytes } = this
+    if (onBytes === undefined) return undefined
+    let reported = 0
+    return bytes => {
+      this.#sum += bytes - reported
+      reported = bytes
+      onBytes(this.#sum)
+    }
+  }
+}

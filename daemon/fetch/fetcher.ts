@@ -1,0 +1,201 @@
+/**
+ * Opens objects: from the store where they are, else fetched into it.
+ *
+ * Callers who want one object at the same time share one fetch (a flight), which is given up only
+ * when all of them have. FETCHES_MAX objects are fetched at a time; who comes later waits in line,
+ * up to WAITING_MAX of them.
+ */
+import pLimit from 'p-limit'
+import {
+  BobbinError,
+  formatPhysicalKey,
+  hasCode,
+  type Log,
+  type ObjectSpec,
+  silentLog,
+  throwIfAborted,
+} from '../model/index.js'
+import { type ObjectHandle, type ObjectStore, objectId, type StoredObject } from '../store/index.js'
+import { fetchVerified } from './fetch-verified.js'
+import type { Workers } from './workers.js'
+
+export type { ObjectHandle } from '../store/index.js'
+
+export interface FetcherOptions {
+  readonly store: ObjectStore
+  readonly workers: Workers
+  readonly log?: Log
+}
+
+export interface FetchOptions {
+  readonly signal?: AbortSignal | undefined
+  /** Names the object in messages; an entry's key. */
+  readonly label?: string | undefined
+}
+
+export interface FetchStats {
+  /** Fetched, checked and stored. */
+  readonly objects: number
+  readonly bytes: number
+  /** Opened without fetching. */
+  readonly hits: number
+  /** Second tries, after bytes that were wrong. */
+  readonly refetches: number
+  /** Given up as OBJECT_CORRUPT. */
+  readonly refused: number
+  /** Failed for another reason than that nobody wanted it any more. */
+  readonly errors: number
+  readonly inFlight: number
+  readonly queued: number
+}
+
+/** Small objects are mostly waiting for the network: more at a time hardly helps on one host's link. */
+const FETCHES_MAX = 32
+/** Readers beyond this get an error at once: far more than a machine has threads that read. */
+const WAITING_MAX = 100_000
+
+interface Flight {
+  /** A handle of the flight's own, which each waiter clones and the last one closes. */
+  readonly object: Promise<StoredObject>
+  readonly controller: AbortController
+  readonly from: string
+  waiters: number
+}
+
+export class Fetcher {
+  readonly #store: ObjectStore
+  readonly #workers: Workers
+  readonly #log: Log
+  readonly #limit = pLimit(FETCHES_MAX)
+  /** By object and size: a manifest that lies about a size must not fail those that do not. */
+  readonly #flights = new Map<string, Flight>()
+  readonly #closing = new AbortController()
+  #counts = { objects: 0, bytes: 0, hits: 0, refetches: 0, refused: 0, errors: 0 }
+
+  constructor({ store, workers, log }: FetcherOptions) {
+    this.#store = store
+    this.#workers = workers
+    this.#log = log ?? silentLog
+  }
+
+  /**
+   * An open, verified object. Whoever opened it closes it. Throws OBJECT_CORRUPT (after one
+   * refetch), OBJECT_GONE, ACCESS_DENIED, UPSTREAM_UNAVAILABLE, STORE_FULL, LOCAL_IO, INTERRUPTED.
+   */
+  async open(spec: ObjectSpec, options: FetchOptions = {}): Promise<ObjectHandle> {
+    const id = `${objectId(spec)}:${spec.size}`
+    for (;;) {
+      throwIfAborted(options.signal)
+      throwIfAborted(this.#closing.signal)
+      let flight = this.#flights.get(id)
+      const isOurs = flight === undefined
+      if (flight === undefined) {
+        const object = this.#store.openNow(spec)
+        if (object !== undefined) {
+          this.#counts.hits++
+          return object
+        }
+        flight = this.#start(id, spec, options.label)
+      }
+      try {
+        return await this.#join(id, flight, options.signal)
+      } catch (error) {
+        // The same bytes under another address: ours may still work.
+        const isAnother = !isOurs && flight.from !== formatPhysicalKey(spec.physicalKey)
+        if (!isAnother || options.signal?.aborted || hasCode(error, 'STORE_FULL', 'LOCAL_IO')) throw error
+      }
+    }
+  }
+
+  stats(): FetchStats {
+    return { ...this.#counts, inFlight: this.#limit.activeCount, queued: this.#limit.pendingCount }
+  }
+
+  /** Gives up what is under way and waits until it has stopped. Store and workers are the caller's to close. */
+  async close(): Promise<void> {
+    this.#closing.abort()
+    const flights = [...this.#flights.values()]
+    for (const flight of flights) flight.controller.abort()
+    await Promise.allSettled(flights.map(flight => flight.object))
+  }
+
+  #start(id: string, spec: ObjectSpec, label: string | undefined): Flight {
+    if (this.#limit.pendingCount >= WAITING_MAX) {
+      throw new BobbinError('UPSTREAM_UNAVAILABLE', `${label ?? id}: ${WAITING_MAX} fetches are waiting already`)
+    }
+    const controller = new AbortController()
+    const object = this.#openOrFetch(spec, label, controller.signal)
+    const flight = { object, controller, from: formatPhysicalKey(spec.physicalKey), waiters: 0 }
+    this.#flights.set(id, flight)
+    const land = () => this.#land(id, flight)
+    object.then(land, land)
+    return flight
+  }
+
+  async #join(id: string, flight: Flight, signal: AbortSignal | undefined): Promise<StoredObject> {
+    flight.waiters++
+    try {
+      return (await untilAborted(flight.object, signal)).clone()
+    } finally {
+      if (--flight.waiters === 0) {
+        // Whoever comes from now on starts anew.
+        this.#land(id, flight)
+        flight.controller.abort()
+        flight.object.then(
+          object => object.close(),
+          () => {},
+        )
+      }
+    }
+  }
+
+  #land(id: string, flight: Flight): void {
+    if (this.#flights.get(id) === flight) this.#flights.delete(id)
+  }
+
+  async #openOrFetch(spec: ObjectSpec, label: string | undefined, signal: AbortSignal): Promise<StoredObject> {
+    try {
+      const present = await this.#store.open(spec)
+      if (present !== undefined) {
+        this.#counts.hits++
+        return present
+      }
+      return await this.#limit(() => this.#fetch(spec, label, signal))
+    } catch (error) {
+      if (hasCode(error, 'OBJECT_CORRUPT')) this.#counts.refused++
+      else if (!hasCode(error, 'INTERRUPTED')) this.#counts.errors++
+      throw error
+    }
+  }
+
+  async #fetch(spec: ObjectSpec, label: string | undefined, signal: AbortSignal): Promise<StoredObject> {
+    throwIfAborted(signal)
+    const reservation = await this.#store.reserve(spec.size, { signal })
+    try {
+      await fetchVerified(this.#workers, spec, reservation.fd, {
+        signal,
+        label,
+        log: this.#log,
+        onRefetch: () => {
+          this.#counts.refetches++
+        },
+      })
+      throwIfAborted(signal)
+      const object = this.#store.admit(spec, reservation)
+      this.#counts.objects++
+      this.#counts.bytes += spec.size
+      return object
+    } finally {
+      reservation.discard()
+    }
+  }
+}
+
+function untilAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return promise
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(new BobbinError('INTERRUPTED', 'interrupted'))
+    signal.addEventListener('abort', onAbort, { once: true })
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort))
+  })
+}

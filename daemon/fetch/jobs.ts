@@ -1,0 +1,158 @@
+/**
+ * What a worker does, whole: fetch bytes into a file while hashing them, or hash a file.
+ *
+ * Files are written and read synchronously here: a worker has nothing else to do, and Node.js's
+ * thread pool would cost a hand-over for every piece. Descriptors are shared by all threads of the
+ * process, so a job gets the number of a file that somebody else opened and will close.
+ */
+import { closeSync, constants, fstatSync, openSync, readSync, writeSync } from 'node:fs'
+import {
+  BobbinError,
+  type ByteRange,
+  formatPhysicalKey,
+  type HashType,
+  localError,
+  type PhysicalKey,
+  type Source,
+  systemCode,
+} from '../model/index.js'
+import { createObjectHasher } from '../quilt/object-hash.js'
+import type { JobControl } from './job-control.js'
+
+/** Fetches an object, or a range of it, into a file, at the same position. */
+export interface FetchJob {
+  readonly kind: 'fetch'
+  readonly key: PhysicalKey
+  /** Default: the whole object. */
+  readonly range?: ByteRange
+  /** Of the whole object, as the manifest says. Bytes. */
+  readonly objectBytes: number
+  /** Of what is fetched. */
+  readonly hashType: HashType
+  readonly fd: number
+  /** Not over a connection that was used before: what came over it was wrong. */
+  readonly isFresh: boolean
+}
+
+/** Hashes a range of an open file. */
+export interface HashJob {
+  readonly kind: 'hash'
+  readonly fd: number
+  readonly range: ByteRange
+  /** Of what is hashed. */
+  readonly hashType: HashType
+}
+
+export interface FileToHash {
+  readonly path: string
+  /** Bytes. */
+  readonly size: number
+  readonly hashType: HashType
+}
+
+/** Hashes files, following symbolic links. */
+export interface HashFilesJob {
+  readonly kind: 'hash-files'
+  readonly files: readonly FileToHash[]
+}
+
+/** `different`: it is no regular file of that size, and was not read. */
+export type HashedFile = { readonly hex: string } | 'missing' | 'different'
+
+export type Job = FetchJob | HashJob | HashFilesJob
+
+/** The hash (hex) of the bytes. Throws OBJECT_CORRUPT when the object has another size, and what the source throws. */
+export async function runFetch(job: FetchJob, source: Source, control: JobControl): Promise<string> {
+  const { key, range, objectBytes, fd } = job
+  const start = range?.start ?? 0
+  const length = range?.length ?? objectBytes
+  const { signal } = control
+  const reading = await source.read(key, range === undefined ? { signal } : { range, signal })
+  const hasher = await createObjectHasher(job.hashType, length)
+  let done = 0
+  // Leaving the loop early closes the reading, also by the throws.
+  for await (const chunk of reading.chunks) {
+    control.throwIfCancelled()
+    if (reading.objectBytes !== undefined && reading.objectBytes !== objectBytes) break
+    if (done + chunk.length > length) throw sizeError(key, objectBytes, reading.objectBytes)
+    hasher.update(chunk)
+    writeFully(fd, chunk, start + done)
+    done += chunk.length
+    control.addBytes(chunk.length)
+  }
+  if (done !== length || (reading.objectBytes ?? objectBytes) !== objectBytes) {
+    throw sizeError(key, objectBytes, reading.objectBytes ?? start + done)
+  }
+  return hasher.digest()
+}
+
+function sizeError(key: PhysicalKey, expected: number, found: number | undefined): BobbinError {
+  const size = found === undefined ? 'more' : String(found)
+  return new BobbinError(
+    'OBJECT_CORRUPT',
+    `${formatPhysicalKey(key)} has ${size} bytes, the manifest says ${expected}: the object was changed after the package was made`,
+  )
+}
+
+function writeFully(fd: number, bytes: Uint8Array, position: number): void {
+  try {
+    for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at, bytes.length - at, position + at)
+  } catch (error) {
+    throw localError('write the fetched object', error)
+  }
+}
+
+const READ_BYTES = 1 << 20
+/** One a thread: jobs that use it do not wait in between. */
+let readBuffer: Buffer | undefined
+
+/** The hash (hex) of the bytes that are there, also when they are fewer. */
+export async function runHash(job: HashJob, control: JobControl): Promise<string> {
+  const { fd, range } = job
+  const hasher = await createObjectHasher(job.hashType, range.length)
+  readBuffer ??= Buffer.allocUnsafeSlow(READ_BYTES)
+  for (let done = 0; done < range.length; ) {
+    control.throwIfCancelled()
+    let bytes: number
+    try {
+      bytes = readSync(fd, readBuffer, 0, Math.min(READ_BYTES, range.length - done), range.start + done)
+    } catch (error) {
+      throw localError('read a file to hash it', error)
+    }
+    if (bytes === 0) break
+    hasher.update(readBuffer.subarray(0, bytes))
+    done += bytes
+    control.addBytes(bytes)
+  }
+  return hasher.digest()
+}
+
+export async function runHashFiles(job: HashFilesJob, control: JobControl): Promise<HashedFile[]> {
+  const found: HashedFile[] = []
+  for (const file of job.files) {
+    control.throwIfCancelled()
+    found.push(await hashNamedFile(file, control))
+  }
+  return found
+}
+
+async function hashNamedFile({ path, size, hashType }: FileToHash, control: JobControl): Promise<HashedFile> {
+  let fd: number
+  try {
+    // A fifo must not make us wait, a terminal must not become ours.
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
+  } catch (error) {
+    const code = systemCode(error) ?? ''
+    if (['ENOENT', 'ENOTDIR', 'ELOOP'].includes(code)) return 'missing'
+    // A socket, or a device without its hardware.
+    if (['ENXIO', 'ENODEV'].includes(code)) return 'different'
+    throw localError(`read ${path}`, error)
+  }
+  try {
+    const stats = fstatSync(fd)
+    if (!stats.isFile() || stats.size !== size) return 'different'
+    return { hex: await runHash({ kind: 'hash', fd, range: { start: 0, length: size }, hashType }, control) }
+  } finally {
+    closeSync(fd)
+  }
+}
