@@ -34,8 +34,8 @@ export interface Vectors {
       readonly result_hex: string
     }[]
   }
-  readonly top_hash_cases: readonly Readonly<Record<string, unknown>>[]
-  readonly known_answers: Readonly<Record<string, Readonly<Record<string, unknown>>>>
+  readonly top_hash_cases: readonly { readonly name: string; readonly manifest: string; readonly top_hash: string }[]
+  readonly known_answers: Readonly<Record<string, { readonly manifest: string; readonly top_hash: string }>>
   readonly canonical_json: readonly { readonly json_in: string; readonly canonical: string }[]
   readonly physical_key_parse: readonly {
     readonly uri: string
