@@ -15,6 +15,8 @@ export interface FetchVerifiedOptions extends JobOptions {
   readonly log: Log
   /** Called before the second try. */
   readonly onRefetch?: () => void
+  /** Do not try twice: the caller knows another place. */
+  readonly isOneOfMany?: boolean
 }
 
 /**
@@ -32,13 +34,14 @@ export async function fetchVerified(
     try {
       await fetchOnce(workers, spec, fd, false, options)
     } catch (error) {
-      if (!hasCode(error, 'OBJECT_CORRUPT')) throw error
+      if (!hasCode(error, 'OBJECT_CORRUPT') || options.isOneOfMany) throw error
       options.log.warn(fieldsOf(spec, options.label), `${error.message}; fetching it once more`)
       options.onRefetch?.()
       await fetchOnce(workers, spec, fd, true, options)
     }
   } catch (error) {
-    if (hasCode(error, 'OBJECT_CORRUPT')) options.log.error(fieldsOf(spec, options.label), error.message)
+    if (hasCode(error, 'OBJECT_CORRUPT') && !options.isOneOfMany)
+      options.log.error(fieldsOf(spec, options.label), error.message)
     throw withLabel(error, options.label)
   }
 }

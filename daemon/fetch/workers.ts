@@ -1,8 +1,8 @@
 /**
  * The threads that fetch and hash: one pool a process, as many threads as cores, many jobs a thread
- * (they mostly wait for the network). Small jobs run in the calling thread, where that is faster.
- *
- * Threads start with the first job that needs one, and do not keep the process alive.
+ * (they mostly wait for the network). They start with the first job and do not keep the process
+ * alive. Measured on 2 cores: a worker is faster than the calling thread for large objects, and for
+ * 100 KB ones too (2,050 against 940 files/s out of a folder, 500 against 410 out of S3).
  */
 import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
@@ -16,10 +16,8 @@ import type { SourceConfig } from './source/index.js'
 import type { WorkerTask } from './worker.js'
 
 export interface WorkersOptions {
-  /** Default: one a core. */
+  /** Default: one a core. 0: jobs run in the calling thread, for who has one small object and no time. */
   readonly threads?: number
-  /** Jobs of up to this many bytes run in the calling thread. Default: INLINE_BYTES_MAX. */
-  readonly inlineBytesMax?: number
 }
 
 export interface JobOptions {
@@ -27,8 +25,6 @@ export interface JobOptions {
   /** Bytes so far, now and then. */
   readonly onBytes?: ((bytes: number) => void) | undefined
 }
-
-const INLINE_BYTES_MAX = 256 * 1024
 
 /** Enough that a thread always has bytes to work on while other jobs wait for their first one. */
 const JOBS_A_THREAD = 64
@@ -41,7 +37,6 @@ export class Workers {
   /** Jobs for chunks of large objects go through here. */
   readonly chunkLimit = pLimit(CHUNK_JOBS_MAX)
   readonly #inline: JobRunner
-  readonly #inlineBytesMax: number
   #pool: Piscina<WorkerTask, Outcome> | undefined
   #isClosed = false
 
@@ -50,23 +45,21 @@ export class Workers {
     options: WorkersOptions = {},
   ) {
     this.threads = options.threads ?? availableParallelism()
-    this.#inlineBytesMax = options.inlineBytesMax ?? INLINE_BYTES_MAX
     this.#inline = new JobRunner(sourceConfig)
   }
 
   /** The hash (hex) of what was fetched. */
   async fetch(job: FetchJob, options: JobOptions = {}): Promise<string> {
-    return (await this.#run(job, job.range?.length ?? job.objectBytes, options)) as string
+    return (await this.#run(job, options)) as string
   }
 
   /** The hash (hex) of a range of an open file. */
   async hash(job: HashJob, options: JobOptions = {}): Promise<string> {
-    return (await this.#run(job, job.range.length, options)) as string
+    return (await this.#run(job, options)) as string
   }
 
   async hashFiles(job: HashFilesJob, options: JobOptions = {}): Promise<HashedFile[]> {
-    // Never in the calling thread: there is always another batch for it to prepare.
-    return (await this.#run(job, Infinity, options)) as HashedFile[]
+    return (await this.#run(job, options)) as HashedFile[]
   }
 
   /** Ends the threads. Whoever has jobs under way cancels them first and waits. */
@@ -76,15 +69,14 @@ export class Workers {
     await this.#pool?.destroy()
   }
 
-  async #run(job: Job, bytes: number, { signal, onBytes }: JobOptions): Promise<unknown> {
+  async #run(job: Job, { signal, onBytes }: JobOptions): Promise<unknown> {
     throwIfAborted(signal)
     const control = new JobControl()
     const cancel = () => control.cancel()
     signal?.addEventListener('abort', cancel)
     const timer = onBytes && setInterval(() => onBytes(control.bytes), PROGRESS_MS)
     try {
-      const outcome =
-        bytes <= this.#inlineBytesMax ? await this.#inline.run(job, control) : await this.#runInPool(job, control)
+      const outcome = await (this.threads === 0 ? this.#inline.run(job, control) : this.#runInPool(job, control))
       if ('code' in outcome) throw new BobbinError(outcome.code, outcome.message)
       onBytes?.(control.bytes)
       return outcome.value
