@@ -20,7 +20,7 @@ import { closeSync, openSync, readFileSync, renameSync, rmSync, writeSync } from
 import { open } from 'node:fs/promises'
 import { type Log, localError, systemCode } from '../model/index.js'
 import { isObjectId, type ObjectId } from './layout.js'
-import { isStamp, type Stamp } from './stamp.js'
+import { isStampOfSize, type Stamp } from './stamp.js'
 
 const HEADER = 'bobbin-journal 1'
 const LINES_A_WRITE = 2000
@@ -71,7 +71,13 @@ export async function loadJournal(path: string, bootId: string): Promise<LoadedJ
     }
     entries.delete(id)
     const bytes = size !== undefined && /^\d{1,15}$/.test(size) ? Number(size) : undefined
-    if (sign === '+' && bytes !== undefined && stamp !== undefined && isStamp(stamp) && rest === undefined) {
+    if (
+      sign === '+' &&
+      bytes !== undefined &&
+      stamp !== undefined &&
+      isStampOfSize(stamp, bytes) &&
+      rest === undefined
+    ) {
       entries.set(id, { size: bytes, stamp })
     } else if (sign === '?' && bytes !== undefined && stamp === undefined) {
       entries.set(id, { size: bytes, stamp: undefined })

@@ -24,14 +24,15 @@ export async function recoverObjects(
   const present = new Set<ObjectId>()
   for await (const id of walkObjects(cacheDir)) {
     present.add(id)
-    if (journal.entries.has(id)) continue
+    // A stamp holds the size, and is compared with the file before it is believed.
+    if (journal.entries.get(id)?.stamp !== undefined) continue
     const stats = await lstat(objectPath(cacheDir, id)).catch(() => undefined)
     if (stats === undefined) continue
-    unknown++
-    // Never heard of, so it counts as least recently used.
+    if (!journal.entries.has(id)) unknown++
+    // Never heard of, or never checked: it counts as least recently used.
     known.set(id, { size: stats.size, stamp: undefined })
   }
-  for (const [id, entry] of journal.entries) if (present.has(id)) known.set(id, entry)
+  for (const [id, entry] of journal.entries) if (present.has(id) && entry.stamp !== undefined) known.set(id, entry)
   if (known.size > 0) log.info({ objects: known.size, unknown }, 'looked through the store after an unclean end')
   return { entries: known, isComplete: false }
 }

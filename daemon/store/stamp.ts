@@ -11,12 +11,12 @@ import type { Brand } from '../model/index.js'
 /** `<ino>:<size>:<mtime ns>:<ctime ns>` */
 export type Stamp = Brand<string, 'Stamp'>
 
-const STAMP = /^\d+:\d+:-?\d+:-?\d+$/
+const STAMP = /^\d+:(\d+):-?\d+:-?\d+$/
 
 export function stampOf(stats: BigIntStats): Stamp {
   return `${stats.ino}:${stats.size}:${stats.mtimeNs}:${stats.ctimeNs}` as Stamp
 }
 
-export function isStamp(text: string): text is Stamp {
-  return STAMP.test(text)
+export function isStampOfSize(text: string, size: number): text is Stamp {
+  return STAMP.exec(text)?.[1] === String(size)
 }
