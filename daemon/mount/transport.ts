@@ -1,0 +1,68 @@
+/**
+ * The port to the kernel: what makes a package appear at a mountpoint.
+ *
+ * Contract:
+ *  - `mount` returns when the mount answers; the mountpoint has been looked at before (mount-table.ts).
+ *  - the transport answers names, attributes and directories from the package index alone, and asks
+ *    the `ObjectProvider` for bytes: once an open, and for nothing else. It may live in another
+ *    process, which then maps `opened.indexPath`.
+ *  - nothing of ours ever touches our own mount, not even with `stat`: the kernel would wait for us.
+ *  - every wait ends: the provider's errors become errnos (errno.ts), and it gives up by itself.
+ *  - INDEX_DAMAGED is mended by `opened.rebuild()` and not shown, unless that fails.
+ *
+ * The suite that holds every adapter to this is test/suites/fuse-transport.ts.
+ */
+import type { Log, ObjectSpec } from '../model/index.js'
+import type { OpenedPackage } from '../quilt/package-cache.js'
+
+export const TRANSPORTS = ['fuse-native'] as const
+export type TransportName = (typeof TRANSPORTS)[number]
+
+/** How opened files are served; how it was chosen is the transport's business. */
+export type OpenMode = 'cached'
+
+export interface FuseTransport {
+  readonly name: TransportName
+  /** Throws FUSE_UNAVAILABLE (with what to do), MOUNTPOINT_UNUSABLE, LOCAL_IO. */
+  mount(request: MountRequest): Promise<TransportMount>
+}
+
+export interface MountOptions {
+  /** Other users may enter, as containers need. */
+  readonly allowOther: boolean
+  readonly uid: number
+  readonly gid: number
+  /** Mode bits to take away. */
+  readonly umask: number
+}
+
+export interface MountRequest {
+  /** Absolute; a folder, empty, and not a mountpoint. */
+  readonly mountpoint: string
+  readonly opened: OpenedPackage
+  readonly objects: ObjectProvider
+  readonly options: MountOptions
+  readonly log: Log
+}
+
+/** Where a mount gets verified bytes from. */
+export interface ObjectProvider {
+  /** Waits until the whole object is here and checked. Throws as `Fetcher.open`. */
+  open(spec: ObjectSpec, options: { readonly label: string }): Promise<ProvidedObject>
+  /** Without touching the disk. */
+  stateOf(spec: ObjectSpec): 'absent' | 'unchecked' | 'checked'
+}
+
+export interface ProvidedObject {
+  readonly fd: number
+  readonly path: string
+  close(): Promise<void>
+}
+
+export interface TransportMount {
+  readonly openMode: OpenMode
+  /** Resolves when the mount has gone, whoever unmounted it. */
+  readonly closed: Promise<void>
+  /** Throws ALREADY_MOUNTED when files are open, unless `isForced`: then it vanishes now, and open files last until they are closed. */
+  unmount(options: { readonly isForced: boolean }): Promise<void>
+}
