@@ -92,9 +92,9 @@ forPackage(program.command('mount <PKG> <DIR>').description('mount a package; re
 common(program.command('umount <DIR>').description('unmount'))
   .option('-f, --force', 'also while files are open: they stay readable until they are closed')
   .action(async (dir, flags) => (await import('./umount.js')).umount(dir, flags))
-common(program.command('stop').description('stop the daemon and all its mounts')).action(async flags =>
-  (await import('./stop.js')).stop(flags),
-)
+common(program.command('stop').description('stop the daemon and all its mounts'))
+  .option('-f, --force', 'also while files are open')
+  .action(async flags => (await import('./stop.js')).stop(flags))
 common(program.command('status').description('mounts, cache and fetches of the daemon')).action(async flags =>
   (await import('./status.js')).status(flags),
 )

@@ -1,0 +1,33 @@
+import { findDaemon } from '../daemon/control/client.js'
+import { BobbinError, formatBytes, formatDuration } from '../daemon/model/index.js'
+import { withContext } from './context.js'
+import { table } from './output.js'
+import type { CommonFlags } from './settings.js'
+
+export async function status(flags: CommonFlags): Promise<void> {
+  await withContext(flags, async ({ settings, output }) => {
+    const client = findDaemon(settings.cacheDir)
+    if (client === undefined) {
+      throw new BobbinError('DAEMON_UNAVAILABLE', `no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`)
+    }
+    const facts = await client.status()
+    const { daemon, mounts, cache, fetch } = facts
+    const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
+    const lines = [
+      `daemon   process ${daemon.pid}, version ${daemon.version}, for ${age}`,
+      `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
+      `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
+      `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
+      mounts.length === 0 ? 'mounts   none' : 'mounts',
+      table(
+        mounts.map(mount => [
+          `  ${mount.mountpoint}`,
+          `${mount.package}@${mount.topHash.slice(0, 12)}`,
+          mount.registry,
+          `${mount.transport}, ${mount.openMode}`,
+        ]),
+      ),
+    ]
+    await output.row(facts, lines.filter(line => line !== '').join('\n'))
+  })
+}

@@ -1,0 +1,23 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { findDaemon } from '../daemon/control/client.js'
+import { BobbinError } from '../daemon/model/index.js'
+import { withContext } from './context.js'
+import type { CommonFlags } from './settings.js'
+
+const END_MS = 30_000
+
+/** Returns when the daemon has ended. */
+export async function stop(flags: CommonFlags & { readonly force?: boolean }): Promise<void> {
+  await withContext(flags, async ({ settings, output }) => {
+    const client = findDaemon(settings.cacheDir)
+    if (client === undefined) {
+      output.note(`bobbin: no daemon runs for ${settings.cacheDir}`)
+      return
+    }
+    await client.stop(flags.force ?? false)
+    for (const deadline = Date.now() + END_MS; findDaemon(settings.cacheDir)?.pid === client.pid; await sleep(50)) {
+      if (Date.now() > deadline)
+        throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon (process ${client.pid}) does not end`)
+    }
+  })
+}

@@ -1,0 +1,66 @@
+/** Starts the daemon in the background, for a command that needs one. */
+import { spawn } from 'node:child_process'
+import { mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { BobbinError, localError } from '../model/index.js'
+import { type DaemonClient, findDaemon } from './client.js'
+import type { DaemonOptions } from './daemon.js'
+
+const START_MS = 15_000
+const POLL_MS = 50
+const LOG_BYTES_MAX = 10 * 2 ** 20
+
+/**
+ * The daemon of the cache, started when none runs. Two who start one at once get the same: the second
+ * process finds the cache taken and ends. Throws DAEMON_UNAVAILABLE with the end of the log.
+ */
+export async function ensureDaemon(options: DaemonOptions): Promise<{ client: DaemonClient; isStarted: boolean }> {
+  const running = findDaemon(options.cacheDir)
+  if (running !== undefined && (await running.isAlive())) return { client: running, isStarted: false }
+  const logPath = join(options.cacheDir, 'daemon.log')
+  const child = spawn(
+    process.execPath,
+    [fileURLToPath(new URL('../main.js', import.meta.url)), JSON.stringify(options)],
+    {
+      detached: true,
+      cwd: '/',
+      stdio: ['ignore', 'ignore', openLog(options.cacheDir, logPath)],
+    },
+  )
+  child.unref()
+  let exitCode: number | null | undefined
+  child.once('exit', code => {
+    exitCode = code
+  })
+  for (const deadline = Date.now() + START_MS; Date.now() < deadline; await sleep(POLL_MS)) {
+    const client = findDaemon(options.cacheDir)
+    if (client !== undefined && (await client.isAlive())) return { client, isStarted: client.pid === child.pid }
+    // Ended because another one has the cache: that one will answer soon.
+    if (exitCode !== undefined && client === undefined) break
+  }
+  throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon did not start; the end of ${logPath}:\n${logTail(logPath)}`)
+}
+
+function openLog(cacheDir: string, path: string): number {
+  try {
+    mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
+    try {
+      if (statSync(path).size > LOG_BYTES_MAX) renameSync(path, `${path}.1`)
+    } catch {
+      // There is none yet.
+    }
+    return openSync(path, 'a', 0o640)
+  } catch (error) {
+    throw localError(`write ${path}`, error)
+  }
+}
+
+function logTail(path: string): string {
+  try {
+    return readFileSync(path, 'utf8').trimEnd().split('\n').slice(-5).join('\n')
+  } catch {
+    return '(no log)'
+  }
+}

@@ -1,0 +1,172 @@
+/**
+ * The mounts of one daemon, by mountpoint. Which mountpoints they are is kept in `<cache>/mounts`, so
+ * that a daemon which starts after one that was killed can clear the dead ones away.
+ */
+import { spawnSync } from 'node:child_process'
+import { readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { BobbinError, type Log, parsePackageName, type Source } from '../model/index.js'
+import { fuseNative } from '../mount/fuse-native.js'
+import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
+import type { FuseTransport, ObjectProvider, TransportMount } from '../mount/transport.js'
+import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
+import { formatRegistry, parseRegistry } from '../quilt/reference.js'
+import type { MountBody, MountFacts } from './schema.js'
+
+/** A dead mount answers at once; one that does not answer is not dead. */
+const PROBE_MS = 2000
+
+interface Mounted {
+  readonly facts: MountFacts
+  readonly mount: TransportMount
+}
+
+export interface MountsOptions {
+  readonly cacheDir: string
+  readonly source: Source
+  readonly offline: boolean
+  readonly objects: ObjectProvider
+  readonly log: Log
+}
+
+export class Mounts {
+  readonly #mounted = new Map<string, Mounted>()
+  readonly #starting = new Set<string>()
+  readonly #transport: FuseTransport = fuseNative
+
+  constructor(private readonly options: MountsOptions) {
+    clearDeadMounts(this.#listPath, options.log)
+  }
+
+  get #listPath(): string {
+    return join(this.options.cacheDir, 'mounts')
+  }
+
+  /** Throws what opening the package, checking the mountpoint and mounting throw; nothing is mounted then. */
+  async add(body: MountBody): Promise<MountFacts> {
+    const mountpoint = await resolveMountpoint(body.mountpoint)
+    if (this.#starting.has(mountpoint))
+      throw new BobbinError('ALREADY_MOUNTED', `${mountpoint} is being mounted already`)
+    this.#starting.add(mountpoint)
+    try {
+      await checkMountpoint(mountpoint)
+      const opened = await this.#open(body)
+      try {
+        return await this.#mount(opened, mountpoint, body)
+      } catch (error) {
+        opened.close()
+        throw error
+      }
+    } finally {
+      this.#starting.delete(mountpoint)
+    }
+  }
+
+  #open(body: MountBody): Promise<OpenedPackage> {
+    const { cacheDir, source, offline } = this.options
+    return openPackage(
+      {
+        registry: parseRegistry(body.registry),
+        name: parsePackageName(body.package),
+        revision: { kind: 'hash', prefix: body.topHash },
+      },
+      { cacheDir, source, offline, quarantine: body.quarantine ?? false },
+    )
+  }
+
+  async #mount(opened: OpenedPackage, mountpoint: string, body: MountBody): Promise<MountFacts> {
+    const { objects, log } = this.options
+    const mount = await this.#transport.mount({
+      mountpoint,
+      opened,
+      objects,
+      log,
+      options: {
+        allowOther: body.allowOther ?? process.getuid?.() === 0,
+        uid: body.uid ?? process.getuid?.() ?? 0,
+        gid: body.gid ?? process.getgid?.() ?? 0,
+        umask: body.umask ?? 0,
+      },
+    })
+    const facts: MountFacts = {
+      mountpoint,
+      registry: formatRegistry(opened.registry),
+      package: opened.name,
+      topHash: opened.topHash,
+      transport: this.#transport.name,
+      openMode: mount.openMode,
+      entries: opened.index.facts.entries,
+      bytes: opened.index.facts.bytes,
+      mountedAt: new Date().toISOString(),
+    }
+    this.#mounted.set(mountpoint, { facts, mount })
+    this.#writeList()
+    log.info({ mountpoint, package: opened.name, topHash: opened.topHash }, 'mounted')
+    mount.closed.then(() => {
+      this.#mounted.delete(mountpoint)
+      this.#writeList()
+      opened.close()
+      log.info({ mountpoint }, 'unmounted')
+    })
+    return facts
+  }
+
+  /** Throws NOT_MOUNTED, and ALREADY_MOUNTED when it is in use. */
+  async remove(path: string, isForced: boolean): Promise<void> {
+    const mounted = this.#mounted.get(path) ?? this.#mounted.get(await resolveMountpoint(path))
+    if (mounted === undefined)
+      throw new BobbinError('NOT_MOUNTED', `${path} is not a mount of this daemon (bobbin status lists them)`)
+    await mounted.mount.unmount({ isForced })
+    await mounted.mount.closed
+  }
+
+  list(): MountFacts[] {
+    return Array.from(this.#mounted.values(), ({ facts }) => facts)
+  }
+
+  /** Unmounts all. `isForced`: busy ones vanish, too, and last until their files are closed. */
+  async removeAll(isForced: boolean): Promise<void> {
+    for (const mountpoint of [...this.#mounted.keys()]) await this.remove(mountpoint, isForced)
+  }
+
+  #writeList(): void {
+    const path = this.#listPath
+    writeFileSync(
+      `${path}.new`,
+      [...this.#mounted.keys()].map(mountpoint => `${JSON.stringify(mountpoint)}\n`).join(''),
+      { mode: 0o640 },
+    )
+    renameSync(`${path}.new`, path)
+  }
+}
+
+/** Unmounts what a daemon that was killed has left: mounts of ours on which every call fails with ENOTCONN. */
+function clearDeadMounts(listPath: string, log: Log): void {
+  let lines: string[]
+  try {
+    lines = readFileSync(listPath, 'utf8')
+      .split('\n')
+      .filter(line => line !== '')
+  } catch {
+    return
+  }
+  for (const line of lines) {
+    let mountpoint: string
+    try {
+      mountpoint = String(JSON.parse(line))
+    } catch {
+      continue
+    }
+    if (mountAt(mountpoint)?.type !== 'fuse.bobbin') continue
+    // From a process of its own, since a mount that lives might be slow to answer.
+    const probe = spawnSync('stat', ['--', mountpoint], {
+      timeout: PROBE_MS,
+      env: { ...process.env, LC_ALL: 'C' },
+      encoding: 'utf8',
+    })
+    if (!/not connected/i.test(probe.stderr ?? '')) continue
+    const command = process.getuid?.() === 0 ? ['umount', '-l'] : ['fusermount3', '-uz']
+    spawnSync(command[0]!, [...command.slice(1), '--', mountpoint])
+    log.warn({ mountpoint }, 'a dead mount of an earlier daemon was cleared away')
+  }
+}

@@ -1,0 +1,60 @@
+/** The daemon's HTTP API, on a unix socket. */
+import { chmodSync, rmSync } from 'node:fs'
+import Fastify, { type FastifyInstance } from 'fastify'
+import { BobbinError, type Log } from '../model/index.js'
+import { PROBLEM_TYPE, problemOf } from './errors.js'
+import type { Mounts } from './mounts.js'
+import { MountBody, StatusFacts, StopBody, UnmountBody } from './schema.js'
+
+export interface ServerOptions {
+  readonly socketPath: string
+  readonly mounts: Mounts
+  readonly log: Log
+  status(): StatusFacts
+  /** Ends the daemon, after the answer has been sent. */
+  stop(): void
+}
+
+/** Listens; whoever called has the cache, so a socket that lies there is nobody's. */
+export async function startServer(options: ServerOptions): Promise<FastifyInstance> {
+  const { mounts, log, socketPath } = options
+  const app = Fastify({ forceCloseConnections: true })
+
+  app.setErrorHandler((error, request, reply) => {
+    const problem = problemOf(error)
+    if (!(error instanceof BobbinError)) log.error({ url: request.url, error: String(error) }, 'a request failed')
+    return reply.code(problem.status).type(PROBLEM_TYPE).send(problem)
+  })
+  app.setNotFoundHandler((request, reply) =>
+    reply
+      .code(404)
+      .type(PROBLEM_TYPE)
+      .send({ status: 404, code: 'INVALID_ARGUMENT', detail: `no ${request.method} ${request.url} here` }),
+  )
+
+  app.get('/livez', async () => ({ ok: true }))
+  app.get('/v1/status', { schema: { response: { 200: StatusFacts } } }, async () => options.status())
+  app.post<{ Body: MountBody }>('/v1/mounts', { schema: { body: MountBody } }, async (request, reply) => {
+    const facts = await mounts.add(request.body)
+    return reply.code(201).send(facts)
+  })
+  app.delete<{ Body: UnmountBody }>('/v1/mounts', { schema: { body: UnmountBody } }, async (request, reply) => {
+    await mounts.remove(request.body.mountpoint, request.body.force ?? false)
+    return reply.code(204).send()
+  })
+  app.post<{ Body: StopBody }>('/v1/stop', { schema: { body: StopBody } }, async (request, reply) => {
+    await mounts.removeAll(request.body.force ?? false)
+    reply.raw.once('finish', () => setImmediate(options.stop))
+    return reply.code(204).send()
+  })
+
+  await app.ready()
+  rmSync(socketPath, { force: true })
+  await new Promise<void>((resolve, reject) => {
+    app.server.once('error', reject)
+    app.server.listen(socketPath, resolve)
+  })
+  // The folder keeps strangers out; the socket is the group's, as the cache is.
+  chmodSync(socketPath, 0o660)
+  return app
+}
