@@ -1,5 +1,5 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
-import { createSource } from '../daemon/fetch/source/index.js'
+import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
 import type { Source } from '../daemon/model/index.js'
 import { type OpenedPackage, openPackage } from '../daemon/quilt/package-cache.js'
 import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
@@ -39,7 +39,7 @@ export async function withContext(flags: CommonFlags, run: (context: Context) =>
   process.on('SIGTERM', onSignal)
   const output = new Output(flags)
   const progress = startProgress(flags)
-  const source = createSource({ ioTimeoutMs: settings.ioTimeoutMs, offline: settings.offline })
+  const source = createSource(sourceConfigOf(settings))
   try {
     await run({ settings, output, progress, source, signal: controller.signal })
     await output.flush()
@@ -49,6 +49,11 @@ export async function withContext(flags: CommonFlags, run: (context: Context) =>
     process.off('SIGINT', onSignal)
     process.off('SIGTERM', onSignal)
   }
+}
+
+/** What worker threads need to build a source of their own. */
+export function sourceConfigOf({ ioTimeoutMs, offline }: Settings): SourceConfig {
+  return { ioTimeoutMs, offline }
 }
 
 export function referenceOf(text: string, flags: PackageFlags, settings: Settings): PackageReference {

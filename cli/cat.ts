@@ -1,0 +1,43 @@
+import { randomBytes } from 'node:crypto'
+import { createReadStream, mkdirSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { pipeline } from 'node:stream/promises'
+import { materialize } from '../daemon/fetch/materialize.js'
+import { Workers } from '../daemon/fetch/workers.js'
+import { BobbinError, systemCode } from '../daemon/model/index.js'
+import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
+import { noSuchKey } from './ls.js'
+
+/** The bytes go to a file in the cache first, so that none is written before all are checked. */
+export async function cat(text: string, key: string | undefined, flags: PackageFlags): Promise<void> {
+  await withPackage(text, flags, async (opened, { settings, progress, signal }, reference) => {
+    const wanted = key ?? reference.path
+    if (wanted === undefined) throw new BobbinError('INVALID_ARGUMENT', 'name the entry: bobbin cat PKG KEY')
+    const node = opened.index.find(wanted)
+    if (node === undefined) throw noSuchKey(opened, wanted)
+    const entry = opened.index.entry(node.ino)
+    const folder = join(settings.cacheDir, 'tmp')
+    mkdirSync(folder, { recursive: true, mode: 0o750 })
+    const path = join(folder, `${process.pid}-${randomBytes(6).toString('hex')}.cat`)
+    const workers = new Workers(sourceConfigOf(settings))
+    try {
+      await materialize(workers, entry, path, {
+        cacheDir: settings.cacheDir,
+        label: entry.key,
+        signal,
+        onBytes: bytes => progress.update('fetch', bytes, entry.size),
+      })
+      progress.stop()
+      await pipeline(createReadStream(path), process.stdout, { end: false, signal })
+    } catch (error) {
+      // The reader has seen enough.
+      if (systemCode(error) === 'EPIPE') return
+      if (signal.aborted) throw new BobbinError('INTERRUPTED', 'interrupted')
+      throw error
+    } finally {
+      await workers.close()
+      await rm(path, { force: true })
+    }
+  })
+}
