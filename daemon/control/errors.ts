@@ -1,30 +1,25 @@
-/** Errors on their way through HTTP: a status for each code, and RFC 9457 problem documents that carry the code. */
-import { type Static, Type } from '@sinclair/typebox'
-import { Value } from '@sinclair/typebox/value'
+/** Errors on their way over HTTP: RFC 9457 problems that carry our code, so that the client has the same error again. */
 import { BobbinError, ERROR_CODES, type ErrorCode } from '../model/index.js'
 
-/** The only file that knows status codes of errors. A new error code does not compile until it is listed. */
 const statusByCode = {
   INVALID_ARGUMENT: 400,
+  MOUNTPOINT_UNUSABLE: 400,
   ACCESS_DENIED: 403,
   REGISTRY_NOT_FOUND: 404,
   PACKAGE_NOT_FOUND: 404,
   REVISION_NOT_FOUND: 404,
   ENTRY_NOT_FOUND: 404,
+  OBJECT_GONE: 404,
   NOT_MOUNTED: 404,
   NO_ATTRIBUTE: 404,
-  OBJECT_GONE: 410,
+  NOT_A_DIRECTORY: 404,
+  IS_A_DIRECTORY: 404,
+  READ_ONLY: 405,
+  REVISION_AMBIGUOUS: 409,
   ALREADY_MOUNTED: 409,
   CACHE_IN_USE: 409,
-  REVISION_AMBIGUOUS: 409,
-  FOLDER_DIFFERS: 409,
   TOO_LARGE: 413,
-  MOUNTPOINT_UNUSABLE: 422,
-  NOT_A_DIRECTORY: 422,
-  IS_A_DIRECTORY: 422,
   PACKAGE_REFUSED: 422,
-  READ_ONLY: 422,
-  // 499 of nginx: whoever asked has gone.
   INTERRUPTED: 499,
   INTERNAL: 500,
   LOCAL_IO: 500,
@@ -32,6 +27,7 @@ const statusByCode = {
   FUSE_UNAVAILABLE: 501,
   MANIFEST_CORRUPT: 502,
   OBJECT_CORRUPT: 502,
+  FOLDER_DIFFERS: 502,
   UPSTREAM_UNAVAILABLE: 503,
   DAEMON_UNAVAILABLE: 503,
   STORE_FULL: 507,
@@ -39,29 +35,29 @@ const statusByCode = {
 
 export const PROBLEM_TYPE = 'application/problem+json'
 
-export const Problem = Type.Object({
-  type: Type.String(),
-  title: Type.String(),
-  status: Type.Integer(),
-  detail: Type.String(),
-  code: Type.Union(ERROR_CODES.map(code => Type.Literal(code))),
-})
-export type Problem = Static<typeof Problem>
-
-/** What is no BobbinError is a bug: its message stays in the log. */
-export function problemOf(error: unknown): Problem {
-  const code = error instanceof BobbinError ? error.code : 'INTERNAL'
-  return {
-    type: `urn:bobbin:error:${code.toLowerCase().replaceAll('_', '-')}`,
-    title: code.toLowerCase().replaceAll('_', ' '),
-    status: statusByCode[code],
-    detail: error instanceof BobbinError ? error.message : 'a bug in the daemon; its log says more',
-    code,
-  }
+export interface Problem {
+  readonly status: number
+  readonly code: ErrorCode
+  readonly detail: string
 }
 
-/** The error that a problem document was made from; `status` is for answers that hold none. */
-export function errorOf(body: unknown, status: number): BobbinError {
-  if (Value.Check(Problem, body)) return new BobbinError(body.code as ErrorCode, body.detail)
-  return new BobbinError('DAEMON_UNAVAILABLE', `the daemon answered ${status}, which it does not do: is it another version?`)
+export function problemOf(error: unknown): Problem {
+  if (error instanceof BobbinError) return { status: statusByCode[error.code], code: error.code, detail: error.message }
+  // Fastify's own: a body that is not JSON, or that does not fit the schema.
+  if (error instanceof Error && 'statusCode' in error && error.statusCode === 400) {
+    return { status: 400, code: 'INVALID_ARGUMENT', detail: error.message }
+  }
+  return { status: 500, code: 'INTERNAL', detail: error instanceof Error ? error.message : String(error) }
+}
+
+/** The error that a problem was made of. */
+export function errorOf(body: string, status: number): BobbinError {
+  try {
+    const { code, detail } = JSON.parse(body) as Partial<Problem>
+    const known = ERROR_CODES.find(candidate => candidate === code)
+    if (known !== undefined && typeof detail === 'string') return new BobbinError(known, detail)
+  } catch {
+    // Not one of ours, so it is told as it came.
+  }
+  return new BobbinError('DAEMON_UNAVAILABLE', `the daemon answered ${status}: ${body.slice(0, 200)}`)
 }

@@ -1,47 +1,35 @@
-/** What goes over the daemon's socket, as schemas that are types as well. Field names are promises (`--json`). */
+/** What goes over the daemon's socket: the schemas, and with them the types, of requests and answers. */
 import { type Static, Type } from '@sinclair/typebox'
 
-/** Unknown fields are refused: a misspelt option must not be ignored. */
-const strict = { additionalProperties: false } as const
-
-export const MountOptionsBody = Type.Object(
-  {
-    /** Default: the daemon runs as root. */
-    allowOther: Type.Optional(Type.Boolean()),
-    /** Default: the daemon's. */
-    uid: Type.Optional(Type.Integer({ minimum: 0, maximum: 0xffff_fffe })),
-    gid: Type.Optional(Type.Integer({ minimum: 0, maximum: 0xffff_fffe })),
-    /** Mode bits to take away. Default: 0. */
-    umask: Type.Optional(Type.Integer({ minimum: 0, maximum: 0o777 })),
-  },
-  strict,
-)
+const Closed = { additionalProperties: false } as const
 
 export const MountBody = Type.Object(
   {
-    /** `s3://BUCKET` or `file:///DIR`. */
+    /** As `formatRegistry` writes it. */
     registry: Type.String(),
     package: Type.String(),
-    /** In full: what a mount shows never depends on when it was made. */
-    topHash: Type.String(),
+    /** In full: whoever asks has resolved it. */
+    topHash: Type.String({ pattern: '^[0-9a-f]{64}$' }),
     /** Absolute. */
-    mountpoint: Type.String(),
-    options: Type.Optional(MountOptionsBody),
+    mountpoint: Type.String({ pattern: '^/' }),
     quarantine: Type.Optional(Type.Boolean()),
+    allowOther: Type.Optional(Type.Boolean()),
+    uid: Type.Optional(Type.Integer({ minimum: 0 })),
+    gid: Type.Optional(Type.Integer({ minimum: 0 })),
+    umask: Type.Optional(Type.Integer({ minimum: 0, maximum: 0o777 })),
   },
-  strict,
+  Closed,
 )
 export type MountBody = Static<typeof MountBody>
 
 export const UnmountBody = Type.Object(
-  {
-    mountpoint: Type.String(),
-    /** Also while files are open. */
-    force: Type.Optional(Type.Boolean()),
-  },
-  strict,
+  { mountpoint: Type.String({ pattern: '^/' }), force: Type.Optional(Type.Boolean()) },
+  Closed,
 )
 export type UnmountBody = Static<typeof UnmountBody>
+
+export const StopBody = Type.Object({ force: Type.Optional(Type.Boolean()) }, Closed)
+export type StopBody = Static<typeof StopBody>
 
 export const MountFacts = Type.Object({
   mountpoint: Type.String(),
@@ -52,41 +40,38 @@ export const MountFacts = Type.Object({
   openMode: Type.String(),
   entries: Type.Integer(),
   bytes: Type.Integer(),
+  mountedAt: Type.String(),
 })
 export type MountFacts = Static<typeof MountFacts>
 
-const count = Type.Integer({ minimum: 0 })
-
-export const Status = Type.Object({
+export const StatusFacts = Type.Object({
   daemon: Type.Object({
     pid: Type.Integer(),
     version: Type.String(),
-    /** RFC 3339. */
     startedAt: Type.String(),
     cache: Type.String(),
     socket: Type.String(),
+    log: Type.String(),
   }),
   mounts: Type.Array(MountFacts),
-  cache: Type.Object({ bytes: count, limitBytes: count, objects: count, pinnedBytes: count }),
-  fetch: Type.Object({
-    objects: count,
-    bytes: count,
-    hits: count,
-    refetches: count,
-    refused: count,
-    errors: count,
-    inFlight: count,
-    queued: count,
+  cache: Type.Object({
+    bytes: Type.Integer(),
+    limitBytes: Type.Integer(),
+    objects: Type.Integer(),
+    pinnedBytes: Type.Integer(),
+    evictions: Type.Integer(),
   }),
-  /** Not there yet. */
+  fetch: Type.Object({
+    objects: Type.Integer(),
+    bytes: Type.Integer(),
+    hits: Type.Integer(),
+    refetches: Type.Integer(),
+    refused: Type.Integer(),
+    errors: Type.Integer(),
+    inFlight: Type.Integer(),
+    queued: Type.Integer(),
+  }),
   loader: Type.Null(),
   runs: Type.Array(Type.Unknown()),
 })
-export type Status = Static<typeof Status>
-
-export const Stopped = Type.Object({
-  unmounted: Type.Array(Type.String()),
-  /** Still open somewhere: whoever reads there gets errors when the daemon has gone. */
-  busy: Type.Array(Type.String()),
-})
-export type Stopped = Static<typeof Stopped>
+export type StatusFacts = Static<typeof StatusFacts>
