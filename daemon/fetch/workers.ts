@@ -94,6 +94,8 @@ export class Workers {
       maxThreads: this.threads,
       concurrentTasksPerWorker: JOBS_A_THREAD,
       workerData: this.sourceConfig,
+      // The flags of whoever started us (loaders, inspectors) are not for them, and cost up to half a second a thread.
+      execArgv: [],
       // A thread that sleeps in Atomics.wait does not see its idle connections close.
       atomics: 'disabled',
     })

@@ -1,4 +1,5 @@
 /** Real objects in a folder, as entries with `file://` keys, and a log that remembers. */
+import { createCipheriv } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { Entry, HashType, Log, LogicalKey } from '../../daemon/model/index.js'
@@ -27,13 +28,9 @@ export async function writeEntry(
 
 /** Pseudo-random, the same for the same seed. */
 export function noise(length: number, seed = 1): Buffer {
-  const bytes = Buffer.allocUnsafe(length)
-  let state = seed * 2654435761 + 1
-  for (let i = 0; i < length; i++) {
-    state = (Math.imul(state, 1664525) + 1013904223) | 0
-    bytes[i] = state >>> 24
-  }
-  return bytes
+  const key = Buffer.alloc(16)
+  key.writeUInt32LE(seed)
+  return createCipheriv('aes-128-ctr', key, Buffer.alloc(16)).update(Buffer.alloc(length))
 }
 
 export interface RememberingLog extends Log {
