@@ -2,13 +2,15 @@
 import { BobbinError, type ErrorCode } from '../model/index.js'
 import type { JobControl } from './job-control.js'
 import { type Job, runFetch, runHash, runHashFiles } from './jobs.js'
-import { createSource, type SourceConfig } from './source/index.js'
+import type { createSource, SourceConfig } from './source/index.js'
 
 /** What a job gives. Errors are plain values here: structured cloning would drop their code. */
 export type Outcome = { readonly value: unknown } | { readonly code: ErrorCode; readonly message: string }
 
+type OpenSource = ReturnType<typeof createSource>
+
 export class JobRunner {
-  #source: ReturnType<typeof createSource> | undefined
+  #source: OpenSource | undefined
 
   constructor(private readonly config: SourceConfig) {}
 
@@ -34,6 +36,8 @@ export class JobRunner {
   async #valueOf(job: Job, control: JobControl): Promise<unknown> {
     switch (job.kind) {
       case 'fetch': {
+        // Loaded late: threads that only hash start sooner.
+        const { createSource } = await import('./source/index.js')
         if (!job.isFresh) {
           this.#source ??= createSource(this.config)
           return await runFetch(job, this.#source, control)

@@ -5,7 +5,7 @@
  * SHA-256 is node:crypto (8 × hash-wasm, measured); hash-wasm serves CRC64NVME.
  */
 import { createHash, type Hash } from 'node:crypto'
-import { createCRC64, type IHasher } from 'hash-wasm'
+import type { IHasher } from 'hash-wasm'
 import { BobbinError, type HashType, type ObjectHash } from '../model/index.js'
 
 const CHUNK_BYTES_MIN = 8 * 2 ** 20
@@ -43,8 +43,11 @@ export async function createObjectHasher(type: HashType, size: number): Promise<
       return new Sha256Hasher()
     case 'sha2-256-chunked':
       return new ChunkedHasher(chunkBytes(size))
-    case 'CRC64NVME':
+    case 'CRC64NVME': {
+      // Most packages have none, and loading it takes 10 ms of every start, of threads too.
+      const { createCRC64 } = await import('hash-wasm')
       return new Crc64Hasher(await createCRC64(CRC64NVME_POLYNOMIAL))
+    }
     default:
       return type satisfies never
   }
