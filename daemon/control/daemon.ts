@@ -13,6 +13,8 @@ import { Fetcher } from '../fetch/fetcher.js'
 import { createSource } from '../fetch/source/index.js'
 import { Workers } from '../fetch/workers.js'
 import { BobbinError, type Log } from '../model/index.js'
+import type { TransportName } from '../mount/transport.js'
+import { transportNamed } from '../mount/transports.js'
 import { acquireOwnership, openStore } from '../store/index.js'
 import { Mounts } from './mounts.js'
 import type { StatusFacts } from './schema.js'
@@ -26,6 +28,8 @@ export interface DaemonOptions {
   readonly cacheBytesMax?: number | undefined
   /** Bytes to leave free on its disk. */
   readonly freeBytesMin?: number | undefined
+  /** Default: the best one here. */
+  readonly transport?: TransportName | undefined
 }
 
 /** sun_path holds 108 bytes, with its final NUL. */
@@ -47,6 +51,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     cacheDir,
     source,
     offline,
+    transport: transportNamed(options.transport),
     objects: { open: (spec, { label }) => fetcher.open(spec, { label }), stateOf: spec => store.stateOf(spec) },
     log,
   })

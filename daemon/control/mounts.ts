@@ -6,7 +6,6 @@ import { spawnSync } from 'node:child_process'
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { BobbinError, type Log, parsePackageName, type Source } from '../model/index.js'
-import { fuseNative } from '../mount/fuse-native.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
 import type { FuseTransport, ObjectProvider, TransportMount } from '../mount/transport.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
@@ -25,6 +24,7 @@ export interface MountsOptions {
   readonly cacheDir: string
   readonly source: Source
   readonly offline: boolean
+  readonly transport: FuseTransport
   readonly objects: ObjectProvider
   readonly log: Log
 }
@@ -32,7 +32,6 @@ export interface MountsOptions {
 export class Mounts {
   readonly #mounted = new Map<string, Mounted>()
   readonly #starting = new Set<string>()
-  readonly #transport: FuseTransport = fuseNative
 
   constructor(private readonly options: MountsOptions) {
     clearDeadMounts(this.#listPath, options.log)
@@ -75,8 +74,8 @@ export class Mounts {
   }
 
   async #mount(opened: OpenedPackage, mountpoint: string, body: MountBody): Promise<MountFacts> {
-    const { objects, log } = this.options
-    const mount = await this.#transport.mount({
+    const { objects, log, transport } = this.options
+    const mount = await transport.mount({
       mountpoint,
       opened,
       objects,
@@ -93,7 +92,7 @@ export class Mounts {
       registry: formatRegistry(opened.registry),
       package: opened.name,
       topHash: opened.topHash,
-      transport: this.#transport.name,
+      transport: transport.name,
       openMode: mount.openMode,
       entries: opened.index.facts.entries,
       bytes: opened.index.facts.bytes,

@@ -279,6 +279,21 @@ function bindingError(error: unknown): BobbinError {
 
 type Operations = ReturnType<typeof operations>
 
+/**
+ * The kernel refuses these on a mount that is read-only, but root can remount it for writing; libfuse
+ * would say ENOSYS then.
+ */
+const WRITING = [
+  ...['write', 'create', 'mkdir', 'rmdir', 'unlink', 'rename', 'link', 'symlink', 'mknod'],
+  ...['chmod', 'chown', 'utimens', 'truncate', 'ftruncate', 'setxattr', 'removexattr'],
+]
+
+/** The callback is the last argument, whatever the operation. */
+function refuseWriting(...args: unknown[]): void {
+  const done = args.at(-1) as Done
+  done(-constants.errno.EROFS)
+}
+
 /** The binding's callbacks: 0 or a count on success, a negative errno otherwise. */
 function operations(filesystem: PackageFilesystem, log: Log) {
   const answer = (work: Promise<unknown[]>, done: Done) => {
@@ -292,6 +307,7 @@ function operations(filesystem: PackageFilesystem, log: Log) {
     )
   }
   return {
+    ...Object.fromEntries(WRITING.map(name => [name, refuseWriting])),
     getattr(path: string, done: Done) {
       answer(
         filesystem.getattr(path).then(attributes => [statOf(attributes)]),

@@ -17,6 +17,8 @@ export interface FileContent {
   /** The user's metadata. */
   readonly meta?: unknown
   readonly hashType?: HashTypeName
+  /** Where the manifest says the bytes are. Default: the file that is written. */
+  readonly physicalKey?: string
 }
 
 export interface RegistryOptions {
@@ -29,6 +31,7 @@ export interface RegistryOptions {
 }
 
 export interface WrittenPackage {
+  readonly name: string
   readonly topHash: string
   /** `file:///…/<ns>/<name>@<top hash>`, as the command line takes it. */
   readonly reference: string
@@ -37,6 +40,16 @@ export interface WrittenPackage {
   /** Where the bytes of each key lie. */
   readonly paths: ReadonlyMap<string, string>
   readonly timestampMs: number
+  /** As they stand in the manifest. */
+  readonly rows: readonly WrittenRow[]
+}
+
+export interface WrittenRow {
+  readonly logical_key: string
+  readonly physical_keys: readonly string[]
+  readonly size: number
+  readonly hash: { readonly type: HashTypeName; readonly value: string }
+  readonly meta: object
 }
 
 export const TIMESTAMP_DEFAULT = 1_700_000_000
@@ -51,18 +64,19 @@ export async function writeRegistry(
   const header: Record<string, unknown> = { version: 'v0' }
   if (options.userMeta !== undefined) header.user_meta = options.userMeta
   header.message = options.message ?? null
-  const rows = []
+  const rows: WrittenRow[] = []
   const paths = new Map<string, string>()
   for (const [key, file] of Object.entries(files).sort(([a], [b]) => compareKeys(a, b))) {
-    const { bytes: content, meta, hashType = 'sha2-256-chunked' } = isContent(file) ? file : { bytes: file }
-    const bytes = Buffer.from(content as Uint8Array)
+    const content: FileContent = isContent(file) ? file : { bytes: file }
+    const { meta, hashType = 'sha2-256-chunked' } = content
+    const bytes = Buffer.from(content.bytes as Uint8Array)
     const path = join(dir, name, key)
     await mkdir(dirname(path), { recursive: true })
     await writeFile(path, bytes)
     paths.set(key, path)
     rows.push({
       logical_key: key,
-      physical_keys: [fileUrl(path)],
+      physical_keys: [content.physicalKey ?? fileUrl(path)],
       size: bytes.length,
       hash: { type: hashType, value: hashOf(hashType, bytes) },
       meta: meta === undefined ? {} : { user_meta: meta },
@@ -81,12 +95,14 @@ export async function writeRegistry(
   await writeFile(join(pointers, String(timestamp)), topHash)
   await writeFile(join(pointers, 'latest'), topHash)
   return {
+    name,
     topHash,
     reference: `${fileUrl(dir)}/${name}@${topHash}`,
     registry: fileUrl(dir),
     manifestPath,
     paths,
     timestampMs: timestamp * 1000,
+    rows,
   }
 }
 
@@ -107,10 +123,7 @@ function sha256(bytes: Uint8Array): Buffer {
   return createHash('sha256').update(bytes).digest()
 }
 
-function topHashOf(
-  header: object,
-  rows: readonly { hash: unknown; logical_key: string; meta: unknown; size: number }[],
-): string {
+function topHashOf(header: object, rows: readonly WrittenRow[]): string {
   const entries = rows.map(({ hash, logical_key, meta, size }) => canonical({ hash, logical_key, meta, size }))
   return sha256(Buffer.from(canonical(header) + entries.join(''))).toString('hex')
 }
