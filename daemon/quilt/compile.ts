@@ -45,6 +45,10 @@ import {
 
 export interface CompileOptions {
   readonly manifestPath: string
+  /** The manifest as it arrives; it is written to `manifestPath`, which must not exist, on the way. Without it, the file is there. */
+  readonly arriving?: AsyncIterable<Uint8Array> | undefined
+  /** The manifest's size where it is known. */
+  readonly manifestBytes?: number | undefined
   /** Where the index is written; must not exist. Scratch files lie beside it and are removed. */
   readonly indexPath: string
   /** What the manifest must hash to. */
@@ -93,10 +97,13 @@ export async function compileManifest(options: CompileOptions): Promise<Compiled
 }
 
 async function compileInOrder(options: CompileOptions, spillPath: string): Promise<Compiled> {
-  const { manifestPath, signal } = options
-  const reader = await ManifestReader.open(manifestPath)
+  const { manifestPath, arriving, signal } = options
+  const manifestBytes = options.manifestBytes ?? (arriving ? Number.POSITIVE_INFINITY : (await stat(manifestPath)).size)
+  const reader = arriving
+    ? await ManifestReader.receive(manifestPath, arriving)
+    : await ManifestReader.open(manifestPath)
   const compilation = new Compilation(options, spillPath)
-  const pool = await startScanPool(options.registry.kind, (await stat(manifestPath)).size)
+  const pool = await startScanPool(options.registry.kind, manifestBytes)
   try {
     const directories = new DirectoryRows(options.directoryBytesMax ?? DIRECTORY_BYTES_MAX)
     const take = async (scanning: Promise<ScannedPiece>, end: number) => {
@@ -121,6 +128,9 @@ async function compileInOrder(options: CompileOptions, spillPath: string): Promi
     }
     for (const { scanning, end } of underWay) await take(scanning, end)
     return compilation.finish(reader.finish())
+  } catch (error) {
+    if (error instanceof OutOfOrder && arriving) await reader.drain(signal)
+    throw error
   } finally {
     await pool.close()
     await reader.close()

@@ -25,13 +25,46 @@ export class ManifestReader {
   #filled = 0
   #rest = Buffer.alloc(0)
 
+  /** `more` puts the file's next bytes at `into[at…]` and says how many; 0 at the end. */
   private constructor(
     private readonly file: FileHandle,
     private readonly path: string,
+    private readonly more: (into: Buffer, at: number, position: number) => Promise<number>,
   ) {}
 
+  /** Reads a file that is there. */
   static async open(path: string): Promise<ManifestReader> {
-    return new ManifestReader(await open(path).catch(error => Promise.reject(localError(`read ${path}`, error))), path)
+    const file = await open(path).catch(error => Promise.reject(localError(`read ${path}`, error)))
+    return new ManifestReader(file, path, async (into, at, position) => {
+      try {
+        return (await file.read(into, at, into.length - at, position)).bytesRead
+      } catch (error) {
+        throw localError(`read ${path}`, error)
+      }
+    })
+  }
+
+  /** Reads a manifest as it arrives, and writes it to a new file on the way. */
+  static async receive(path: string, arriving: AsyncIterable<Uint8Array>): Promise<ManifestReader> {
+    const file = await open(path, 'wx+', 0o640).catch(error => Promise.reject(localError(`write ${path}`, error)))
+    const chunks = arriving[Symbol.asyncIterator]()
+    let chunk: Uint8Array = new Uint8Array(0)
+    return new ManifestReader(file, path, async (into, at, position) => {
+      let end = at
+      while (end < into.length) {
+        if (chunk.length === 0) {
+          const next = await chunks.next()
+          if (next.done) break
+          chunk = next.value
+        }
+        const length = Math.min(chunk.length, into.length - end)
+        into.set(chunk.subarray(0, length), end)
+        chunk = chunk.subarray(length)
+        end += length
+      }
+      await file.write(into, at, end - at, position).catch(error => Promise.reject(localError(`write ${path}`, error)))
+      return end - at
+    })
   }
 
   /** The file from its start, once. Throws PACKAGE_REFUSED for an empty file or an endless row. */
@@ -40,14 +73,10 @@ export class ManifestReader {
       throwIfAborted(signal)
       const buffer = Buffer.from(new ArrayBuffer(this.#rest.length + PIECE_BYTES))
       this.#rest.copy(buffer)
-      const { bytesRead } = await this.file
-        .read(buffer, this.#rest.length, PIECE_BYTES, this.#filled)
-        .catch(error => Promise.reject(localError(`read ${this.path}`, error)))
-      const end = this.#rest.length + bytesRead
       const offset = this.#filled - this.#rest.length
-      this.#sha256.update(buffer.subarray(this.#rest.length, end))
-      this.#filled += bytesRead
-      if (bytesRead === 0) {
+      const length = await this.#take(buffer, this.#rest.length)
+      const end = this.#rest.length + length
+      if (length === 0) {
         if (this.#filled === 0) throw new BobbinError('PACKAGE_REFUSED', 'the manifest is empty')
         if (end > 0) yield { bytes: buffer.subarray(0, end), offset }
         return
@@ -63,6 +92,19 @@ export class ManifestReader {
       }
       if (rowsEnd > 0) yield { bytes: buffer.subarray(0, rowsEnd), offset }
     }
+  }
+
+  async #take(into: Buffer, at: number): Promise<number> {
+    const length = await this.more(into, at, this.#filled)
+    this.#sha256.update(into.subarray(at, at + length))
+    this.#filled += length
+    return length
+  }
+
+  /** Lets the rest pass, so that the file is whole. */
+  async drain(signal?: AbortSignal): Promise<void> {
+    const buffer = Buffer.allocUnsafe(PIECE_BYTES)
+    while ((await this.#take(buffer, 0)) > 0) throwIfAborted(signal)
   }
 
   /** After the last piece: the SHA-256 (hex) and the number of the file's bytes. */

@@ -20,11 +20,11 @@ import {
   isTopHash,
   localError,
   type PackageName,
+  type Reading,
   type Registry,
   type Source,
   systemCode,
   type TopHash,
-  throwIfAborted,
 } from '../model/index.js'
 import { compileManifest } from './compile.js'
 import { PackageIndex } from './package-index.js'
@@ -33,7 +33,7 @@ import { findTimestampMs, manifestKey, resolveRevision } from './registry.js'
 
 /** What takes long, as it goes on. `total` is 0 while it is not known. */
 export interface OpenProgress {
-  readonly phase: 'resolve' | 'manifest' | 'compile'
+  readonly phase: 'resolve' | 'manifest'
   readonly done: number
   readonly total: number
 }
@@ -243,13 +243,24 @@ class RevisionFiles {
     throw new BobbinError('INDEX_DAMAGED', `${this.pathOf(sha256, 'index')} is the index of another manifest`)
   }
 
+  /** Compiled while it arrives. */
   async #fetchAndCompile(): Promise<PackageIndex> {
-    const { source, signal, onProgress } = this.options
+    const { source, signal, offline } = this.options
+    if (offline) throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: the manifest of ${this.topHash} is not cached`)
+    const { registry } = this.registryFolder
+    const reading = await source
+      .read(manifestKey(registry, this.topHash), signal ? { signal } : {})
+      .catch((error: unknown) => {
+        if (!hasCode(error, 'OBJECT_GONE')) throw error
+        throw new BobbinError('REVISION_NOT_FOUND', `no revision ${this.topHash} in ${formatRegistry(registry)}`, {
+          cause: error,
+        })
+      })
+    this.manifestTimeMs = reading.lastModified?.getTime()
     const temporary = await this.registryFolder.temporary('manifest')
+    await makeFolder(this.#folder)
     try {
-      const sha256 = await this.#fetchManifest(temporary, source, signal, onProgress)
-      await makeFolder(this.#folder)
-      await this.#compile(temporary, sha256)
+      const sha256 = await this.#compile(temporary, undefined, reading)
       await rename(temporary, this.pathOf(sha256, 'manifest'))
       return this.#open(sha256)
     } finally {
@@ -257,56 +268,28 @@ class RevisionFiles {
     }
   }
 
-  async #fetchManifest(
-    path: string,
-    source: Source,
-    signal: AbortSignal | undefined,
-    onProgress: OpenOptions['onProgress'],
-  ): Promise<string> {
-    const key = manifestKey(this.registryFolder.registry, this.topHash)
-    const where = `${formatRegistry(this.registryFolder.registry)}`
-    if (this.options.offline)
-      throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: the manifest of ${this.topHash} is not cached`)
-    const reading = await source.read(key, signal ? { signal } : {}).catch((error: unknown) => {
-      if (!hasCode(error, 'OBJECT_GONE')) throw error
-      throw new BobbinError('REVISION_NOT_FOUND', `no revision ${this.topHash} in ${where}`, { cause: error })
-    })
-    this.manifestTimeMs = reading.lastModified?.getTime()
-    const hash = createHash('sha256')
-    const file = await open(path, 'wx', 0o640).catch(error => Promise.reject(localError(`write ${path}`, error)))
-    try {
-      let done = 0
-      for await (const chunk of reading.chunks) {
-        throwIfAborted(signal)
-        hash.update(chunk)
-        await file.write(chunk).catch(error => Promise.reject(localError(`write ${path}`, error)))
-        done += chunk.length
-        onProgress?.({ phase: 'manifest', done, total: reading.objectBytes ?? 0 })
-      }
-    } finally {
-      await file.close()
-    }
-    return hash.digest('hex')
-  }
-
-  async #compile(manifestPath: string, sha256: string): Promise<void> {
+  /** Returns the manifest's SHA-256. `sha256`: what it must be. */
+  async #compile(manifestPath: string, sha256: string | undefined, reading?: Reading): Promise<string> {
     const { onProgress, signal, quarantine } = this.options
     const temporary = await this.registryFolder.temporary('index')
-    const total = await fileBytes(manifestPath)
+    const total = reading ? reading.objectBytes : await fileBytes(manifestPath)
     try {
       const compiled = await compileManifest({
         manifestPath,
+        arriving: reading?.chunks,
+        manifestBytes: total,
         indexPath: temporary,
         topHash: this.topHash,
         registry: this.registryFolder.registry,
         quarantine: quarantine ?? false,
-        onBytes: onProgress && (done => onProgress({ phase: 'compile', done, total })),
+        onBytes: onProgress && (done => onProgress({ phase: 'manifest', done, total: total ?? 0 })),
         signal,
       })
-      if (compiled.manifestSha256 !== sha256) {
+      if (sha256 !== undefined && compiled.manifestSha256 !== sha256) {
         throw new BobbinError('MANIFEST_CORRUPT', `the cached manifest of ${this.topHash} was changed`)
       }
-      await rename(temporary, this.pathOf(sha256, 'index'))
+      await rename(temporary, this.pathOf(compiled.manifestSha256, 'index'))
+      return compiled.manifestSha256
     } finally {
       await rm(temporary, { force: true })
     }

@@ -327,7 +327,10 @@ t.test('compileManifest scans a large manifest in workers, with the same rows, n
     JSON.stringify((rows[69_123]!.meta as { user_meta: object }).user_meta),
   )
 
+  t.equal((await refusal(t, text)).code, 'MANIFEST_CORRUPT')
   const lines = text.split('\n')
+  const early = [lines[0], '{', ...lines.slice(1)].join('\n')
+  t.match((await refusal(t, early)).message, /^row 2 of the manifest/, 'at once, while the workers still start')
   const broken = [...lines.slice(0, 60_000), '{"logical_key": "x", ', ...lines.slice(60_000)].join('\n')
   t.match((await refusal(t, broken)).message, /^row 60001 of the manifest: not valid JSON/)
   const twice = [...lines.slice(0, 60_000), lines[59_999], ...lines.slice(60_000)].join('\n')
