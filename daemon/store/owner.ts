@@ -19,6 +19,7 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, localError, systemCode } from '../model/index.js'
 
 export interface OwnerFacts {
@@ -37,10 +38,13 @@ export interface Ownership {
   release(): void
 }
 
+/** Far more than there can be looks in a row. */
+const LOCK_TRIES_MAX = 100
+
 /** Throws CACHE_IN_USE, and ACCESS_DENIED for a folder that everybody may write to. */
 export async function acquireOwnership(cacheDir: string, facts: OwnerFacts): Promise<Ownership> {
   makeCacheFolder(cacheDir)
-  const fd = lockOwnerFile(cacheDir)
+  const fd = await lockOwnerFile(cacheDir)
   try {
     ftruncateSync(fd)
     writeSync(fd, `${JSON.stringify(facts)}\n`, 0)
@@ -100,7 +104,7 @@ function makeCacheFolder(cacheDir: string): void {
   )
 }
 
-function lockOwnerFile(cacheDir: string): number {
+async function lockOwnerFile(cacheDir: string): Promise<number> {
   const path = ownerPath(cacheDir)
   for (;;) {
     let fd: number
@@ -110,12 +114,12 @@ function lockOwnerFile(cacheDir: string): number {
       throw localError(`open ${path}`, error)
     }
     try {
-      if (!flock(fd, 'exclusive')) {
+      if (!(await lockExclusively(fd))) {
         const { facts } = readOwner(cacheDir)
         const who = facts === undefined ? 'another process' : `process ${facts.pid}`
         throw new BobbinError(
           'CACHE_IN_USE',
-          `the cache ${cacheDir} belongs to ${who}: stop it with "bobbin stop", or name another cache with --cache`,
+          `the cache ${cacheDir} belongs to ${who}: stop that, or name another cache with --cache`,
         )
       }
       // Somebody may have deleted the file after we opened it: then our lock guards nothing.
@@ -125,6 +129,19 @@ function lockOwnerFile(cacheDir: string): number {
       throw error
     }
     closeSync(fd)
+  }
+}
+
+/**
+ * False: another process holds it. One that only looks who the owner is (readOwner) holds a shared
+ * lock for a moment, which must not pass for an owner: then there is another try.
+ */
+async function lockExclusively(fd: number): Promise<boolean> {
+  for (let tries = 1; ; tries++) {
+    if (flock(fd, 'exclusive')) return true
+    if (!flock(fd, 'shared') || tries === LOCK_TRIES_MAX) return false
+    // Of two who want it, each has a shared lock now: they come back at different times.
+    await sleep(1 + Math.random() * 20)
   }
 }
 

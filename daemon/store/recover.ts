@@ -82,9 +82,19 @@ async function list(folder: string): Promise<string[]> {
   })
 }
 
+/** Others may be writing gigabytes to the same disk: whoever stops the daemon does not wait for all of that. */
+const SYNC_MS_MAX = 10_000
+
 /** Waits until the file system of the folder has everything on its disk (syncfs(2)). False: it cannot be told. */
 export function syncFolder(folder: string): Promise<boolean> {
   return new Promise(resolve => {
-    execFile('sync', ['-f', folder], error => resolve(error === null))
+    const sync = execFile('sync', ['-f', folder], error => {
+      clearTimeout(timer)
+      resolve(error === null)
+    })
+    const timer = setTimeout(() => {
+      sync.unref()
+      resolve(false)
+    }, SYNC_MS_MAX)
   })
 }
