@@ -7,6 +7,7 @@
 import { HASH_TYPES, type HashType } from '../model/index.js'
 import { canonicalJson, quote } from './canonical-json.js'
 import { decodeString, findMember, JsonScanner, type Span } from './json-bytes.js'
+import { PART, RowTemplate } from './row-template.js'
 
 const SIZE_MAX = Number.MAX_SAFE_INTEGER
 
@@ -29,6 +30,11 @@ const malformed = (message: string): never => {
 const NAMES = ['logical_key', 'physical_keys', 'size', 'hash', 'meta'].map(name => Buffer.from(name))
 const [LOGICAL_KEY, PHYSICAL_KEYS, SIZE, HASH, META] = [0, 1, 2, 3, 4] as const
 const ABSENT = -1
+const NO_PREFIX = new Uint8Array(0)
+/** How the canonical form of a row begins, by its hash type. */
+const HASH_OPENINGS = Object.fromEntries(
+  HASH_TYPES.map(type => [type, Buffer.from(`{"hash":{"type":"${type}","value":`)]),
+) as Record<HashType, Buffer>
 
 export class ManifestRow {
   readonly #scanner = new JsonScanner()
@@ -38,6 +44,13 @@ export class ManifestRow {
   readonly #to = new Int32Array(5)
   #isKeyPlain = true
   #arePhysicalKeysPlain = true
+  /** The row's own [from, to). */
+  #rowFrom = 0
+  #rowTo = 0
+  #template: RowTemplate | undefined
+  /** The row has the template's shape: its parts are at #parts, and its hash type is the last one's. */
+  #isTemplated = false
+  readonly #parts = { from: new Int32Array(5), to: new Int32Array(5) }
 
   /** No (or an empty) list of physical keys: metadata of a directory. */
   isDirectory = false
@@ -49,6 +62,13 @@ export class ManifestRow {
   scan(bytes: Buffer, from: number, to: number): void {
     const scanner = this.#scanner
     this.#bytes = bytes
+    this.#rowFrom = from
+    this.#rowTo = to
+    this.#isTemplated = this.#template?.match(bytes, from, to, scanner, this.#parts) ?? false
+    if (this.#isTemplated) {
+      this.#takeParts()
+      return
+    }
     this.#from.fill(ABSENT)
     scanner.start(bytes, from, to)
     if (scanner.peek() === -1) malformed('the row is empty')
@@ -78,6 +98,49 @@ export class ManifestRow {
     this.isDirectory = physicalKeys === ABSENT || physicalKeys === 0x6e || this.#isEmptyArray(PHYSICAL_KEYS)
     if (this.isDirectory) return
     if (physicalKeys !== 0x5b) malformed('physical_keys is not a list')
+  }
+
+  /** The members' places from those of a templated row's parts. */
+  #takeParts(): void {
+    const { from, to } = this.#parts
+    this.isDirectory = false
+    this.#isKeyPlain = true
+    this.#arePhysicalKeysPlain = true
+    this.#from[LOGICAL_KEY] = from[PART.key]! - 1
+    this.#to[LOGICAL_KEY] = to[PART.key]! + 1
+    this.#from[PHYSICAL_KEYS] = from[PART.physicalKey]! - 2
+    this.#to[PHYSICAL_KEYS] = to[PART.physicalKey]! + 2
+    this.#from[SIZE] = from[PART.size]!
+    this.#to[SIZE] = to[PART.size]!
+    this.#from[META] = from[PART.meta]!
+    this.#to[META] = to[PART.meta]!
+  }
+
+  /** A row whose parts are all plain becomes the template of the next ones. */
+  #learn(valueFrom: number, valueTo: number): void {
+    const bytes = this.#bytes
+    const { from, to } = this.#parts
+    const digit = bytes[this.#from[SIZE]!]!
+    const isPlain =
+      this.#isKeyPlain &&
+      this.plainPhysicalKey(NO_PREFIX) !== undefined &&
+      this.#from[META] !== ABSENT &&
+      digit >= 0x30 &&
+      digit <= 0x39 &&
+      !Number.isNaN(this.size)
+    this.#template = undefined
+    if (!isPlain) return
+    from[PART.key] = this.#from[LOGICAL_KEY]! + 1
+    to[PART.key] = this.#to[LOGICAL_KEY]! - 1
+    from[PART.physicalKey] = this.#from[PHYSICAL_KEYS]! + 2
+    to[PART.physicalKey] = this.#to[PHYSICAL_KEYS]! - 2
+    from[PART.size] = this.#from[SIZE]!
+    to[PART.size] = this.#to[SIZE]!
+    from[PART.hashValue] = valueFrom + 1
+    to[PART.hashValue] = valueTo - 1
+    from[PART.meta] = this.#from[META]!
+    to[PART.meta] = this.#to[META]!
+    this.#template = new RowTemplate(bytes, this.#rowFrom, this.#rowTo, this.#parts)
   }
 
   #memberOf(nameFrom: number, nameTo: number): number {
@@ -193,7 +256,12 @@ export class ManifestRow {
     out.ascii(',"size":')
     this.#appendSize(out)
     out.ascii('}')
+    if (this.#learnable !== undefined) this.#learn(this.#learnable.from, this.#learnable.to)
+    this.#learnable = undefined
   }
+
+  /** Where the hash's value lies, quotes included, in a row that was scanned in full and is simple. */
+  #learnable: Span | undefined
 
   /** Null, absent and otherwise falsy metadata all count as `{}`. */
   #hasMeta(): boolean {
@@ -229,6 +297,19 @@ export class ManifestRow {
 
   #appendHash(out: ByteBuffer, digest: Uint8Array): void {
     const bytes = this.#bytes
+    if (this.#isTemplated) {
+      const valueFrom = this.#parts.from[PART.hashValue]!
+      const valueTo = this.#parts.to[PART.hashValue]!
+      out.bytes(HASH_OPENINGS[this.hashType], 0, HASH_OPENINGS[this.hashType].length)
+      out.bytes(bytes, valueFrom - 1, valueTo + 1)
+      out.ascii('}')
+      if (!decodeDigest(this.hashType, bytes, valueFrom, valueTo, digest)) {
+        this.#hashProblem = `not a ${this.hashType} value: ${JSON.stringify(bytes.toString('latin1', valueFrom, Math.min(valueTo, valueFrom + 60)))}`
+      }
+      return
+    }
+    // Until a simple row has been learned, the hash type of the last one means nothing.
+    this.#template = undefined
     const from = this.#from[HASH]!
     const to = this.#to[HASH]!
     if (from === ABSENT || bytes[from] !== 0x7b) malformed('the entry has no hash')
@@ -268,6 +349,7 @@ export class ManifestRow {
         out.ascii(',"value":')
         out.bytes(bytes, valueFrom, valueTo)
         out.ascii('}')
+        this.#learnable = { from: valueFrom, to: valueTo }
         return
       }
     }
