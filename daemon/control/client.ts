@@ -7,6 +7,7 @@ import type { MountBody, MountFacts, StatusFacts } from './schema.js'
 
 /** A mount of a large package whose index has to be made again takes seconds; nothing takes longer. */
 const TIMEOUT_MS = 120_000
+const LIVEZ_TIMEOUT_MS = 5000
 
 export class DaemonClient {
   constructor(
@@ -31,13 +32,13 @@ export class DaemonClient {
   }
 
   async isAlive(): Promise<boolean> {
-    return this.#call('GET', '/livez').then(
+    return this.#call('GET', '/livez', undefined, LIVEZ_TIMEOUT_MS).then(
       () => true,
       () => false,
     )
   }
 
-  #call<Answer>(method: string, path: string, body?: object): Promise<Answer> {
+  #call<Answer>(method: string, path: string, body?: object, timeout = TIMEOUT_MS): Promise<Answer> {
     const text = body === undefined ? undefined : JSON.stringify(body)
     return new Promise((resolve, reject) => {
       const fail = (reason: string, cause?: unknown) =>
@@ -53,7 +54,7 @@ export class DaemonClient {
           socketPath: this.socketPath,
           method,
           path,
-          timeout: TIMEOUT_MS,
+          timeout,
           headers:
             text === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) },
         },

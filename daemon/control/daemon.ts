@@ -56,8 +56,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     log,
   })
   const stopping = new Promise<string>(resolve => {
-    process.once('SIGTERM', () => resolve('SIGTERM'))
-    process.once('SIGINT', () => resolve('SIGINT'))
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve(signal))
     void startServer({ socketPath, mounts, log, status, stop: () => resolve('stop') }).then(
       server => {
         log.info({ cache: cacheDir, socket: socketPath }, 'the daemon is ready')
@@ -95,8 +94,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
 
   const reason = await stopping
   log.info({ reason }, 'the daemon stops')
-  // Somebody decided that it ends, so what is busy vanishes and lasts until its files are closed.
-  await mounts.removeAll(true).catch(error => log.error({ error: String(error) }, 'a mount could not be removed'))
+  await mounts.close()
   for (const server of servers) await server.close()
   await fetcher.close()
   await workers.close()

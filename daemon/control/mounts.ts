@@ -32,6 +32,8 @@ export interface MountsOptions {
 export class Mounts {
   readonly #mounted = new Map<string, Mounted>()
   readonly #starting = new Set<string>()
+  #onStarted: (() => void) | undefined
+  #isClosing = false
 
   constructor(private readonly options: MountsOptions) {
     clearDeadMounts(this.#listPath, options.log)
@@ -43,14 +45,18 @@ export class Mounts {
 
   /** Throws what opening the package, checking the mountpoint and mounting throw; nothing is mounted then. */
   async add(body: MountBody): Promise<MountFacts> {
+    this.#refuseWhenClosing()
+    this.#refuseInside(body.mountpoint)
     const mountpoint = await resolveMountpoint(body.mountpoint)
     if (this.#starting.has(mountpoint))
       throw new BobbinError('ALREADY_MOUNTED', `${mountpoint} is being mounted already`)
     this.#starting.add(mountpoint)
     try {
+      this.#refuseInside(mountpoint)
       await checkMountpoint(mountpoint)
       const opened = await this.#open(body)
       try {
+        this.#refuseWhenClosing()
         return await this.#mount(opened, mountpoint, body)
       } catch (error) {
         opened.close()
@@ -58,7 +64,19 @@ export class Mounts {
       }
     } finally {
       this.#starting.delete(mountpoint)
+      this.#onStarted?.()
     }
+  }
+
+  #refuseWhenClosing(): void {
+    if (this.#isClosing) throw new BobbinError('DAEMON_UNAVAILABLE', 'the daemon is about to end: try again')
+  }
+
+  /** Looking at such a mountpoint would be a call of ours on a mount of ours. */
+  #refuseInside(path: string): void {
+    const outer = [...this.#mounted.keys()].find(mountpoint => path.startsWith(`${mountpoint}/`))
+    if (outer === undefined) return
+    throw new BobbinError('MOUNTPOINT_UNUSABLE', `${path} lies inside the mount ${outer}: choose a folder outside`)
   }
 
   #open(body: MountBody): Promise<OpenedPackage> {
@@ -104,9 +122,9 @@ export class Mounts {
     mount.closed.then(() => {
       this.#mounted.delete(mountpoint)
       this.#writeList()
-      opened.close()
       log.info({ mountpoint }, 'unmounted')
     })
+    mount.ended.then(() => opened.close())
     return facts
   }
 
@@ -123,9 +141,36 @@ export class Mounts {
     return Array.from(this.#mounted.values(), ({ facts }) => facts)
   }
 
-  /** Unmounts all. `isForced`: busy ones vanish, too, and last until their files are closed. */
+  /**
+   * Unmounts all that can be. `isForced`: busy ones vanish, too, and last until their files are
+   * closed. Throws what the first of those threw that could not.
+   */
   async removeAll(isForced: boolean): Promise<void> {
-    for (const mountpoint of [...this.#mounted.keys()]) await this.remove(mountpoint, isForced)
+    const removals = [...this.#mounted.keys()].map(mountpoint => this.remove(mountpoint, isForced))
+    for (const removal of await Promise.allSettled(removals)) if (removal.status === 'rejected') throw removal.reason
+  }
+
+  /** For the end: also what is being mounted is unmounted, and what is busy is detached. */
+  async close(): Promise<void> {
+    this.#isClosing = true
+    while (this.#starting.size > 0) {
+      await new Promise<void>(resolve => {
+        this.#onStarted = resolve
+      })
+    }
+    for (const mountpoint of [...this.#mounted.keys()]) {
+      try {
+        await this.remove(mountpoint, false)
+      } catch (error) {
+        this.options.log.warn(
+          { mountpoint, error: String(error) },
+          'a mount is in use and is detached: its open files end with the daemon',
+        )
+        await this.remove(mountpoint, true).catch(failure =>
+          this.options.log.error({ mountpoint, error: String(failure) }, 'a mount could not be removed'),
+        )
+      }
+    }
   }
 
   #writeList(): void {

@@ -3,6 +3,7 @@ import { chmodSync, rmSync } from 'node:fs'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { BobbinError, type Log } from '../model/index.js'
 import { PROBLEM_TYPE, problemOf } from './errors.js'
+import { formatMetrics, METRICS_TYPE } from './metrics.js'
 import type { Mounts } from './mounts.js'
 import { MountBody, StatusFacts, StopBody, UnmountBody } from './schema.js'
 
@@ -33,6 +34,7 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
   )
 
   app.get('/livez', async () => ({ ok: true }))
+  app.get('/metrics', async (_request, reply) => reply.type(METRICS_TYPE).send(formatMetrics(options.status())))
   app.get('/v1/status', { schema: { response: { 200: StatusFacts } } }, async () => options.status())
   app.post<{ Body: MountBody }>('/v1/mounts', { schema: { body: MountBody } }, async (request, reply) => {
     const facts = await mounts.add(request.body)

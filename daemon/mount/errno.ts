@@ -23,6 +23,8 @@ const errnoByCode = {
   INVALID_ARGUMENT: errno.EINVAL,
   LOCAL_IO: errno.EIO,
   INTERNAL: errno.EIO,
+  // Of a mount that was detached while somebody stood in it.
+  NOT_MOUNTED: errno.ENOTCONN,
   // None of these can come out of a mounted filesystem.
   REGISTRY_NOT_FOUND: errno.EIO,
   PACKAGE_NOT_FOUND: errno.EIO,
@@ -31,7 +33,6 @@ const errnoByCode = {
   FOLDER_DIFFERS: errno.EIO,
   PACKAGE_REFUSED: errno.EIO,
   ALREADY_MOUNTED: errno.EIO,
-  NOT_MOUNTED: errno.EIO,
   MOUNTPOINT_UNUSABLE: errno.EIO,
   CACHE_IN_USE: errno.EIO,
   FUSE_UNAVAILABLE: errno.EIO,

@@ -64,6 +64,7 @@ export interface FilesystemRequest {
 export class PackageFilesystem {
   readonly #files = new Map<number, OpenFile>()
   #nextHandle = 1
+  #isClosed = false
 
   constructor(private readonly request: FilesystemRequest) {}
 
@@ -93,6 +94,10 @@ export class PackageFilesystem {
         this.request.log.error({ key: entry.key, code, error: String(error) }, 'a file could not be opened')
       }
       throw error
+    }
+    if (this.#isClosed) {
+      await object.close()
+      throw this.#closedError()
     }
     const handle = this.#freeHandle()
     this.#files.set(handle, { object, size: entry.size, key: entry.key })
@@ -172,12 +177,17 @@ export class PackageFilesystem {
     return { entries: entries + directories, bytes }
   }
 
-  get openFiles(): number {
-    return this.#files.size
+  /**
+   * For when nobody can ask any more. The kernel does not tell of the last close in a mount that was
+   * detached, so what is open is closed here.
+   */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    for (const handle of [...this.#files.keys()]) await this.release(handle)
   }
 
-  async close(): Promise<void> {
-    for (const handle of [...this.#files.keys()]) await this.release(handle)
+  #closedError(): BobbinError {
+    return new BobbinError('NOT_MOUNTED', `${this.request.opened.name} was unmounted`)
   }
 
   #attribute(index: PackageIndex, node: IndexNode, name: string): string | undefined {
@@ -248,6 +258,7 @@ export class PackageFilesystem {
 
   async #withIndex<T>(use: (index: PackageIndex) => T): Promise<T> {
     const { opened, log } = this.request
+    if (this.#isClosed) throw this.#closedError()
     try {
       return use(opened.index)
     } catch (error) {

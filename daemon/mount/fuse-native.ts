@@ -7,21 +7,24 @@
  * tell us of an INTERRUPT: a reader that waits can be killed only when its wait ends.
  */
 import { spawn } from 'node:child_process'
-import { accessSync, existsSync, constants as fsConstants } from 'node:fs'
+import { accessSync, existsSync, constants as fsConstants, readdirSync, readlinkSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { constants } from 'node:os'
-import { dirname } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import pLimit from 'p-limit'
 import { BobbinError, type Log } from '../model/index.js'
+import type { OpenedPackage } from '../quilt/package-cache.js'
 import { errnoOf } from './errno.js'
 import { type Attributes, PackageFilesystem } from './filesystem.js'
-import { mountAt } from './mount-table.js'
+import { mountAt, readMountTable } from './mount-table.js'
 import type { FuseTransport, MountRequest, TransportMount } from './transport.js'
 
 /** The binding copies the mountpoint's path into 1,024 bytes, with its final NUL. */
 const MOUNTPOINT_BYTES_MAX = 1023
 /** What is under a top hash never changes, so the kernel may keep names and attributes. Seconds. */
 const CACHED_FOR_EVER = 365 * 24 * 3600
+const SOURCE_NAME_BYTES_MAX = 400
 const POLL_MS = 1000
 /** O_ACCMODE, which Node.js does not name. */
 const ACCESS_MODE = 3
@@ -38,12 +41,39 @@ export const fuseNative: FuseTransport = {
       )
     }
     requireFuseDevice()
+    requireFusermount()
     const binding = loadBinding()
     const filesystem = new PackageFilesystem(request)
     const session = new binding.Session(request.mountpoint, operations(filesystem, request.log), request)
-    await started(session, request.mountpoint)
-    return watch(session, filesystem, request)
+    const descriptor = await inTurn(async () => {
+      const before = fuseDescriptors()
+      await started(session, request.mountpoint)
+      return [...fuseDescriptors()].find(fd => !before.has(fd))
+    })
+    if (descriptor !== undefined) descriptorOwners.set(descriptor, session)
+    return watch(session, filesystem, request, descriptor)
   },
+}
+
+/** One mount at a time, so that it is known which descriptor of /dev/fuse is whose. */
+const inTurn = pLimit(1)
+
+/**
+ * By descriptor of /dev/fuse, who had it last. libfuse does not tell when a session ends, but closes
+ * its descriptor then: after the last file of a detached mount was closed, and every thread has ended.
+ */
+const descriptorOwners = new Map<number, FuseSession>()
+
+function fuseDescriptors(): Set<number> {
+  const found = new Set<number>()
+  for (const name of readdirSync('/proc/self/fd')) {
+    try {
+      if (readlinkSync(`/proc/self/fd/${name}`) === '/dev/fuse') found.add(Number(name))
+    } catch {
+      // Closed in between.
+    }
+  }
+  return found
 }
 
 /** Session objects own memory that libfuse's threads and the event loop go on using: none is ever collected. */
@@ -61,7 +91,7 @@ async function started(session: FuseSession, mountpoint: string): Promise<void> 
   } catch (error) {
     throw new BobbinError(
       'FUSE_UNAVAILABLE',
-      `cannot mount on ${mountpoint}: ${error instanceof Error ? error.message : error}; bobbin doctor says what may be missing`,
+      `cannot mount on ${mountpoint}: ${mountAdvice()} (libfuse: ${error instanceof Error ? error.message : error})`,
       { cause: error },
     )
   }
@@ -72,31 +102,63 @@ async function started(session: FuseSession, mountpoint: string): Promise<void> 
   )
 }
 
-function watch(session: FuseSession, filesystem: PackageFilesystem, { mountpoint, log }: MountRequest): TransportMount {
+/** libfuse writes its reason to stderr and tells us nothing, so this is what it mostly is. */
+function mountAdvice(): string {
+  return process.getuid?.() === 0
+    ? 'mount(2) was refused; in a container, docker run --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined'
+    : 'fusermount refused; --allow-other needs the line user_allow_other in /etc/fuse.conf, and the mountpoint has to be yours'
+}
+
+function watch(
+  session: FuseSession,
+  filesystem: PackageFilesystem,
+  { mountpoint, log }: MountRequest,
+  descriptor: number | undefined,
+): TransportMount {
   const id = mountAt(mountpoint)?.id
+  // By number: somebody may have mounted something else on top.
+  const isMounted = () => readMountTable().some(mounted => mounted.id === id)
+  const isServed = () =>
+    descriptor !== undefined && descriptorOwners.get(descriptor) === session && fuseDescriptors().has(descriptor)
+  let isClosed = false
   let onClosed = () => {}
   const closed = new Promise<void>(resolve => {
     onClosed = resolve
   })
-  // libfuse tells nobody when somebody else unmounts, so the mount table is looked at.
-  const poll = setInterval(() => {
-    if (mountAt(mountpoint)?.id !== id) close()
-  }, POLL_MS)
-  poll.unref()
-  let isClosed = false
   const close = () => {
     if (isClosed) return
     isClosed = true
-    clearInterval(poll)
     session.unmount(() => {})
-    filesystem.close().catch(error => log.error({ mountpoint, error: String(error) }, 'open files could not be closed'))
     onClosed()
   }
+  let onEnded = () => {}
+  const ended = new Promise<void>(resolve => {
+    onEnded = resolve
+  })
+  // libfuse tells nobody when somebody else unmounts, nor when a session has ended, so we look.
+  const poll = setInterval(() => {
+    if (!isClosed && !isMounted()) close()
+    if (!isClosed || isServed()) return
+    clearInterval(poll)
+    filesystem
+      .close()
+      .catch(error => log.error({ mountpoint, error: String(error) }, 'open files could not be closed'))
+      .finally(onEnded)
+  }, POLL_MS)
+  poll.unref()
   return {
     openMode: 'cached',
     closed,
+    ended,
     async unmount({ isForced }) {
       if (isClosed) return
+      const top = mountAt(mountpoint)
+      if (top !== undefined && top.id !== id) {
+        throw new BobbinError(
+          'ALREADY_MOUNTED',
+          `${top.source} (${top.type}) is mounted on top of ${mountpoint}: umount that first`,
+        )
+      }
       await runUnmount(mountpoint, isForced)
       close()
     },
@@ -159,6 +221,24 @@ function requireFuseDevice(): void {
   }
 }
 
+/** What the mount table shows. The binding has 1,024 bytes for all options and cuts what is over. */
+function sourceName({ name, topHash }: OpenedPackage): string {
+  const shortened = Buffer.byteLength(name) > SOURCE_NAME_BYTES_MAX ? '...' : name
+  // libfuse splits at commas; a backslash keeps one.
+  return `bobbin:${shortened}@${topHash}`.replace(/[\\,]/g, '\\$&')
+}
+
+/** Only root mounts by itself; libfuse 2 looks for a program of exactly this name. */
+function requireFusermount(): void {
+  if (process.getuid?.() === 0) return
+  const folders = (process.env.PATH ?? '').split(':').filter(folder => folder !== '')
+  if (folders.some(folder => existsSync(join(folder, 'fusermount')))) return
+  throw new BobbinError(
+    'FUSE_UNAVAILABLE',
+    'users other than root mount through the program fusermount, which is missing: apt-get install fuse3',
+  )
+}
+
 type Signal = (result: number, ...values: unknown[]) => void
 type Done = (result: number, ...values: unknown[]) => void
 
@@ -207,13 +287,10 @@ function loadBinding(): LoadedBinding {
 
     _fuseOptions(): string {
       const { options, opened } = this.request
-      // libfuse splits at commas; a backslash keeps one.
-      const source = `bobbin:${opened.name}@${opened.topHash}`.replace(/[\\,]/g, '\\$&')
       return `-o${[
         'ro',
         'nosuid',
         'nodev',
-        `fsname=${source}`,
         'subtype=bobbin',
         'default_permissions',
         'use_ino',
@@ -222,6 +299,7 @@ function loadBinding(): LoadedBinding {
         `attr_timeout=${CACHED_FOR_EVER}`,
         `negative_timeout=${CACHED_FOR_EVER}`,
         ...(options.allowOther ? ['allow_other'] : []),
+        `fsname=${sourceName(opened)}`,
       ].join(',')}`
     }
 

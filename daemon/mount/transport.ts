@@ -61,8 +61,10 @@ export interface ProvidedObject {
 
 export interface TransportMount {
   readonly openMode: OpenMode
-  /** Resolves when the mount has gone, whoever unmounted it. */
+  /** Resolves when the mount has gone from the mountpoint, whoever unmounted it. */
   readonly closed: Promise<void>
+  /** Resolves when nobody has a file open there any more, either: until then the package stays open. */
+  readonly ended: Promise<void>
   /** Throws ALREADY_MOUNTED when files are open, unless `isForced`: then it vanishes now, and open files last until they are closed. */
   unmount(options: { readonly isForced: boolean }): Promise<void>
 }
