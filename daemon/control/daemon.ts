@@ -1,7 +1,7 @@
 /**
  * The daemon: owns a cache, serves its mounts, answers on its socket, and ends in order.
  *
- * It starts in one line of steps, each undone by the end in reverse: ownership, store, workers,
+ * It starts in one line of steps, each undone by the end in reverse: ownership, workers, store,
  * fetcher, mounts, socket.
  */
 import { createHash } from 'node:crypto'
@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pino } from 'pino'
 import { Fetcher } from '../fetch/fetcher.js'
+import { hashFileOn } from '../fetch/hash-object.js'
 import { createSource } from '../fetch/source/index.js'
 import { Workers } from '../fetch/workers.js'
 import { BobbinError, type Log } from '../model/index.js'
@@ -42,9 +43,14 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const startedAt = Date.now()
   const socketPath = chooseSocketPath(cacheDir)
   const ownership = await acquireOwnership(cacheDir, { pid: process.pid, socketPath, version: version(), startedAt })
-  const store = await openStore(cacheDir, { bytesMax: options.cacheBytesMax, freeBytesMin: options.freeBytesMin, log })
   const sourceConfig = { ioTimeoutMs, offline }
   const workers = new Workers(sourceConfig)
+  const store = await openStore(cacheDir, {
+    bytesMax: options.cacheBytesMax,
+    freeBytesMin: options.freeBytesMin,
+    hashFile: hashFileOn(workers),
+    log,
+  })
   const fetcher = new Fetcher({ store, workers, log })
   const source = createSource(sourceConfig)
   const mounts = new Mounts({
@@ -97,9 +103,9 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   await mounts.close()
   for (const server of servers) await server.close()
   await fetcher.close()
+  await store.close()
   await workers.close()
   source.close()
-  await store.close()
   rmSync(socketPath, { force: true })
   ownership.release()
   if (reason === 'error') throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon could not listen on ${socketPath}`)
