@@ -32,4 +32,4 @@ export interface Entry extends ObjectSpec {
 /** Where the revisions are: `.quilt/` lies directly below it. */
 export type Registry =
   | { readonly kind: 's3'; readonly bucket: string }
-  | { readonly kind: 'file'; /** Absolute, without a final slash. */ readonly path: string }
+  | { readonly kind: 'file' /** Absolute, without a final slash. */; readonly path: string }

@@ -46,7 +46,10 @@ function parseS3Key(text: string): S3Key {
     if (name !== 'versionId') {
       // Python's parse_qs drops fields with an empty value before anyone looks at their names.
       if (equalsAt < 0 || equalsAt === pair.length - 1) continue
-      throw new BobbinError('INVALID_ARGUMENT', `unknown query field ${JSON.stringify(name)} in ${JSON.stringify(text)}`)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `unknown query field ${JSON.stringify(name)} in ${JSON.stringify(text)}`,
+      )
     }
     const value = equalsAt < 0 ? '' : decodeForm(pair.slice(equalsAt + 1))
     if (value !== '' && versionId === undefined) versionId = value
@@ -108,8 +111,6 @@ function decodePercent(text: string): string {
   try {
     return decodeURIComponent(text)
   } catch {
-    return text.replace(/(?:%[0-9a-fA-F]{2})+/g, run =>
-      Buffer.from(run.replaceAll('%', ''), 'hex').toString('utf8'),
-    )
+    return text.replace(/(?:%[0-9a-fA-F]{2})+/g, run => Buffer.from(run.replaceAll('%', ''), 'hex').toString('utf8'))
   }
 }
