@@ -19,7 +19,12 @@ export interface ServerOptions {
 /** Listens; whoever called has the cache, so a socket that lies there is nobody's. */
 export async function startServer(options: ServerOptions): Promise<FastifyInstance> {
   const { mounts, log, socketPath } = options
-  const app = Fastify({ forceCloseConnections: true })
+  const app = Fastify({
+    forceCloseConnections: true,
+    // Fastify's own settings drop fields that a schema does not have, and turn text into numbers: a
+    // misspelt option would be ignored.
+    ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
+  })
 
   app.setErrorHandler((error, request, reply) => {
     const problem = problemOf(error)

@@ -57,16 +57,23 @@ export function testFolder(t: Test): string {
 
 export async function startDaemon(
   t: Test,
-  options: Partial<DaemonOptions> & { readonly folder?: string; readonly env?: NodeJS.ProcessEnv } = {},
+  options: Partial<DaemonOptions> & {
+    readonly folder?: string
+    readonly env?: NodeJS.ProcessEnv
+    /** What to start it with, ending in an exec of its arguments. */
+    readonly prefix?: readonly string[]
+  } = {},
 ): Promise<TestDaemon> {
-  const { folder = testFolder(t), env, ...daemonOptions } = options
+  const { folder = testFolder(t), env, prefix = [], ...daemonOptions } = options
   const cacheDir = daemonOptions.cacheDir ?? join(folder, 'cache')
   mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
-  const child = spawn(
+  const [command, ...args] = [
+    ...prefix,
     process.execPath,
-    [MAIN, JSON.stringify({ cacheDir, ioTimeoutMs: 10_000, offline: false, freeBytesMin: 0, ...daemonOptions })],
-    { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } },
-  )
+    MAIN,
+    JSON.stringify({ cacheDir, ioTimeoutMs: 10_000, offline: false, freeBytesMin: 0, ...daemonOptions }),
+  ]
+  const child = spawn(command!, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
   let said = ''
   child.stderr!.setEncoding('utf8').on('data', chunk => {
     said += chunk
