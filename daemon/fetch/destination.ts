@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { lstatSync, mkdirSync, readdirSync, realpathSync, rmSync, type Stats } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { BobbinError, type LogicalKey, localError, systemCode } from '../model/index.js'
+import { isAlive } from '../store/index.js'
 
 /** Folders whose nature is remembered; beyond that it is looked up again. */
 const FOLDERS_MAX = 100_000
@@ -89,14 +90,5 @@ function removeLeftovers(root: string): void {
   for (const name of readdirSync(root)) {
     const match = /^\.bobbin-(\d+)-[0-9a-f]{12}$/.exec(name)
     if (match !== null && !isAlive(Number(match[1]))) rmSync(join(root, name), { recursive: true, force: true })
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return systemCode(error) !== 'ESRCH'
   }
 }

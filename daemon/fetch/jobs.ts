@@ -136,7 +136,17 @@ export async function runHashFiles(job: HashFilesJob, control: JobControl): Prom
   return found
 }
 
-async function hashNamedFile({ path, size, hashType }: FileToHash, control: JobControl): Promise<HashedFile> {
+async function hashNamedFile(file: FileToHash, control: JobControl): Promise<HashedFile> {
+  return withFileToHash(file, async fd => ({
+    hex: await runHash({ kind: 'hash', fd, range: { start: 0, length: file.size }, hashType: file.hashType }, control),
+  }))
+}
+
+/** Opens a file that ought to have this size, whatever lies in its place. */
+export async function withFileToHash(
+  { path, size }: Pick<FileToHash, 'path' | 'size'>,
+  use: (fd: number) => Promise<HashedFile>,
+): Promise<HashedFile> {
   let fd: number
   try {
     // A fifo must not make us wait, a terminal must not become ours.
@@ -150,8 +160,7 @@ async function hashNamedFile({ path, size, hashType }: FileToHash, control: JobC
   }
   try {
     const stats = fstatSync(fd)
-    if (!stats.isFile() || stats.size !== size) return 'different'
-    return { hex: await runHash({ kind: 'hash', fd, range: { start: 0, length: size }, hashType }, control) }
+    return stats.isFile() && stats.size === size ? await use(fd) : 'different'
   } finally {
     closeSync(fd)
   }

@@ -6,14 +6,14 @@
  */
 
 import { isUtf8 } from 'node:buffer'
-import { closeSync, constants, fstatSync, lstatSync, openSync } from 'node:fs'
+import { lstatSync } from 'node:fs'
 import { opendir, readdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { BobbinError, compareTreeOrder, type Entry, localError, systemCode, throwIfAborted } from '../model/index.js'
 import { chunkCount } from '../quilt/object-hash.js'
 import { concurrently } from './concurrently.js'
 import { hashObject } from './hash-object.js'
-import type { FileToHash, HashedFile } from './jobs.js'
+import { type FileToHash, type HashedFile, withFileToHash } from './jobs.js'
 import { Workers } from './workers.js'
 
 export interface VerifyOptions {
@@ -138,20 +138,8 @@ class Verification {
     })
   }
 
-  async #hashSplit({ key, size, hash }: Entry, signal: AbortSignal): Promise<HashedFile> {
-    const path = join(this.dir, key)
-    let fd: number
-    try {
-      fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
-    } catch (error) {
-      const code = systemCode(error) ?? ''
-      if (['ENOENT', 'ENOTDIR', 'ELOOP'].includes(code)) return 'missing'
-      if (['ENXIO', 'ENODEV'].includes(code)) return 'different'
-      throw localError(`read ${path}`, error)
-    }
-    try {
-      const stats = fstatSync(fd)
-      if (!stats.isFile() || stats.size !== size) return 'different'
+  #hashSplit({ key, size, hash }: Entry, signal: AbortSignal): Promise<HashedFile> {
+    return withFileToHash({ path: join(this.dir, key), size }, async fd => {
       let reported = 0
       const onBytes = (bytes: number) => {
         this.#bytesDone += bytes - reported
@@ -162,9 +150,7 @@ class Verification {
       // It is counted as a whole in a moment.
       this.#bytesDone -= reported
       return { hex }
-    } finally {
-      closeSync(fd)
-    }
+    })
   }
 
   #count(entry: Entry, found: HashedFile): void {

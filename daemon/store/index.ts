@@ -9,4 +9,5 @@ export {
   type StoreStats,
 } from './object-store.js'
 export { acquireOwnership, type OwnerFacts, type Ownership, readOwner } from './owner.js'
+export { isAlive } from './recover.js'
 export type { Reservation } from './reservation.js'

@@ -66,7 +66,8 @@ async function removeTemporaries(cacheDir: string): Promise<void> {
   }
 }
 
-function isAlive(pid: number): boolean {
+/** Is there a process of this number? */
+export function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)
     return true
