@@ -61,6 +61,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     objects: { open: (spec, { label }) => fetcher.open(spec, { label }), stateOf: spec => store.stateOf(spec) },
     log,
   })
+  await mounts.clearDead()
   const stopping = new Promise<string>(resolve => {
     for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve(signal))
     void startServer({ socketPath, mounts, log, status, stop: () => resolve('stop') }).then(

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { BobbinError, type Log, parsePackageName, type Source } from '../model/index.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
 import type { FuseTransport, ObjectProvider, TransportMount } from '../mount/transport.js'
+import { unmountPath } from '../mount/unmount.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { formatRegistry, parseRegistry } from '../quilt/reference.js'
 import type { MountBody, MountFacts } from './schema.js'
@@ -35,8 +36,11 @@ export class Mounts {
   #onStarted: (() => void) | undefined
   #isClosing = false
 
-  constructor(private readonly options: MountsOptions) {
-    clearDeadMounts(this.#listPath, options.log)
+  constructor(private readonly options: MountsOptions) {}
+
+  /** For the start, before anything is mounted. */
+  clearDead(): Promise<void> {
+    return clearDeadMounts(this.#listPath, this.options.log)
   }
 
   get #listPath(): string {
@@ -185,7 +189,7 @@ export class Mounts {
 }
 
 /** Unmounts what a daemon that was killed has left: mounts of ours on which every call fails with ENOTCONN. */
-function clearDeadMounts(listPath: string, log: Log): void {
+async function clearDeadMounts(listPath: string, log: Log): Promise<void> {
   let lines: string[]
   try {
     lines = readFileSync(listPath, 'utf8')
@@ -209,8 +213,11 @@ function clearDeadMounts(listPath: string, log: Log): void {
       encoding: 'utf8',
     })
     if (!/not connected/i.test(probe.stderr ?? '')) continue
-    const command = process.getuid?.() === 0 ? ['umount', '-l'] : ['fusermount3', '-uz']
-    spawnSync(command[0]!, [...command.slice(1), '--', mountpoint])
-    log.warn({ mountpoint }, 'a dead mount of an earlier daemon was cleared away')
+    try {
+      await unmountPath(mountpoint, { isForced: true })
+      log.warn({ mountpoint }, 'a dead mount of an earlier daemon was cleared away')
+    } catch (error) {
+      log.error({ mountpoint, error: String(error) }, 'a dead mount of an earlier daemon cannot be cleared away')
+    }
   }
 }
