@@ -168,6 +168,29 @@ for (const kind of ['versitygw', 'minio'] as const) {
       t.same(await namesIn(source, 'odd', 'none/'), [])
     })
 
+    t.test('read sends one request an object, which the server believes, by itself and not by the SDK', async t => {
+      await writer.send(new CreateBucketCommand({ Bucket: 'direct' }))
+      await writer.send(
+        new PutBucketVersioningCommand({ Bucket: 'direct', VersioningConfiguration: { Status: 'Enabled' } }),
+      )
+      const versions = new Map<string, string>()
+      for (const key of ODD_KEYS) versions.set(key, await put(writer, 'direct', key, `<${key}>`))
+      const proxy = await startFaultProxy(server.endpoint)
+      t.teardown(() => proxy.stop())
+      useEnvironment(t, signed(server, proxy.endpoint))
+      const source = sourceFor(t)
+      for (const [key, versionId] of versions) {
+        const range = { start: 1, length: Buffer.byteLength(key) }
+        t.equal(String(await read(source, 'direct', key, { versionId, range })), key)
+      }
+      await failureOf(read(source, 'direct', 'none'))
+      t.equal(proxy.requests.length, ODD_KEYS.length + 1)
+      for (const { headers } of proxy.requests) {
+        t.ok(headers.authorization)
+        t.notOk(headers['amz-sdk-request'])
+      }
+    })
+
     t.test('list goes on over pages, in order', async t => {
       await writer.send(new CreateBucketCommand({ Bucket: 'many' }))
       const names = Array.from({ length: 1203 }, (_, i) => `k${String(i).padStart(5, '0')}`)
@@ -437,6 +460,22 @@ t.test('S3Source behind a server that misbehaves', async t => {
     const lost = await failureOf(read(source, 'data', 'big'))
     t.equal(lost.code, 'UPSTREAM_UNAVAILABLE')
     t.match(lost.message, /another region/)
+  })
+
+  t.test('read signs with the clock of the server, once it has said that ours is wrong', async t => {
+    const source = behindProxy(t)
+    const date = new Date(Date.now() + 3_600_000).toUTCString()
+    proxy.fault(
+      { kind: 'status', status: 403, headers: { date }, body: '<Error><Code>RequestTimeTooSkewed</Code></Error>' },
+      { times: 1 },
+    )
+    // Whose clock is right in truth, so the server refuses the second try.
+    await failureOf(read(source, 'data', 'big'))
+    const signedAt = proxy.requests.map(({ headers }) => {
+      const [, day, time] = /^(\d{8})T(\d{6})Z$/.exec(String(headers['x-amz-date']))!
+      return Date.parse(`${day!.replace(/(....)(..)(..)/, '$1-$2-$3')}T${time!.replace(/(..)(..)(..)/, '$1:$2:$3')}Z`)
+    })
+    t.ok(Math.abs(signedAt[1]! - signedAt[0]! - 3_600_000) < 10_000, String(signedAt))
   })
 
   t.test('read says within a second that nobody listens', async t => {

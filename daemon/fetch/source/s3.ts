@@ -4,10 +4,10 @@
  * A reading is a GET whose body may break. It is then continued by a ranged GET from the byte
  * reached, on condition that the object is still the same (its ETag), so the consumer sees one
  * unbroken stream or an error. The moving parts: `access.ts` finds the region and the identity,
- * `retry.ts` tries again, `progress.ts` holds the clock, `errors.ts` knows what errors mean.
+ * `direct-get.ts` sends the GET, `retry.ts` tries again, `progress.ts` holds the clock, `errors.ts` knows what errors mean.
  */
 import type { Readable } from 'node:stream'
-import type { GetObjectCommandOutput, ListObjectsV2CommandOutput } from '@aws-sdk/client-s3'
+import type { ListObjectsV2CommandOutput } from '@aws-sdk/client-s3'
 import {
   BobbinError,
   type ByteRange,
@@ -21,6 +21,7 @@ import {
 } from '../../model/index.js'
 import { S3Access } from './access.js'
 import { loadSdk } from './client.js'
+import { DirectGets, type ObjectAnswer } from './direct-get.js'
 import { httpStatus, s3Error } from './errors.js'
 import { Progress } from './progress.js'
 import { SilenceError, withRetries } from './retry.js'
@@ -43,6 +44,7 @@ interface OpenBody {
 
 export class S3Source implements Source {
   readonly #access: S3Access
+  readonly #gets = new DirectGets()
 
   constructor(private readonly ioTimeoutMs: number) {
     this.#access = new S3Access(ioTimeoutMs)
@@ -83,7 +85,6 @@ export class S3Source implements Source {
     signal: AbortSignal | undefined,
   ): Promise<OpenBody> {
     const what = formatPhysicalKey(object)
-    const { GetObjectCommand } = await loadSdk()
     const input = {
       Bucket: object.bucket,
       Key: object.key,
@@ -98,8 +99,8 @@ export class S3Source implements Source {
             operation: 'GetObject',
             bucket: object.bucket,
             what,
-            async send(client, abortSignal) {
-              const output = await client.send(new GetObjectCommand(input), { abortSignal })
+            send: async (client, abortSignal) => {
+              const output = await this.#gets.send(client, input, abortSignal)
               // Nobody waits for an answer after the time-out, so nobody else would close it.
               if (abortSignal.aborted) streamOf(output)?.destroy()
               return output
@@ -237,11 +238,11 @@ function asS3Key(key: PhysicalKey): S3Key {
 
 async function* emptyBody(): AsyncGenerator<Uint8Array> {}
 
-function streamOf(output: GetObjectCommandOutput): Readable | undefined {
+function streamOf(output: ObjectAnswer): Readable | undefined {
   return output.Body as Readable | undefined
 }
 
-function openBody(output: GetObjectCommandOutput, range: ByteRange | undefined, what: string): OpenBody {
+function openBody(output: ObjectAnswer, range: ByteRange | undefined, what: string): OpenBody {
   const stream = streamOf(output)
   if (stream === undefined) throw new BobbinError('UPSTREAM_UNAVAILABLE', `an answer without a body: ${what}`)
   const common = { stream, etag: output.ETag, lastModified: output.LastModified }
