@@ -36,7 +36,11 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
   })
   for (const deadline = Date.now() + START_MS; Date.now() < deadline; await sleep(POLL_MS)) {
     const client = findDaemon(options.cacheDir)
-    if (client !== undefined && (await client.isAlive())) return { client, isStarted: client.pid === child.pid }
+    if (client !== undefined && (await client.isAlive())) {
+      // Somebody else's was faster. Ours might be so slow that it would find the cache free again.
+      if (client.pid !== child.pid) child.kill()
+      return { client, isStarted: client.pid === child.pid }
+    }
     // Ended because another one has the cache: that one will answer soon.
     if (exitCode !== undefined && client === undefined) break
   }
