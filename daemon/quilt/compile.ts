@@ -26,7 +26,7 @@ import { HEADER_SPANS, type HeaderSpanName, NODE_WORDS } from './index-layout.js
 import { type CheckedSpan, type DirectoryMeta, IndexWriter, type Quarantined } from './index-writer.js'
 import { findMember } from './json-bytes.js'
 import { KeySorter, type SortedRow } from './key-sorter.js'
-import { type ManifestPiece, ManifestReader } from './manifest-reader.js'
+import { type ManifestPiece, ManifestReader, PIECE_BYTES } from './manifest-reader.js'
 import { ManifestRow, RowError } from './manifest-row.js'
 import { startScanPool } from './scan-pool.js'
 import {
@@ -106,27 +106,28 @@ async function compileInOrder(options: CompileOptions, spillPath: string): Promi
   const pool = await startScanPool(options.registry.kind, manifestBytes)
   try {
     const directories = new DirectoryRows(options.directoryBytesMax ?? DIRECTORY_BYTES_MAX)
-    const take = async (scanning: Promise<ScannedPiece>, end: number) => {
-      const piece = await scanning
+    const underWay: { piece: ManifestPiece; scanning: Promise<ScannedPiece> }[] = []
+    const takeNext = async () => {
+      const { piece, scanning } = underWay.shift()!
+      const scanned = await scanning
       const first = compilation.rows + 1
-      directories.take(piece)
-      if (piece.files > 0) directories.handOver(compilation.writer)
-      compilation.take(piece, line => first + line)
-      compilation.rows += piece.lines
-      options.onBytes?.(end)
+      directories.take(scanned)
+      if (scanned.files > 0) directories.handOver(compilation.writer)
+      compilation.take(scanned, line => first + line)
+      compilation.rows += scanned.lines
+      options.onBytes?.(piece.offset + piece.bytes.length)
+      pool.release(piece)
     }
-    const underWay: { scanning: Promise<ScannedPiece>; end: number }[] = []
-    for await (const piece of withoutHeader(reader, compilation, signal)) {
-      const end = piece.offset + piece.bytes.length
+    const pieces = reader.pieces(pool.memoryFor, signal)
+    for await (const piece of withoutHeader(pieces, compilation)) {
       const scanning = pool.scan(piece)
       // Looked at in its turn; until then a failure is not an unhandled one.
       scanning.catch(() => {})
-      underWay.push({ scanning, end })
-      if (underWay.length < pool.width) continue
-      const next = underWay.shift()!
-      await take(next.scanning, next.end)
+      underWay.push({ piece, scanning })
+      // The reader fills one more.
+      while (underWay.length >= pool.width) await takeNext()
     }
-    for (const { scanning, end } of underWay) await take(scanning, end)
+    while (underWay.length > 0) await takeNext()
     return compilation.finish(reader.finish())
   } catch (error) {
     if (error instanceof OutOfOrder && arriving) await reader.drain(signal)
@@ -139,9 +140,12 @@ async function compileInOrder(options: CompileOptions, spillPath: string): Promi
 }
 
 /** The manifest's pieces, the header taken off the first one and given to the compilation. */
-async function* withoutHeader(reader: ManifestReader, compilation: Compilation, signal: AbortSignal | undefined) {
+async function* withoutHeader(
+  pieces: AsyncIterable<ManifestPiece>,
+  compilation: Compilation,
+): AsyncGenerator<ManifestPiece> {
   let hasHeader = false
-  for await (const piece of reader.pieces(signal)) {
+  for await (const piece of pieces) {
     if (hasHeader) {
       yield piece
       continue
@@ -151,8 +155,7 @@ async function* withoutHeader(reader: ManifestReader, compilation: Compilation, 
     const headerEnd = newline < 0 ? piece.bytes.length : newline
     compilation.header(piece.bytes.subarray(0, headerEnd))
     const rest = piece.bytes.subarray(headerEnd + 1)
-    // A buffer of its own, because pieces are handed over whole.
-    if (rest.length > 0) yield { bytes: Buffer.from(new Uint8Array(rest).buffer), offset: piece.offset + headerEnd + 1 }
+    if (rest.length > 0) yield { bytes: rest, offset: piece.offset + headerEnd + 1 }
   }
 }
 
@@ -186,7 +189,9 @@ async function compileSorted(options: CompileOptions, scratch: string): Promise<
   const directories = new KeySorter(`${scratch}.directories`)
   try {
     // The second look at the rows takes about as long as the first, so each counts for half.
-    for await (const piece of withoutHeader(reader, compilation, signal)) {
+    const memory = new ArrayBuffer(PIECE_BYTES)
+    const pieces = reader.pieces(bytes => (bytes <= PIECE_BYTES ? memory : new ArrayBuffer(bytes)), signal)
+    for await (const piece of withoutHeader(pieces, compilation)) {
       sortPiece(piece, compilation, files, directories)
       options.onBytes?.((piece.offset + piece.bytes.length) / 2)
     }
@@ -334,6 +339,8 @@ class Compilation {
       this.#last = key
       this.#lastRow = row
     }
+    // The piece's memory is used again.
+    if (this.#last?.text === text) this.#last = ownPlace(this.#last)
     if (piece.malformed) refuseRow(rowOf(piece.malformed.line), piece.malformed.message)
   }
 
@@ -424,6 +431,10 @@ interface KeyPlace {
   readonly text: Buffer
   readonly from: number
   readonly to: number
+}
+
+function ownPlace({ text, from, to }: KeyPlace): KeyPlace {
+  return { text: Buffer.from(text.subarray(from, to)), from: 0, to: to - from }
 }
 
 function orderOf(key: KeyPlace, last: KeyPlace | undefined): number {

@@ -9,12 +9,12 @@ import { type FileHandle, open } from 'node:fs/promises'
 import { BobbinError, localError, throwIfAborted } from '../model/index.js'
 
 /** Large enough that a piece's journey to a worker costs nothing beside its parsing. */
-const PIECE_BYTES = 256 * 1024
+export const PIECE_BYTES = 256 * 1024
 /** quilt3 writes at most 1,000,000 bytes by default; a setting of its user may raise that. */
 const ROW_BYTES_MAX = 64 * 1024 * 1024
 
 export interface ManifestPiece {
-  /** Whole rows, each with its newline but perhaps the last of the file; in an ArrayBuffer of its own. */
+  /** Whole rows, each with its newline but perhaps the last of the file; in the memory that was asked for. */
   readonly bytes: Buffer
   /** Of bytes[0] in the file. */
   readonly offset: number
@@ -67,11 +67,15 @@ export class ManifestReader {
     })
   }
 
-  /** The file from its start, once. Throws PACKAGE_REFUSED for an empty file or an endless row. */
-  async *pieces(signal?: AbortSignal): AsyncGenerator<ManifestPiece> {
+  /**
+   * The file from its start, once, each piece in memory from `memoryFor`, which is asked for at least
+   * so many bytes. Throws PACKAGE_REFUSED for an empty file or an endless row.
+   */
+  async *pieces(memoryFor: (bytes: number) => ArrayBufferLike, signal?: AbortSignal): AsyncGenerator<ManifestPiece> {
     for (;;) {
       throwIfAborted(signal)
-      const buffer = Buffer.from(new ArrayBuffer(this.#rest.length + PIECE_BYTES))
+      const room = this.#rest.length < PIECE_BYTES / 2 ? PIECE_BYTES : this.#rest.length + PIECE_BYTES
+      const buffer = Buffer.from(memoryFor(room)).subarray(0, room)
       this.#rest.copy(buffer)
       const offset = this.#filled - this.#rest.length
       const length = await this.#take(buffer, this.#rest.length)
@@ -82,7 +86,7 @@ export class ManifestReader {
         return
       }
       const rowsEnd = buffer.lastIndexOf(0x0a, end - 1) + 1
-      // Copied, since the piece may be handed to a worker for good.
+      // Copied, since the memory will be used again.
       this.#rest = Buffer.from(buffer.subarray(rowsEnd, end))
       if (this.#rest.length > ROW_BYTES_MAX) {
         throw new BobbinError(

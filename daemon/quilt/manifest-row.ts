@@ -5,6 +5,7 @@
  * Rules: format.md sections 2.3 and 3; the loader's strictness is quilt3's, less its accidents.
  */
 import { HASH_TYPES, type HashType } from '../model/index.js'
+import type { ByteBuffer } from './byte-buffer.js'
 import { canonicalJson, quote } from './canonical-json.js'
 import { decodeString, findMember, JsonScanner, type Span } from './json-bytes.js'
 import { PART, RowTemplate } from './row-template.js'
@@ -439,55 +440,4 @@ function decodeDigest(type: HashType, bytes: Buffer, from: number, to: number, d
   }
   // 8 and 32 bytes both leave one `=` and bits that must be zero.
   return bytes[to - 1] === 0x3d && (value & ((1 << bits) - 1)) === 0
-}
-
-/** Collects the canonical text of many rows, and other bytes: a hash update per row would cost more than the hash. */
-export class ByteBuffer {
-  #buffer = Buffer.from(new ArrayBuffer(64 * 1024))
-  #length = 0
-
-  bytes(source: Buffer, from: number, to: number): void {
-    const buffer = this.#roomFor(to - from)
-    let at = this.#length
-    // Short pieces, where a loop beats a call into native code.
-    for (let i = from; i < to; i++) buffer[at++] = source[i]!
-    this.#length = at
-  }
-
-  ascii(text: string): void {
-    const buffer = this.#roomFor(text.length)
-    if (text.length > 40) {
-      this.#length += buffer.write(text, this.#length, 'latin1')
-      return
-    }
-    let at = this.#length
-    for (let i = 0; i < text.length; i++) buffer[at++] = text.charCodeAt(i)
-    this.#length = at
-  }
-
-  #roomFor(length: number): Buffer {
-    if (this.#length + length > this.#buffer.length) {
-      const larger = Buffer.from(new ArrayBuffer(Math.max(this.#buffer.length * 2, this.#length + length)))
-      this.#buffer.copy(larger, 0, 0, this.#length)
-      this.#buffer = larger
-    }
-    return this.#buffer
-  }
-
-  get length(): number {
-    return this.#length
-  }
-
-  /** The memory itself; only the first `length` bytes mean something, and only until more is appended. */
-  get written(): Uint8Array {
-    return this.#buffer
-  }
-
-  /** Everything collected, in memory of its own; the buffer is empty afterwards. */
-  take(): Buffer {
-    const taken = this.#buffer.subarray(0, this.#length)
-    this.#buffer = Buffer.from(new ArrayBuffer(this.#buffer.length))
-    this.#length = 0
-    return taken
-  }
 }

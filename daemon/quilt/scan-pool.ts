@@ -4,42 +4,50 @@
  */
 import { availableParallelism } from 'node:os'
 import type { Registry } from '../model/index.js'
-import type { ManifestPiece } from './manifest-reader.js'
-import { RowScanner, type ScannedPiece } from './scan-rows.js'
+import { type ManifestPiece, PIECE_BYTES } from './manifest-reader.js'
+import { RowScanner, type ScanMemory, type ScannedPiece, scanMemory } from './scan-rows.js'
 
 /** Starting workers takes about as long as scanning this much. */
 const INLINE_BYTES_MAX = 16 * 1024 * 1024
 /** More would wait for the one thread that takes the pieces in order. */
 const THREADS_MAX = 4
 
+/**
+ * Pieces under way: `memoryFor` gives a piece its memory, `scan` scans it, and `release` takes the
+ * memory back, for another piece, when the result has been used up.
+ */
 export interface ScanPool {
-  /** Takes the piece's memory. */
+  memoryFor(bytes: number): ArrayBufferLike
   scan(piece: ManifestPiece): Promise<ScannedPiece>
-  /** How many pieces to have under way. */
+  release(piece: ManifestPiece): void
+  /** How many pieces may be between `memoryFor` and `release`. */
   readonly width: number
   close(): Promise<void>
 }
 
-/** What a worker gets. */
+/** What a worker gets: shared memory, so that nothing is copied and nothing is left to collect. */
 export interface ScanTask {
-  readonly bytes: ArrayBuffer
-  readonly length: number
+  readonly bytes: Uint8Array
   readonly offset: number
   readonly registryKind: Registry['kind']
+  readonly memory: ScanMemory
 }
 
 export async function startScanPool(registryKind: Registry['kind'], manifestBytes: number): Promise<ScanPool> {
+  const slots = new Slots()
+  const common = { memoryFor: slots.memoryFor, release: slots.release }
   if (manifestBytes <= INLINE_BYTES_MAX) {
     const scanner = new RowScanner(registryKind)
     return {
+      ...common,
       width: 1,
-      scan: async ({ bytes, offset }) => scanner.scan(bytes, (_line, from) => offset + from),
+      scan: async piece => scanner.scan(piece.bytes, (_line, from) => piece.offset + from, slots.resultsOf(piece)),
       close: async () => {},
     }
   }
   const { Piscina } = await import('piscina')
   const threads = Math.min(THREADS_MAX, Math.max(2, availableParallelism()))
-  const pool = new Piscina({
+  const pool = new Piscina<ScanTask, ScannedPiece>({
     filename: new URL('./scan-worker.js', import.meta.url).href,
     minThreads: threads,
     maxThreads: threads,
@@ -48,12 +56,42 @@ export async function startScanPool(registryKind: Registry['kind'], manifestByte
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
   return {
+    ...common,
     width: threads * 2 + 1,
-    scan: ({ bytes, offset }) => {
-      // Readers give each piece an ArrayBuffer of its own, so it can be handed over without a copy.
-      const task: ScanTask = { bytes: bytes.buffer as ArrayBuffer, length: bytes.length, offset, registryKind }
-      return pool.run(task, { transferList: [task.bytes] }) as Promise<ScannedPiece>
-    },
+    scan: piece => pool.run({ bytes: piece.bytes, offset: piece.offset, registryKind, memory: slots.resultsOf(piece) }),
     close: () => pool.destroy(),
+  }
+}
+
+interface Slot {
+  readonly piece: SharedArrayBuffer
+  readonly results: ScanMemory
+}
+
+/** Memory for pieces and their results, used again and again. */
+class Slots {
+  readonly #free: Slot[] = []
+  readonly #used = new Map<ArrayBufferLike, Slot>()
+
+  readonly memoryFor = (bytes: number): ArrayBufferLike => {
+    // A row that is longer than a piece gets memory for once.
+    if (bytes > PIECE_BYTES) return new SharedArrayBuffer(bytes)
+    const slot = this.#free.pop() ?? {
+      piece: new SharedArrayBuffer(PIECE_BYTES),
+      results: scanMemory(PIECE_BYTES, SharedArrayBuffer),
+    }
+    this.#used.set(slot.piece, slot)
+    return slot.piece
+  }
+
+  resultsOf({ bytes }: ManifestPiece): ScanMemory {
+    return this.#used.get(bytes.buffer)?.results ?? scanMemory(bytes.length, SharedArrayBuffer)
+  }
+
+  readonly release = ({ bytes }: ManifestPiece): void => {
+    const slot = this.#used.get(bytes.buffer)
+    if (slot === undefined) return
+    this.#used.delete(slot.piece)
+    this.#free.push(slot)
   }
 }

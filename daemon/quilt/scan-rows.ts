@@ -14,10 +14,11 @@ import {
   parsePhysicalKey,
   type Registry,
 } from '../model/index.js'
+import { ByteBuffer } from './byte-buffer.js'
 import { KIND_FILE, NODE, NODE_WORDS } from './index-layout.js'
 import type { CheckedSpan } from './index-writer.js'
 import { JsonSyntaxError, type Span } from './json-bytes.js'
-import { ByteBuffer, ManifestRow, RowError } from './manifest-row.js'
+import { ManifestRow, RowError } from './manifest-row.js'
 
 /** How a file's key stands to the one before it in the piece. */
 export const ORDER_FIRST = 0
@@ -55,6 +56,25 @@ export interface ScannedPiece {
   readonly malformed: { readonly line: number; readonly message: string } | undefined
 }
 
+/** Memory for the results of one scan. What does not fit goes elsewhere, so any size is right. */
+export interface ScanMemory {
+  readonly nodes: ArrayBufferLike
+  readonly places: ArrayBufferLike
+  readonly text: ArrayBufferLike
+  readonly canonical: ArrayBufferLike
+}
+
+/** Enough for the rows of quilt3 in a piece of so many bytes; `Memory` is ArrayBuffer or SharedArrayBuffer. */
+export function scanMemory(pieceBytes: number, Memory: new (bytes: number) => ArrayBufferLike): ScanMemory {
+  const rows = Math.max(64, Math.ceil(pieceBytes / 128))
+  return {
+    nodes: new Memory(rows * NODE_WORDS * 4),
+    places: new Memory(rows * PLACE_WORDS * 4),
+    text: new Memory(Math.max(pieceBytes, 4096)),
+    canonical: new Memory(Math.max(pieceBytes, 4096)),
+  }
+}
+
 export class RowScanner {
   readonly #row = new ManifestRow()
   readonly #canonical = new ByteBuffer()
@@ -62,16 +82,21 @@ export class RowScanner {
   readonly #digest = new Uint8Array(32)
   /** How the last physical key that was parsed began: those that begin so, too, need no full parse. */
   #usualPrefix = Buffer.from('s3:///')
-  #nodes = new Uint32Array(0)
-  #places = new Uint32Array(0)
+  #nodes: Uint32Array = new Uint32Array(0)
+  #places: Uint32Array = new Uint32Array(0)
 
   constructor(private readonly registryKind: Registry['kind']) {}
 
-  /** `offsetOf` tells where a line of the piece lies in the manifest file. */
-  scan(bytes: Buffer, offsetOf: (line: number, from: number) => number): ScannedPiece {
-    const room = Math.max(64, Math.ceil(bytes.length / 128))
-    this.#nodes = new Uint32Array(room * NODE_WORDS)
-    this.#places = new Uint32Array(room * PLACE_WORDS)
+  /** `offsetOf` tells where a line of the piece lies in the manifest file. The result lies in `memory`. */
+  scan(
+    bytes: Buffer,
+    offsetOf: (line: number, from: number) => number,
+    memory: ScanMemory = scanMemory(bytes.length, ArrayBuffer),
+  ): ScannedPiece {
+    this.#nodes = new Uint32Array(memory.nodes)
+    this.#places = new Uint32Array(memory.places)
+    this.#text.begin(memory.text)
+    this.#canonical.begin(memory.canonical)
     const directories: ScannedDirectory[] = []
     const problems = new Map<number, string>()
     const isSoundUtf8 = isUtf8(bytes)
@@ -107,8 +132,8 @@ export class RowScanner {
       files,
       nodes: this.#nodes.subarray(0, files * NODE_WORDS),
       places: this.#places.subarray(0, files * PLACE_WORDS),
-      text: this.#text.take(),
-      canonical: this.#canonical.take(),
+      text: this.#text.written,
+      canonical: this.#canonical.written,
       directories,
       isDirectoryAfterFile,
       problems,
@@ -120,6 +145,8 @@ export class RowScanner {
   #addFile(file: number, line: number, bytes: Buffer, shift: number): string | undefined {
     const row = this.#row
     if ((file + 1) * NODE_WORDS > this.#nodes.length) this.#makeRoom()
+    // Memory that is used again holds the last piece's nodes.
+    this.#nodes.fill(0, file * NODE_WORDS, (file + 1) * NODE_WORDS)
     row.appendCanonical(this.#canonical, this.#digest)
 
     const places = this.#places
@@ -175,7 +202,7 @@ export class RowScanner {
   }
 
   #orderToLast(place: number): number {
-    const text = this.#text.written
+    const text = this.#text.memory
     const before = place - PLACE_WORDS
     const keyOf = (at: number) => {
       const from = this.#places[at + PLACE.key]!
@@ -191,7 +218,7 @@ export class RowScanner {
   #keyProblem(from: number, keyBytes: number): string | undefined {
     const row = this.#row
     if (!row.isKeyPlain || keyBytes > KEY_BYTES_MAX) return keyProblem(row.key)
-    const text = this.#text.written
+    const text = this.#text.memory
     const to = from + keyBytes
     for (let start = from, i = from; i <= to; i++) {
       if (i < to && text[i] !== 0x2f) continue
