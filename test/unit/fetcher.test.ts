@@ -212,7 +212,7 @@ t.test('Fetcher.open fetches a wrong object once more, and then has it', async t
   }
 })
 
-t.test('Fetcher.open refuses an object that stays wrong, with both hashes in the log', async t => {
+t.test('Fetcher.open refuses an object that stays wrong, with both hashes in the log (S6)', async t => {
   const { fetcher, source, cacheDir, log, store } = await fetching(t)
   for (const type of HASH_TYPES) {
     const entry = await writeEntry(source, `wrong-${type}`, noise(9 * MiB), type)
@@ -387,7 +387,7 @@ t.test('Workers.fetch reports how far it is, and never kills its threads on canc
   t.match(hash, /^[0-9a-f]{64}$/, 'the thread works on')
 })
 
-t.test('A store whose owner is killed in the middle of a fetch is sound afterwards', async t => {
+t.test('A store whose owner is killed in the middle of a fetch is sound afterwards (S17)', async t => {
   const folder = folderOf(t)
   const cacheDir = join(folder, 'cache')
   mkdirSync(cacheDir)

@@ -106,7 +106,7 @@ t.test('installPackage takes from the cache what is there and right', async t =>
   t.equal(statSync(join(dest, 'deep/er/b.bin')).mode & 0o777, 0o666 & ~process.umask())
 })
 
-t.test('installPackage refuses wrong bytes, and keeps what is complete', async t => {
+t.test('installPackage refuses wrong bytes, and keeps what is complete (S20)', async t => {
   const { source, dest } = folders(t)
   for (const type of HASH_TYPES) {
     const good = await writeEntry(source, 'good', 'good')
@@ -153,7 +153,7 @@ t.test('installPackage removes what a killed one has left', async t => {
   t.same(readdirSync(dest).sort(), [alive.slice(dest.length + 1), 'x'])
 })
 
-t.test('installPackage goes on after a kill', async t => {
+t.test('installPackage goes on after a kill (S20)', async t => {
   const { source, dest } = folders(t)
   const entries = await Promise.all(
     Array.from({ length: 300 }, (_, i) => writeEntry(source, `f${i}`, noise(50_000, i))),
@@ -179,7 +179,7 @@ t.test('installPackage goes on after a kill', async t => {
   for (const { key } of entries) if (!readFileSync(join(dest, key)).equals(readFileSync(join(source, key)))) t.fail(key)
 })
 
-t.test('installPackage writes nothing through symbolic links in the destination', async t => {
+t.test('installPackage writes nothing through symbolic links in the destination (S19)', async t => {
   const { source, dest } = folders(t)
   const outside = join(dest, '../outside')
   mkdirSync(outside)

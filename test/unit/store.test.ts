@@ -217,7 +217,7 @@ t.test('openStore removes temporary files of the dead and leaves those of the li
   t.same(readdirSync(join(cacheDir, 'tmp')).sort(), [`${process.ppid}-abc.manifest`, 'unrelated'].sort())
 })
 
-t.test('ObjectStore.open catches a byte that was changed in a cached file', async t => {
+t.test('ObjectStore.open catches a byte that was changed in a cached file (S7)', async t => {
   const { cacheDir, store, log } = await opened(t)
   const spec = await put(store, 'abcdef')
   await nextTick()
@@ -380,7 +380,7 @@ t.test('ObjectStore.reserve keeps the order of use over a restart', async t => {
   )
 })
 
-t.test('ObjectStore.reserve never goes over the quota, whoever asks at once', async t => {
+t.test('ObjectStore.reserve never goes over the quota, whoever asks at once (S16)', async t => {
   const { store } = await opened(t, { bytesMax: 100 })
   let most = 0
   await Promise.all(
@@ -413,7 +413,7 @@ t.test('ObjectStore.reserve waits for other fetches, and stops waiting when it i
   t.equal(store.stats().reservedBytes, 0)
 })
 
-t.test('ObjectStore.reserve keeps the floor of free space', async t => {
+t.test('ObjectStore.reserve keeps the floor of free space (S16)', async t => {
   const disk = smallDisk(t, 8)
   if (disk === undefined) return
   const store = await openStore(disk, { bytesMax: 1e9, freeBytesMin: 4 * 2 ** 20 })

@@ -50,7 +50,7 @@ t.test('verifyFolder finds one changed bit, wherever it is', async t => {
   }
 })
 
-t.test('verifyFolder lists what is changed, missing and extra, in tree order', async t => {
+t.test('verifyFolder lists what is changed, missing and extra, in tree order (S21)', async t => {
   const { entries, dir } = await sample(t)
   truncateSync(join(dir, 'SHA256/100000.bin'), 99_999)
   flip(join(dir, 'CRC64NVME/1.bin'), 0)
