@@ -53,7 +53,7 @@ async function printRow(
   }
   const entry = index.entry(node.ino, key)
   const hash = formatManifestHash(entry.hash)
-  const isCached = flags.long ? (await findObject(settings.cacheDir, entry)) !== undefined : undefined
+  const isCached = flags.long ? findObject(settings.cacheDir, entry) !== undefined : undefined
   const row = {
     key,
     type: 'file',

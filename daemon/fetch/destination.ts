@@ -46,13 +46,13 @@ export class Destination {
   prepare(key: LogicalKey): { readonly path: string; readonly present: Stats | undefined } {
     const path = join(this.root, key)
     this.#makeFolders(key)
-    let present: Stats
+    let present: Stats | undefined
     try {
-      present = lstatSync(path)
+      present = lstatSync(path, { throwIfNoEntry: false })
     } catch (error) {
-      if (systemCode(error) === 'ENOENT') return { path, present: undefined }
       throw localError(`look at ${path}`, error)
     }
+    if (present === undefined) return { path, present }
     if (present.isFile()) return { path, present }
     if (present.isDirectory()) {
       throw new BobbinError('IS_A_DIRECTORY', `a folder is in the way of the file ${path}: move it away`)

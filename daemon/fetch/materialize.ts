@@ -29,7 +29,7 @@ export async function materialize(
   options: MaterializeOptions = {},
 ): Promise<'cache' | 'source'> {
   const log = options.log ?? silentLog
-  const cached = options.cacheDir === undefined ? undefined : await findObject(options.cacheDir, spec)
+  const cached = options.cacheDir === undefined ? undefined : findObject(options.cacheDir, spec)
   try {
     if (cached !== undefined && (await reflink(workers, spec, cached, path, options))) return 'cache'
     const fd = create(path)

@@ -9,7 +9,7 @@
  * The folder `v1` is the version of this layout: another one would be another folder.
  */
 import { createHash } from 'node:crypto'
-import { lstat } from 'node:fs/promises'
+import { lstatSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Brand, formatPhysicalKey, type ObjectSpec } from '../model/index.js'
 
@@ -58,13 +58,14 @@ export function objectPath(cacheDir: string, id: ObjectId): string {
 
 /**
  * Where an object is, if it is there: for processes that do not own the store. It may be damaged,
- * and it may be gone in a moment: they hash what they read.
+ * and it may be gone in a moment: they hash what they read. Synchronous, because they ask for each
+ * of many small files: a hand-over to the thread pool and a thrown ENOENT cost many times the look.
  */
-export async function findObject(cacheDir: string, spec: ObjectSpec): Promise<string | undefined> {
+export function findObject(cacheDir: string, spec: ObjectSpec): string | undefined {
   const path = objectPath(cacheDir, objectId(spec))
   try {
-    const stats = await lstat(path)
-    return stats.isFile() && stats.size === spec.size ? path : undefined
+    const stats = lstatSync(path, { throwIfNoEntry: false })
+    return stats?.isFile() && stats.size === spec.size ? path : undefined
   } catch {
     return undefined
   }
