@@ -6,7 +6,7 @@
  * where the kernel lets us, else it detaches the mounts and kills the daemon, which does the same.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -15,6 +15,9 @@ import type { Test } from 'tap'
 import { DaemonClient } from '../../daemon/control/client.js'
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
 import type { MountBody, MountFacts } from '../../daemon/control/schema.js'
+
+export { cannotMount } from './can-mount.js'
+
 import type { WrittenPackage } from './registry.js'
 
 const MAIN = fileURLToPath(new URL('../../daemon/main.js', import.meta.url))
@@ -38,14 +41,6 @@ export interface TestDaemon {
 export interface Mounted {
   readonly path: string
   readonly facts: MountFacts
-}
-
-/** Why nothing can be mounted here, or `false`: for the `skip` of tests. */
-export function cannotMount(): string | false {
-  if (!existsSync('/dev/fuse')) return 'there is no /dev/fuse here'
-  if (process.getuid?.() === 0) return false
-  const hasHelper = ['fusermount3', 'fusermount'].some(name => spawnSync(name, ['-V']).status === 0)
-  return hasHelper ? false : 'neither root nor fusermount'
 }
 
 /** A folder that goes when the test ends, after its daemons. Not tap's, which goes before them. */
