@@ -1,0 +1,58 @@
+/** The real quilt3 8.0.0, in a process of its own, with folders of its own for each server. */
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { part, repository } from './parts.js'
+import type { S3Server } from './s3-server.js'
+
+const run = promisify(execFile)
+
+/** What quilt3 says of a revision (quilt3_actions.py, `dump`). */
+export interface Dump {
+  readonly topHash: string
+  readonly meta: unknown
+  readonly entries: Readonly<Record<string, DumpedEntry>>
+}
+
+export interface DumpedEntry {
+  readonly size: number
+  readonly hashType: string
+  readonly hash: string
+  readonly physicalKey: string
+  readonly meta: unknown
+  readonly sha256: string
+}
+
+export class Quilt3 {
+  readonly #environment: NodeJS.ProcessEnv
+
+  /** `home` has quilt3's folders: it caches manifests by their address without the endpoint, so each server needs its own. */
+  constructor(
+    readonly server: S3Server,
+    home: string,
+  ) {
+    this.#environment = {
+      PATH: process.env.PATH,
+      ...server.env,
+      HOME: home,
+      XDG_DATA_HOME: join(home, 'data'),
+      XDG_CACHE_HOME: join(home, 'cache'),
+      QUILT_DISABLE_USAGE_METRICS: 'true',
+      QUILT_MINIMIZE_STDOUT: 'true',
+    }
+  }
+
+  /** The action's answer as JSON text: numbers beyond JavaScript's are compared by Python (`same_json`). */
+  async text(action: string, args: object): Promise<string> {
+    const script = join(repository, 'test/support/quilt3_actions.py')
+    const { stdout } = await run(part('quilt3'), [script, action, JSON.stringify(args)], {
+      env: this.#environment,
+      maxBuffer: 64 * 2 ** 20,
+    })
+    return stdout.trimEnd().split('\n').at(-1)!
+  }
+
+  async call<T>(action: string, args: object): Promise<T> {
+    return JSON.parse(await this.text(action, args)) as T
+  }
+}
