@@ -1,16 +1,16 @@
 /** The real quilt3 8.0.0, in a process of its own, with folders of its own for each server. */
-import { execFile } from 'node:child_process'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
+import { runProgram } from './cli.js'
 import { part, repository } from './parts.js'
 import type { S3Server } from './s3-server.js'
 
-const run = promisify(execFile)
-
-/** What quilt3 says of a revision (quilt3_actions.py, `dump`). */
+/** What quilt3 says of a revision (quilt3_actions.py, `dump`). Metadata is for Python's eyes: numbers do not survive here. */
 export interface Dump {
   readonly topHash: string
   readonly meta: unknown
+  /** Metadata, by key without the final slash. */
+  readonly directories: Readonly<Record<string, unknown>>
+  /** In quilt3's order. */
   readonly entries: Readonly<Record<string, DumpedEntry>>
 }
 
@@ -20,6 +20,7 @@ export interface DumpedEntry {
   readonly hash: string
   readonly physicalKey: string
   readonly meta: unknown
+  /** Of the bytes that quilt3 read. */
   readonly sha256: string
 }
 
@@ -42,17 +43,22 @@ export class Quilt3 {
     }
   }
 
-  /** The action's answer as JSON text: numbers beyond JavaScript's are compared by Python (`same_json`). */
+  /** The action's answer as JSON text: numbers beyond JavaScript's are compared by Python (`metadata_differences`). */
   async text(action: string, args: object): Promise<string> {
     const script = join(repository, 'test/support/quilt3_actions.py')
-    const { stdout } = await run(part('quilt3'), [script, action, JSON.stringify(args)], {
+    const { status, stdout, stderr } = await runProgram(part('quilt3'), [script, action, JSON.stringify(args)], {
       env: this.#environment,
-      maxBuffer: 64 * 2 ** 20,
     })
+    if (status !== 0) throw new Error(`quilt3 ${action} ended with ${status}: ${stderr}`)
     return stdout.trimEnd().split('\n').at(-1)!
   }
 
   async call<T>(action: string, args: object): Promise<T> {
     return JSON.parse(await this.text(action, args)) as T
+  }
+
+  /** quilt3's own command line. */
+  async command(...args: string[]): Promise<{ readonly status: number | null; readonly stderr: string }> {
+    return runProgram(join(part('quilt3'), '../quilt3'), args, { env: this.#environment })
   }
 }
