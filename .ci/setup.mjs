@@ -24,6 +24,7 @@ const needsParts = purpose === 'interop' || purpose === 'bench'
 
 checkNode()
 installSystemPackages()
+if (!needsParts) checkFuse()
 installNodeModules()
 build()
 linkCommand()
@@ -33,6 +34,13 @@ function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number)
   if (major > 20 || (major === 20 && minor >= 19)) return
   fail(`Node.js 20.19 or newer is needed; this is ${process.version}`)
+}
+
+/** Not an error: what needs no mount works, and tests that need one say why they are skipped. */
+function checkFuse() {
+  if (existsSync('/dev/fuse')) return
+  say('there is no /dev/fuse here, so nothing can be mounted: modprobe fuse as root, or start the container with')
+  say('  --device /dev/fuse --cap-add SYS_ADMIN')
 }
 
 /** What is missing is named first; root on Debian or Ubuntu gets it installed, everybody else gets the line to type. */
@@ -124,12 +132,9 @@ function installParts() {
   const bin = join(parts, 'bin')
   for (const [name, source] of Object.entries({ versitygw: VERSITYGW, minio: MINIO })) {
     if (existsSync(join(bin, name))) continue
-    if (!hasProgram('go'))
-      fail(
-        `the S3 servers are built with Go 1.24 or newer, which is not here: install it (apt-get install golang-go, or go.dev), then try again`,
-      )
+    requireGo()
     step(`go install ${name} (takes minutes)`, () =>
-      run('go', ['install', source], { GOBIN: bin, GOFLAGS: '-modcacherw' }),
+      run('go', ['install', source], { GOBIN: bin, GOFLAGS: '-modcacherw', GOTOOLCHAIN: 'auto' }),
     )
   }
   const venv = join(parts, 'quilt3')
@@ -139,6 +144,30 @@ function installParts() {
     run(join(venv, 'bin', 'pip'), ['install', '--quiet', '--disable-pip-version-check', QUILT3])
     writeFileSync(join(venv, '.installed'), '')
   })
+}
+
+/** Since 1.21, go fetches the newer one that a module asks for by itself. Debian 12 has 1.19. */
+function requireGo() {
+  const isNewEnough = text => {
+    const [, major, minor] = /(\d+)\.(\d+)/.exec(text) ?? []
+    return Number(major) > 1 || (Number(major) === 1 && Number(minor) >= 21)
+  }
+  const said = (command, ...args) => spawnSync(command, args, { cwd: root, encoding: 'utf8' }).stdout ?? ''
+  const version = hasProgram('go') ? said('go', 'env', 'GOVERSION').trim() : ''
+  if (isNewEnough(version)) return
+  const [, candidate = ''] = /Candidate: (?:\d+:)?(\S+)/.exec(said('apt-cache', 'policy', 'golang-go')) ?? []
+  if (process.getuid?.() === 0 && version === '' && isNewEnough(candidate)) {
+    step('apt-get install golang-go', () =>
+      run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', 'golang-go'], {
+        DEBIAN_FRONTEND: 'noninteractive',
+      }),
+    )
+    return
+  }
+  fail(
+    `the S3 servers of the interop suite are built with Go 1.21 or newer, and here is ${version || 'none'}: ` +
+      'install it (apt-get install golang-go where that is new enough, else from go.dev), then try again',
+  )
 }
 
 /** Milliseconds; 0 for what is not there. */
