@@ -23,10 +23,13 @@ const ACCESS_KEY = 'bobbin-test'
 const SECRET_KEY = 'bobbin-test-secret'
 const START_MS = 20_000
 
-export async function startS3(kind: S3ServerKind): Promise<S3Server> {
+export async function startS3(
+  kind: S3ServerKind,
+  { region = 'us-east-1' }: { readonly region?: string } = {},
+): Promise<S3Server> {
   const folder = mkdtempSync(join(tmpdir(), `bobbin-${kind}-`))
   const port = await freePort()
-  const { args, env } = commandLine(kind, folder, port)
+  const { args, env } = commandLine(kind, folder, port, region)
   const log = join(folder, 'log')
   // Its own parent watch: when this process is killed, the pipe closes and the shell ends the server.
   const script = 'exec 9<&0; "$@" >"$LOG" 2>&1 </dev/null & server=$!; cat <&9 >/dev/null; kill $server; wait $server'
@@ -57,8 +60,8 @@ export async function startS3(kind: S3ServerKind): Promise<S3Server> {
     secretKey: SECRET_KEY,
     env: {
       AWS_ENDPOINT_URL: endpoint,
-      AWS_REGION: 'us-east-1',
-      AWS_DEFAULT_REGION: 'us-east-1',
+      AWS_REGION: region,
+      AWS_DEFAULT_REGION: region,
       AWS_ACCESS_KEY_ID: ACCESS_KEY,
       AWS_SECRET_ACCESS_KEY: SECRET_KEY,
       // So that no client looks for a metadata address.
@@ -72,6 +75,7 @@ function commandLine(
   kind: S3ServerKind,
   folder: string,
   port: number,
+  region: string,
 ): { args: string[]; env: Record<string, string> } {
   const inFolder = (name: string) => {
     mkdirSync(join(folder, name))
@@ -81,7 +85,8 @@ function commandLine(
     case 'versitygw':
       return {
         args: [
-          ...['--port', `127.0.0.1:${port}`, '--keep-alive', '--quiet', '--iam-dir', inFolder('iam')],
+          ...['--port', `127.0.0.1:${port}`, '--region', region, '--keep-alive', '--quiet'],
+          ...['--iam-dir', inFolder('iam')],
           ...['posix', '--versioning-dir', inFolder('versions'), inFolder('data')],
         ],
         env: { ROOT_ACCESS_KEY: ACCESS_KEY, ROOT_SECRET_KEY: SECRET_KEY },
@@ -92,6 +97,7 @@ function commandLine(
         env: {
           MINIO_ROOT_USER: ACCESS_KEY,
           MINIO_ROOT_PASSWORD: SECRET_KEY,
+          MINIO_REGION: region,
           MINIO_BROWSER: 'off',
           MINIO_UPDATE: 'off',
         },
