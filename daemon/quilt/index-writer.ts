@@ -6,9 +6,10 @@
  * spills into one scratch file, and `finish` lays the streams one behind the other. Only there are
  * the positions known, so parents and children are counted within their depth before.
  */
-import { closeSync, openSync, readSync, writeSync } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import { BobbinError, compareTreeOrder, KEY_BYTES_MAX, localError, type TopHash } from '../model/index.js'
+import { BobbinError, compareTreeOrder, KEY_BYTES_MAX, type TopHash } from '../model/index.js'
+import { BlockWriter, writeAll } from './block-writer.js'
 import {
   BLOCK_BYTES,
   HEADER,
@@ -25,6 +26,7 @@ import {
   type SectionName,
   VERSION,
 } from './index-layout.js'
+import { ScratchFile, SpillStream } from './spill-stream.js'
 
 /** A stretch of the manifest, and the CRC-32 of its bytes. */
 export interface CheckedSpan {
@@ -307,137 +309,4 @@ function putU64(view: Uint32Array, at: number, value: number): void {
 
 function getU64(view: Uint32Array, at: number): number {
   return view[at]! + view[at + 1]! * 2 ** 32
-}
-
-function writeAll(fd: number, bytes: Uint8Array, position: number): void {
-  try {
-    for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done, bytes.length - done, position + done)
-  } catch (error) {
-    throw localError('write the package index', error)
-  }
-}
-
-/** The body of the index: appended to, cut into blocks, each with its CRC-32. */
-class BlockWriter {
-  readonly #block = Buffer.alloc(BLOCK_BYTES)
-  #filled = 0
-  #checksums = Buffer.alloc(4096)
-  #blocks = 0
-
-  constructor(private readonly fd: number) {}
-
-  get bytes(): number {
-    return this.#blocks * BLOCK_BYTES + this.#filled
-  }
-
-  append(piece: Buffer, start = 0, end = piece.length): void {
-    for (let from = start; from < end; ) {
-      const length = Math.min(end - from, BLOCK_BYTES - this.#filled)
-      piece.copy(this.#block, this.#filled, from, from + length)
-      this.#filled += length
-      from += length
-      if (this.#filled === BLOCK_BYTES) this.#endBlock()
-    }
-  }
-
-  #endBlock(): void {
-    const block = this.#block.subarray(0, this.#filled)
-    writeAll(this.fd, block, HEADER_BYTES + this.#blocks * BLOCK_BYTES)
-    if (4 * this.#blocks === this.#checksums.length) {
-      this.#checksums = Buffer.concat([this.#checksums], this.#checksums.length * 2)
-    }
-    this.#checksums.writeUInt32LE(crc32(block), 4 * this.#blocks)
-    this.#blocks++
-    this.#filled = 0
-  }
-
-  end(): { bytes: number; checksums: Buffer } {
-    const bytes = this.bytes
-    if (this.#filled > 0) this.#endBlock()
-    const checksums = this.#checksums.subarray(0, 4 * this.#blocks)
-    writeAll(this.fd, checksums, HEADER_BYTES + bytes)
-    return { bytes, checksums }
-  }
-}
-
-class ScratchFile {
-  readonly fd: number
-  #end = 0
-  constructor(path: string) {
-    this.fd = openSync(path, 'wx+', 0o600)
-  }
-  /** Returns where the piece went. */
-  append(piece: Uint8Array): number {
-    const at = this.#end
-    writeAll(this.fd, piece, at)
-    this.#end += piece.length
-    return at
-  }
-  close(): void {
-    closeSync(this.fd)
-  }
-}
-
-const SPILL_BYTES_MIN = 96 * 32
-/** What one depth keeps in memory of its nodes, and of its names; a whole number of nodes. */
-const SPILL_BYTES_MAX = 96 * 4096
-
-/** A growing stream of bytes that keeps its end in memory and the rest in the scratch file. */
-class SpillStream {
-  #buffer = Buffer.from(new ArrayBuffer(SPILL_BYTES_MIN))
-  words = new Uint32Array(this.#buffer.buffer)
-  #filled = 0
-  readonly #spilled: { at: number; length: number }[] = []
-  #spilledBytes = 0
-
-  constructor(private readonly scratch: ScratchFile) {}
-
-  get bytes(): number {
-    return this.#spilledBytes + this.#filled
-  }
-
-  /** Room for `length` bytes; returns their offset in `words.buffer`, good until the next call. */
-  reserve(length: number): number {
-    if (this.#filled + length > this.#buffer.length) this.#makeRoom()
-    const at = this.#filled
-    this.#filled += length
-    return at
-  }
-
-  append(source: Buffer, from: number, to: number): void {
-    const at = this.reserve(to - from)
-    const buffer = this.#buffer
-    for (let i = from; i < to; i++) buffer[at + i - from] = source[i]!
-  }
-
-  dropLast(length: number): void {
-    this.#filled -= length
-  }
-
-  #makeRoom(): void {
-    if (this.#buffer.length < SPILL_BYTES_MAX) {
-      const larger = Buffer.from(new ArrayBuffer(Math.min(this.#buffer.length * 4, SPILL_BYTES_MAX)))
-      this.#buffer.copy(larger, 0, 0, this.#filled)
-      this.#buffer = larger
-      this.words = new Uint32Array(larger.buffer)
-      return
-    }
-    this.#spilled.push({ at: this.scratch.append(this.#buffer.subarray(0, this.#filled)), length: this.#filled })
-    this.#spilledBytes += this.#filled
-    this.#filled = 0
-  }
-
-  /** Gives every byte in order, in pieces that the callback may change. */
-  drain(take: (piece: Buffer) => void): void {
-    const piece = Buffer.from(new ArrayBuffer(SPILL_BYTES_MAX))
-    for (const { at, length } of this.#spilled) {
-      for (let done = 0; done < length; ) {
-        const read = readSync(this.scratch.fd, piece, done, length - done, at + done)
-        if (read === 0) throw new BobbinError('LOCAL_IO', 'the scratch file of the package index was cut short')
-        done += read
-      }
-      take(piece.subarray(0, length))
-    }
-    take(this.#buffer.subarray(0, this.#filled))
-  }
 }
