@@ -34,7 +34,12 @@ export interface Vectors {
       readonly result_hex: string
     }[]
   }
-  readonly top_hash_cases: readonly { readonly name: string; readonly manifest: string; readonly top_hash: string }[]
+  readonly top_hash_cases: readonly {
+    readonly name: string
+    readonly manifest: string
+    readonly hashed_string?: string
+    readonly top_hash: string
+  }[]
   readonly known_answers: Readonly<Record<string, { readonly manifest: string; readonly top_hash: string }>>
   readonly canonical_json: readonly { readonly json_in: string; readonly canonical: string }[]
   readonly physical_key_parse: readonly {
@@ -51,6 +56,13 @@ export interface Vectors {
     readonly versionId: string | null
     readonly uri: string
   }[]
+  /** Where quilt3's own cache keeps what lies at an address. */
+  readonly cache_paths: readonly {
+    readonly url: string
+    readonly sha256_hex: string
+    readonly object_cache_relpath: string
+  }[]
+  readonly multihash_codes: Readonly<Record<string, string>>
   readonly package_names: readonly { readonly name: string; readonly accepted: boolean }[]
   readonly short_hash_resolution: readonly {
     readonly listing: readonly string[]

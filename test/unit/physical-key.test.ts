@@ -1,5 +1,6 @@
+import { createHash } from 'node:crypto'
 import t from 'tap'
-import { formatPhysicalKey, isPackageName, parsePhysicalKey } from '../../daemon/model/index.js'
+import { formatPhysicalKey, HASH_TYPES, isPackageName, parsePhysicalKey } from '../../daemon/model/index.js'
 import { vectors } from '../support/vectors.js'
 
 t.test('parsePhysicalKey reads every address of the vectors as quilt3 does', async t => {
@@ -34,4 +35,18 @@ t.test('parsePhysicalKey reads local addresses and refuses those of other machin
 
 t.test('isPackageName follows the vectors', async t => {
   for (const { name, accepted } of vectors.package_names) t.equal(isPackageName(name), accepted, JSON.stringify(name))
+})
+
+t.test("formatPhysicalKey spells addresses as quilt3's cache names them", async t => {
+  for (const { url, sha256_hex, object_cache_relpath } of vectors.cache_paths) {
+    const name = createHash('sha256')
+      .update(formatPhysicalKey(parsePhysicalKey(url)))
+      .digest('hex')
+    t.equal(name, sha256_hex)
+    t.equal(`${name.slice(0, 2)}/${name.slice(2)}`, object_cache_relpath)
+  }
+})
+
+t.test('HASH_TYPES are the types that quilt knows', async t => {
+  t.strictSame([...HASH_TYPES].sort(), Object.keys(vectors.multihash_codes).sort())
 })
