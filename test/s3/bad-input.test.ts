@@ -11,6 +11,7 @@ import {
   S3Client,
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
+import { systemCode } from '../../daemon/model/index.js'
 import { Bobbin, runProgram } from '../support/cli.js'
 import { startFaultProxy } from '../support/fault-proxy.js'
 import { manifestText, type Row, topHashOf } from '../support/manifest.js'
@@ -94,8 +95,10 @@ async function ends(t: Test, bobbin: Bobbin, status: number, message: RegExp, ..
 function temporaries(bobbin: Bobbin): string[] {
   try {
     return readdirSync(join(bobbin.cacheDir, 'tmp'))
-  } catch {
-    return []
+  } catch (error) {
+    // Nothing was ever written.
+    if (systemCode(error) === 'ENOENT') return []
+    throw error
   }
 }
 
@@ -104,7 +107,7 @@ const WITHOUT_KEYS = { AWS_ACCESS_KEY_ID: undefined, AWS_SECRET_ACCESS_KEY: unde
 t.test('what is not there is 10, and the message names it', async t => {
   const { reference, topHash } = await push('bad/names', { 'a.txt': 'a' })
   const bobbin = newBobbin(t)
-  await ends(t, bobbin, 10, /no.*bucket.*nowhere|nowhere/, 'resolve', 's3://nowhere/ns/name')
+  await ends(t, bobbin, 10, /nowhere/, 'resolve', 's3://nowhere/ns/name')
   await ends(t, bobbin, 10, /no package bad\/nope/, 'resolve', `s3://${BUCKET}/bad/nope`)
   await ends(t, bobbin, 10, /1111111/, 'resolve', `${reference}@${'1'.repeat(64)}`)
   await ends(t, bobbin, 10, /1111111/, 'resolve', `${reference}@1111111`)
@@ -112,7 +115,9 @@ t.test('what is not there is 10, and the message names it', async t => {
   await ends(t, bobbin, 10, /b\.txt/, 'cat', reference, 'b.txt')
   const twin = topHash.slice(0, 8) + '0'.repeat(56)
   await put(`.quilt/packages/${twin}`, 'x')
-  await ends(t, bobbin, 10, new RegExp(`${topHash}[^]*|${twin}`), 'resolve', `${reference}@${topHash.slice(0, 8)}`)
+  const prefix = `${reference}@${topHash.slice(0, 8)}`
+  await ends(t, bobbin, 10, new RegExp(topHash), 'resolve', prefix)
+  await ends(t, bobbin, 10, new RegExp(twin), 'resolve', prefix)
   await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: `.quilt/packages/${twin}` }))
 })
 
