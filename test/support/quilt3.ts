@@ -24,6 +24,9 @@ export interface DumpedEntry {
   readonly sha256: string
 }
 
+/** minio syncs what it writes: a disk that others keep busy has held up a push for 100 s. */
+const TIMEOUT_MS = 250_000
+
 export class Quilt3 {
   readonly #environment: NodeJS.ProcessEnv
 
@@ -48,7 +51,9 @@ export class Quilt3 {
     const script = join(repository, 'test/support/quilt3_actions.py')
     const { status, stdout, stderr } = await runProgram(part('quilt3'), [script, action, JSON.stringify(args)], {
       env: this.#environment,
+      timeoutMs: TIMEOUT_MS,
     })
+    if (status === null) throw new Error(`quilt3 ${action} was killed, after ${TIMEOUT_MS / 1000} s at most: ${stderr}`)
     if (status !== 0) throw new Error(`quilt3 ${action} ended with ${status}: ${stderr}`)
     return stdout.trimEnd().split('\n').at(-1)!
   }
