@@ -258,7 +258,6 @@ class RevisionFiles {
       })
     this.manifestTimeMs = reading.lastModified?.getTime()
     const temporary = await this.registryFolder.temporary('manifest')
-    await makeFolder(this.#folder)
     try {
       const sha256 = await this.#compile(temporary, undefined, reading)
       await rename(temporary, this.pathOf(sha256, 'manifest'))
@@ -288,6 +287,7 @@ class RevisionFiles {
       if (sha256 !== undefined && compiled.manifestSha256 !== sha256) {
         throw new BobbinError('MANIFEST_CORRUPT', `the cached manifest of ${this.topHash} was changed`)
       }
+      await makeFolder(this.#folder)
       await rename(temporary, this.pathOf(compiled.manifestSha256, 'index'))
       return compiled.manifestSha256
     } finally {

@@ -111,6 +111,7 @@ t.test('openPackage uses nothing of a manifest that does not hash to its name (S
   const { open, written, cacheDir } = await fixture(t)
   writeFileSync(written.manifestPath, readFileSync(written.manifestPath, 'utf8').replace(/"size": ?3/, '"size":4'))
   await t.rejects(open(), { code: 'MANIFEST_CORRUPT', message: new RegExp(written.topHash) })
+  t.notOk(readdirSync(cacheDir, { recursive: true, encoding: 'utf8' }).some(path => path.endsWith(written.topHash)))
   t.strictSame(
     filesBelow(cacheDir).filter(path => !path.includes('/names/') && !path.endsWith('/url')),
     [],
