@@ -120,10 +120,28 @@ function listFolders(folder: string): string[] {
 
 function unmounting(): Check {
   const helper = ['fusermount', 'fusermount3'].find(name => onPath(name))
-  if (isRoot()) return { check: 'unmount', ok: true, found: 'root mounts and unmounts by itself', fix: '' }
+  if (isRoot()) {
+    return mayMount()
+      ? { check: 'unmount', ok: true, found: 'root mounts and unmounts by itself', fix: '' }
+      : {
+          check: 'unmount',
+          ok: false,
+          found: 'root, but without the right to mount (CAP_SYS_ADMIN)',
+          fix: 'docker run --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined',
+        }
+  }
   return helper === undefined
     ? { check: 'unmount', ok: false, found: 'no fusermount', fix: 'apt-get install fuse3, or run as root' }
     : { check: 'unmount', ok: true, found: helper, fix: '' }
+}
+
+/** Root in a container seldom may. */
+function mayMount(): boolean {
+  const capSysAdmin = 1n << 21n
+  const path = '/proc/self/status'
+  if (!existsSync(path)) return true
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync(path, 'utf8'))?.[1]
+  return effective === undefined || (BigInt(`0x${effective}`) & capSysAdmin) !== 0n
 }
 
 function onPath(name: string): boolean {

@@ -225,6 +225,21 @@ t.test('doctor checks this machine, and says how to mend what is missing', async
   t.equal(status, cannotMount() ? 14 : 0)
 })
 
+t.test(
+  'doctor sees that root has no right to mount, as in a container without SYS_ADMIN',
+  { skip: process.getuid?.() !== 0 && 'only root has the right to mount to give up' },
+  async t => {
+    const { bobbin } = await fixture(t)
+    const { status, stdout } = await runProgram(
+      'setpriv',
+      ['--bounding-set', '-sys_admin', process.execPath, bobbinPath, 'doctor'],
+      { env: { ...process.env, BOBBIN_CACHE: bobbin.cacheDir } },
+    )
+    t.equal(status, 14, 'it ends as mount does', { stdout })
+    t.match(stdout, /FAIL +unmount .*CAP_SYS_ADMIN\)\n.*--cap-add SYS_ADMIN/)
+  },
+)
+
 function write(folder: string, name: string, text: string): string {
   const path = join(folder, name)
   writeFileSync(path, text)

@@ -92,6 +92,7 @@ t.test(
     const { status, output } = await playDemo(t, { prefix: ['setpriv', '--bounding-set', '-sys_admin'] })
     t.equal(status, 14, 'its exit code says so', { output })
     t.match(output, '$ bobbin doctor')
+    t.match(output, /FAIL +unmount|FAIL +\/dev\/fuse/)
     t.match(output, 'nothing can be mounted here')
     t.match(output, 'it was changed or cut, and nothing of it is used')
     t.match(output, 'All but the mount did what it should')
