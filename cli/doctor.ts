@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync, statfsSync } from 'node:fs'
 import { homedir, release, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
+import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages } from '../daemon/quilt/registry.js'
@@ -201,9 +202,8 @@ function daemon({ settings }: Context): Check {
 
 function credentials(): Check {
   const check = 'credentials'
-  const dataHome = process.env.XDG_DATA_HOME || join(homedir(), '.local', 'share')
   const places: [boolean, string][] = [
-    [existsSync(join(dataHome, 'Quilt', 'credentials.json')), "Quilt's credentials.json"],
+    [existsSync(join(quiltDataFolder(), 'credentials.json')), "Quilt's credentials.json"],
     [Boolean(process.env.AWS_ACCESS_KEY_ID), 'AWS_ACCESS_KEY_ID'],
     [Boolean(process.env.AWS_PROFILE), `AWS_PROFILE=${process.env.AWS_PROFILE}`],
     [

@@ -5,10 +5,6 @@ import type { PhysicalKey } from './physical-key.js'
 export const HASH_TYPES = ['SHA256', 'sha2-256-chunked', 'CRC64NVME'] as const
 export type HashType = (typeof HASH_TYPES)[number]
 
-export function isHashType(text: string): text is HashType {
-  return (HASH_TYPES as readonly string[]).includes(text)
-}
-
 /** The hash of an object's bytes. */
 export interface ObjectHash {
   readonly type: HashType

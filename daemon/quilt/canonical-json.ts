@@ -4,7 +4,7 @@
  *
  * Source: format.md section 3; vectors `canonical_json`.
  */
-import { decodeString, JsonScanner, JsonSyntaxError } from './json-bytes.js'
+import { DEPTH_MAX, decodeString, JsonScanner, JsonSyntaxError } from './json-bytes.js'
 
 /** Python refuses to convert longer integers. */
 const INTEGER_DIGITS_MAX = 4300
@@ -43,7 +43,7 @@ function canonicalValue(scanner: JsonScanner, depth: number, without?: string): 
 }
 
 function canonicalObject(scanner: JsonScanner, depth: number, without?: string): string {
-  if (depth > 1000) scanner.fail('nested deeper than 1000')
+  if (depth > DEPTH_MAX) scanner.fail(`nested deeper than ${DEPTH_MAX}`)
   scanner.at++
   if (scanner.peek() === 0x7d) {
     scanner.at++
@@ -76,7 +76,7 @@ function inOrder(members: readonly { readonly key: string; readonly text: string
 }
 
 function canonicalArray(scanner: JsonScanner, depth: number): string {
-  if (depth > 1000) scanner.fail('nested deeper than 1000')
+  if (depth > DEPTH_MAX) scanner.fail(`nested deeper than ${DEPTH_MAX}`)
   scanner.at++
   if (scanner.peek() === 0x5d) {
     scanner.at++

@@ -71,11 +71,11 @@ export class Compilation {
 
   header(bytes: Buffer): void {
     try {
-      if (bytes[0] === 0xef) throw new RowError('the manifest starts with a byte order mark', true)
-      if (!isUtf8(bytes)) throw new RowError('the row is not valid UTF-8', true)
-      if (bytes.length === 0) throw new RowError('the row is empty', true)
+      if (bytes[0] === 0xef) throw new RowError('the manifest starts with a byte order mark')
+      if (!isUtf8(bytes)) throw new RowError('the row is not valid UTF-8')
+      if (bytes.length === 0) throw new RowError('the row is empty')
       const canonical = canonicalJson(bytes, 0, bytes.length, { without: 'top_hash' })
-      if (!canonical.startsWith('{')) throw new RowError('the header is not a JSON object', true)
+      if (!canonical.startsWith('{')) throw new RowError('the header is not a JSON object')
       this.#topHash.update(canonical)
     } catch (error) {
       refuseRow(1, rowMessage(error, 0))

@@ -7,7 +7,7 @@
  */
 
 /** Python gives up at about this depth, too. */
-const DEPTH_MAX = 1000
+export const DEPTH_MAX = 1000
 
 export class JsonSyntaxError extends Error {
   override readonly name = 'JsonSyntaxError'

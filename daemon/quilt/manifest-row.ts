@@ -12,19 +12,13 @@ import { PART, RowTemplate } from './row-template.js'
 
 const SIZE_MAX = Number.MAX_SAFE_INTEGER
 
-/** Why a row cannot be used. Malformed: it cannot even be hashed, so the package has no top hash. Otherwise it can be quarantined. */
+/** A row that cannot be read or hashed, so that the package has no top hash. What can be hashed and not shown is a problem (`takeProblem`). */
 export class RowError extends Error {
   override readonly name = 'RowError'
-  constructor(
-    message: string,
-    readonly isMalformed: boolean,
-  ) {
-    super(message)
-  }
 }
 
 const malformed = (message: string): never => {
-  throw new RowError(message, true)
+  throw new RowError(message)
 }
 
 /** Names of the members that matter, as bytes. */

@@ -108,7 +108,7 @@ export class RowScanner {
       const newline = bytes.indexOf(0x0a, from)
       const to = newline < 0 ? bytes.length : newline
       try {
-        if (!isSoundUtf8 && !isUtf8(bytes.subarray(from, to))) throw new RowError('the row is not valid UTF-8', true)
+        if (!isSoundUtf8 && !isUtf8(bytes.subarray(from, to))) throw new RowError('the row is not valid UTF-8')
         this.#row.scan(bytes, from, to)
         const offset = offsetOf(line, from)
         if (this.#row.isDirectory) {
@@ -268,10 +268,7 @@ export function directoryKey(row: ManifestRow): string {
   const { key } = row
   // quilt3 would apply such a row to the directory above, or to the whole package, changing its top hash.
   if (!key.endsWith('/'))
-    throw new RowError(
-      `the key ${JSON.stringify(key.slice(0, 200))} has no physical keys, but does not end in "/"`,
-      true,
-    )
+    throw new RowError(`the key ${JSON.stringify(key.slice(0, 200))} has no physical keys, but does not end in "/"`)
   return key.slice(0, -1)
 }
 
