@@ -1,0 +1,111 @@
+// What the index alone answers: names, attributes, directories, extended attributes. It makes replies
+// in the caller's buffer, allocates nothing for lookups, attributes and directories, and makes no
+// system call but for metadata, which is read from the manifest.
+//
+// A node's id is its inode number; a file that is not here yet may have a second one (Store::isPartial).
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "protocol/request.hpp"
+#include "session/index_file.hpp"
+
+namespace bobbin {
+
+struct MountOptions {
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+  std::uint32_t umask = 0;
+  bool allowOther = false;
+  // Of mtime, ctime and atime alike, since 1970.
+  std::int64_t timeNs = 0;
+  std::string registry;
+  std::string package;
+  std::optional<std::string> message;
+};
+
+// The answer to one request, written after room for its header.
+class Reply {
+ public:
+  explicit Reply(std::span<std::uint8_t> buffer) : buffer_(buffer) {}
+
+  template <typename T>
+  void put(const T& value) {
+    std::memcpy(grow(sizeof value), &value, sizeof value);
+  }
+  void put(std::string_view bytes) { std::memcpy(grow(bytes.size()), bytes.data(), bytes.size()); }
+  // Room for bytes that are written later.
+  std::uint8_t* grow(std::size_t bytes) {
+    std::uint8_t* at = buffer_.data() + bytes_;
+    bytes_ += bytes;
+    return at;
+  }
+  std::size_t room() const { return buffer_.size() - bytes_; }
+  std::uint8_t* body() { return buffer_.data() + sizeof(fuse::ReplyHeader); }
+  std::size_t bodyBytes() const { return bytes_ - sizeof(fuse::ReplyHeader); }
+  void clear() { bytes_ = sizeof(fuse::ReplyHeader); }
+  // The whole message, with its header filled in.
+  std::span<const std::uint8_t> finish(std::uint64_t unique, int error);
+
+ private:
+  std::span<std::uint8_t> buffer_;
+  std::size_t bytes_ = sizeof(fuse::ReplyHeader);
+};
+
+// Above zero, an errno; DAMAGED: the index cannot answer.
+using Error = int;
+inline constexpr Error DAMAGED = -1;
+
+// Of the store, without the daemon.
+struct ObjectState {
+  bool isCached = false;
+  bool isVerified = false;
+};
+
+inline constexpr std::uint64_t PARTIAL_NODE = 1ULL << 32U;
+
+// The position in the index that a node id stands for. Nothing: none.
+std::optional<std::uint32_t> positionOf(std::uint64_t nodeid);
+
+// Lives for one request; the index and the options belong to the mount.
+class Names {
+ public:
+  Names(const IndexFile& index, const MountOptions& options) : index_(index), options_(options) {}
+
+  // Whether a file has to be looked up again once it is here; nullptr: none has.
+  using IsPartial = bool (*)(const void* context, const Node& node);
+  void setPartial(IsPartial isPartial, const void* context) {
+    isPartial_ = isPartial;
+    context_ = context;
+  }
+
+  Error node(std::uint64_t nodeid, Node& into) const;
+
+  Error lookup(std::uint64_t parent, std::string_view name, Reply& reply) const;
+  Error getattr(std::uint64_t nodeid, Reply& reply) const;
+  Error statx(std::uint64_t nodeid, Reply& reply) const;
+  Error readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t bytesMax, bool isPlus, Reply& reply) const;
+  Error statfs(Reply& reply) const;
+  Error lseek(std::uint64_t nodeid, const fuse::LseekIn& in, Reply& reply) const;
+  using StateOf = std::function<ObjectState(const Node&)>;
+  Error getxattr(std::uint64_t nodeid, std::string_view name, std::uint32_t bytesMax, const StateOf& stateOf,
+                 Reply& reply) const;
+  Error listxattr(std::uint64_t nodeid, std::uint32_t bytesMax, Reply& reply) const;
+
+ private:
+  fuse::Attr attr(const Node& node) const;
+  fuse::EntryOut entry(const Node& node) const;
+  // Nothing in `value`: there is no such attribute.
+  Error attribute(const Node& node, std::string_view name, const StateOf& stateOf,
+                  std::optional<std::string>& value) const;
+  Error metadata(const Node& node, std::optional<std::string>& value) const;
+
+  const IndexFile& index_;
+  const MountOptions& options_;
+  IsPartial isPartial_ = nullptr;
+  const void* context_ = nullptr;
+};
+
+}  // namespace bobbin

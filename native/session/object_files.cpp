@@ -1,0 +1,125 @@
+#include "session/object_files.hpp"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <array>
+#include <cstring>
+
+namespace bobbin {
+
+namespace {
+
+constexpr std::array<const char*, 3> FOLDERS = {"sha256", "sha2-256-chunked", "crc64nvme"};
+
+// "<type>/<2 hex>/<64 hex>", without allocation.
+class ObjectPath {
+ public:
+  explicit ObjectPath(const link::ObjectName& name) {
+    static constexpr char digits[] = "0123456789abcdef";
+    char* at = text_.data();
+    const char* folder = FOLDERS[name.type % FOLDERS.size()];
+    at = stpcpy(at, folder);
+    *at++ = '/';
+    *at++ = digits[name.bytes[0] >> 4U];
+    *at++ = digits[name.bytes[0] & 15U];
+    *at++ = '/';
+    for (const auto byte : name.bytes) {
+      *at++ = digits[byte >> 4U];
+      *at++ = digits[byte & 15U];
+    }
+    *at = '\0';
+  }
+  const char* c_str() const { return text_.data(); }
+
+ private:
+  std::array<char, 96> text_{};
+};
+
+link::Stamp stampOf(const struct stat& stats) {
+  return {.inode = stats.st_ino,
+          .size = static_cast<std::uint64_t>(stats.st_size),
+          .mtimeNs = stats.st_mtim.tv_sec * 1'000'000'000L + stats.st_mtim.tv_nsec,
+          .ctimeNs = stats.st_ctim.tv_sec * 1'000'000'000L + stats.st_ctim.tv_nsec};
+}
+
+// Of opening and of looking: is it the object, or is it us?
+ObjectFiles::Found whatFailed(int failure, int& error) {
+  switch (failure) {
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+    case EACCES:
+    case EPERM:
+      error = failure;
+      return ObjectFiles::Found::error;
+    default:
+      // Missing, a symbolic link (ELOOP), a socket (ENXIO), damaged on disk: the daemon mends it.
+      return ObjectFiles::Found::unknown;
+  }
+}
+
+}  // namespace
+
+std::optional<link::ObjectName> objectNameOf(const Node& node) {
+  link::ObjectName name;
+  switch (node.hashType) {
+    case HashType::sha256:
+      name.type = 0;
+      break;
+    case HashType::sha256Chunked:
+      name.type = 1;
+      break;
+    case HashType::crc64nvme:
+      return std::nullopt;
+  }
+  std::memcpy(name.bytes.data(), node.digest.data(), name.bytes.size());
+  return name;
+}
+
+int ObjectFiles::openFolder(const std::string& cache) {
+  std::string path = cache;
+  for (const char* part : {"/objects", "/v1"}) {
+    path += part;
+    if (::mkdir(path.c_str(), 0750) != 0 && errno != EEXIST) return errno;
+  }
+  folder_.reset(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  return folder_ ? 0 : errno;
+}
+
+ObjectFiles::Found ObjectFiles::open(const link::ObjectName& name, std::uint64_t size, Fd& file, int& error) {
+  struct open_how how {};
+  // Without O_NONBLOCK, a fifo in an object's place would make us wait for a writer.
+  how.flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
+  const ObjectPath path(name);
+  long opened = ::syscall(SYS_openat2, folder_.get(), path.c_str(), &how, sizeof how);
+  if (opened < 0 && errno == ENOSYS) {
+    // Before Linux 5.6. The folders above are the daemon's own; the file itself is still no link.
+    opened = ::openat(folder_.get(), path.c_str(), static_cast<int>(how.flags));
+  }
+  if (opened < 0) return whatFailed(errno, error);
+  file.reset(static_cast<int>(opened));
+  struct stat stats {};
+  if (::fstat(file.get(), &stats) != 0) return whatFailed(errno, error);
+  if (!S_ISREG(stats.st_mode) || static_cast<std::uint64_t>(stats.st_size) != size) return Found::unknown;
+  return known_.matches(name, stampOf(stats)) ? Found::ok : Found::unknown;
+}
+
+ObjectFiles::Found ObjectFiles::look(const link::ObjectName& name, std::uint64_t size, int& error) {
+  struct stat stats {};
+  if (::fstatat(folder_.get(), ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) != 0)
+    return whatFailed(errno, error);
+  if (!S_ISREG(stats.st_mode) || static_cast<std::uint64_t>(stats.st_size) != size) return Found::unknown;
+  return known_.matches(name, stampOf(stats)) ? Found::ok : Found::unknown;
+}
+
+bool ObjectFiles::exists(const link::ObjectName& name) const {
+  struct stat stats {};
+  return ::fstatat(folder_.get(), ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) == 0 &&
+         S_ISREG(stats.st_mode);
+}
+
+}  // namespace bobbin

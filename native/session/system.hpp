@@ -1,0 +1,56 @@
+// What every part of the session uses of the system: descriptors that close themselves, clocks, the log.
+#pragma once
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace bobbin {
+
+// Owns a descriptor.
+class Fd {
+ public:
+  Fd() = default;
+  explicit Fd(int fd) : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Fd& operator=(Fd&& other) noexcept {
+    if (this != &other) reset(std::exchange(other.fd_, -1));
+    return *this;
+  }
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  ~Fd() { reset(); }
+
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  int release() { return std::exchange(fd_, -1); }
+  void reset(int fd = -1) {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = fd;
+  }
+
+ private:
+  int fd_ = -1;
+};
+
+using Clock = std::chrono::steady_clock;
+
+// "No such file or directory (errno 2)"
+std::string errorText(int error);
+
+// Whether a descriptor stays open over execve.
+void setInherited(int fd, bool isInherited);
+
+// JSON lines on stderr, as the daemon writes them. `fields` is JSON without its braces, or empty.
+enum class Level { info = 30, warn = 40, error = 50 };
+void log(Level level, std::string_view message, const std::string& fields = "");
+// `"name":"value"`, escaped.
+std::string field(std::string_view name, std::string_view value);
+std::string field(std::string_view name, std::int64_t value);
+
+}  // namespace bobbin
