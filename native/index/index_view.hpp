@@ -74,7 +74,8 @@ class IndexView {
 
   const IndexFacts& facts() const { return facts_; }
 
-  // `absent`: there is no such position. A file's key is checked and returned, too.
+  // `absent`: there is no such position. A file's key is checked and returned, too. What `into` holds
+  // counts only with `ok`, here and below.
   Outcome node(std::uint32_t position, Node& into) const;
 
   // The child of a directory with exactly these bytes as its name. `absent` also when the directory is
@@ -90,6 +91,8 @@ class IndexView {
   // Null: outside its section, or in a block that is damaged.
   const std::uint8_t* at(const Section& section, std::uint64_t offset, std::uint64_t bytes) const;
   bool checkBlock(std::uint64_t block) const;
+  // A child's name, for the search. False: damaged.
+  bool nameOf(std::uint32_t position, std::string_view& into) const;
 
   std::span<const std::uint8_t> file_;
   std::uint64_t bodyBytes_ = 0;
