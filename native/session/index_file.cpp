@@ -28,10 +28,12 @@ void onBusError(int, siginfo_t* info, void*) {
   const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
   for (Region& region : regions) {
     const auto start = region.start.load(std::memory_order_acquire);
-    if (start == 0 || address < start || address - start >= region.bytes.load(std::memory_order_relaxed)) continue;
+    if (start == 0 || address < start || address - start >= region.bytes.load(std::memory_order_relaxed))
+      continue;
     region.isCut.store(true, std::memory_order_relaxed);
     auto* page = reinterpret_cast<void*>(address & ~(pageBytes - 1));
-    if (::mmap(page, pageBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) return;
+    if (::mmap(page, pageBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED)
+      return;
   }
   // Not ours: die of it, as without a handler.
   ::signal(SIGBUS, SIG_DFL);
@@ -87,8 +89,7 @@ std::unique_ptr<IndexFile> IndexFile::open(const std::string& indexPath, const s
     reason = "there are " + std::to_string(REGIONS) + " mounts already";
     return nullptr;
   }
-  opened->view_ =
-      IndexView::open({static_cast<const std::uint8_t*>(mapped), opened->mappedBytes_}, reason);
+  opened->view_ = IndexView::open({static_cast<const std::uint8_t*>(mapped), opened->mappedBytes_}, reason);
   if (opened->view_ == nullptr) return nullptr;
   return opened;
 }
@@ -112,7 +113,8 @@ std::optional<std::string> IndexFile::manifestText(const Span& span) const {
     if (n <= 0) return std::nullopt;
     done += static_cast<std::size_t>(n);
   }
-  if (crc32({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}) != span.crc) return std::nullopt;
+  if (crc32({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}) != span.crc)
+    return std::nullopt;
   return text;
 }
 

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "index/index_view.hpp"
-#include "session/system.hpp"
+#include "link/system.hpp"
 
 namespace bobbin {
 

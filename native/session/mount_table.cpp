@@ -99,7 +99,8 @@ int runFusermount(const std::vector<std::string>& arguments, int socket, std::st
   Fd readEnd(pipeEnds[0]);
   Fd writeEnd(pipeEnds[1]);
   const std::string descriptor = "_FUSE_COMMFD=" + std::to_string(socket);
-  const std::string path = std::string("PATH=") + (::getenv("PATH") != nullptr ? ::getenv("PATH") : "/usr/bin:/bin");
+  const std::string path =
+      std::string("PATH=") + (::getenv("PATH") != nullptr ? ::getenv("PATH") : "/usr/bin:/bin");
   char* environment[] = {const_cast<char*>(descriptor.c_str()), const_cast<char*>(path.c_str()),
                          const_cast<char*>("LC_ALL=C"), nullptr};
   std::vector<char*> argv = {const_cast<char*>("fusermount3")};
@@ -139,22 +140,25 @@ Fd mountThroughHelper(const link::Mount& request, MountFailed& failed) {
   }
   Fd ours(ends[0]);
   Fd theirs(ends[1]);
-  std::string options = "ro,nosuid,nodev,subtype=bobbin,default_permissions,fsname=" + escaped(request.source);
+  std::string options =
+      "ro,nosuid,nodev,subtype=bobbin,default_permissions,fsname=" + escaped(request.source);
   if (request.allowOther) options += ",allow_other";
   std::string said;
   const int status = runFusermount({"-o", options, "--", request.mountpoint}, theirs.get(), said);
   theirs.reset();
   if (status == 127) {
     failed = {link::MountFailure::unavailable,
-              "users other than root mount through the program fusermount3, which is missing: apt-get install fuse3"};
+              "users other than root mount through the program fusermount3, which is missing: apt-get "
+              "install fuse3"};
     return Fd();
   }
   if (status != 0) {
-    failed = {link::MountFailure::unavailable,
-              "cannot mount on " + request.mountpoint +
-                  ": fusermount3 refused; --allow-other needs the line user_allow_other in /etc/fuse.conf, and the "
-                  "mountpoint has to be yours (" +
-                  said + ")"};
+    failed = {
+        link::MountFailure::unavailable,
+        "cannot mount on " + request.mountpoint +
+            ": fusermount3 refused; --allow-other needs the line user_allow_other in /etc/fuse.conf, and the "
+            "mountpoint has to be yours (" +
+            said + ")"};
     return Fd();
   }
   Fd device = receiveDescriptor(ours.get());
@@ -201,8 +205,8 @@ std::vector<MountedAt> readMountTable() {
 }
 
 std::optional<MountedAt> mountAt(const std::vector<MountedAt>& table, const std::string& path) {
-  const auto found =
-      std::find_if(table.rbegin(), table.rend(), [&](const MountedAt& mounted) { return mounted.mountpoint == path; });
+  const auto found = std::find_if(table.rbegin(), table.rend(),
+                                  [&](const MountedAt& mounted) { return mounted.mountpoint == path; });
   if (found == table.rend()) return std::nullopt;
   return *found;
 }
@@ -214,16 +218,17 @@ Fd mountFuse(const link::Mount& request, MountFailed& failed) {
     failed = deviceMissing(errno);
     return Fd();
   }
-  std::string options = "fd=" + std::to_string(device.get()) + ",rootmode=40000,user_id=" + std::to_string(::getuid()) +
-                        ",group_id=" + std::to_string(::getgid()) + ",default_permissions,max_read=" +
-                        std::to_string(fuse::READ_BYTES_MAX);
+  std::string options = "fd=" + std::to_string(device.get()) +
+                        ",rootmode=40000,user_id=" + std::to_string(::getuid()) +
+                        ",group_id=" + std::to_string(::getgid()) +
+                        ",default_permissions,max_read=" + std::to_string(fuse::READ_BYTES_MAX);
   if (request.allowOther) options += ",allow_other";
   int error = 0;
   {
     // The mountpoint may lie in a folder that only its owner may enter.
     const CapabilityRaised raised(Capability::dacReadSearch);
-    if (::mount(request.source.c_str(), request.mountpoint.c_str(), "fuse.bobbin", MS_RDONLY | MS_NOSUID | MS_NODEV,
-                options.c_str()) != 0)
+    if (::mount(request.source.c_str(), request.mountpoint.c_str(), "fuse.bobbin",
+                MS_RDONLY | MS_NOSUID | MS_NODEV, options.c_str()) != 0)
       error = errno;
   }
   if (error == 0) return device;

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "link/frames.hpp"
-#include "session/system.hpp"
+#include "link/system.hpp"
 
 namespace bobbin {
 

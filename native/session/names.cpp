@@ -180,7 +180,8 @@ Error Names::statx(std::uint64_t nodeid, Reply& reply) const {
   Node found;
   if (const Error error = node(nodeid, found); error != 0) return error;
   const fuse::Attr plain = attr(found);
-  const fuse::StatxTime time{.seconds = static_cast<std::int64_t>(plain.mtime), .nanoseconds = plain.mtimeNs, .reserved = 0};
+  const fuse::StatxTime time{
+      .seconds = static_cast<std::int64_t>(plain.mtime), .nanoseconds = plain.mtimeNs, .reserved = 0};
   fuse::StatxOut out{};
   out.attrValid = FOR_EVER;
   out.mask = fuse::STATX_BASIC;
@@ -224,10 +225,11 @@ Error Names::readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t b
     const std::size_t bytes = (isPlus ? sizeof plus : 0) + sizeof(fuse::Dirent) + nameBytes;
     if (reply.bodyBytes() + bytes > limit) break;
     if (isPlus) reply.put(plus);
-    reply.put(fuse::Dirent{.ino = std::uint64_t{child.position} + 1,
-                           .offset = at + 1,
-                           .nameBytes = static_cast<std::uint32_t>(name.size()),
-                           .type = child.kind == NodeKind::directory ? std::uint32_t{DT_DIR} : std::uint32_t{DT_REG}});
+    reply.put(fuse::Dirent{
+        .ino = std::uint64_t{child.position} + 1,
+        .offset = at + 1,
+        .nameBytes = static_cast<std::uint32_t>(name.size()),
+        .type = child.kind == NodeKind::directory ? std::uint32_t{DT_DIR} : std::uint32_t{DT_REG}});
     std::uint8_t* padded = reply.grow(nameBytes);
     std::memset(padded, 0, nameBytes);
     std::memcpy(padded, name.data(), name.size());
@@ -285,8 +287,8 @@ Error Names::attribute(const Node& node, std::string_view name, const StateOf& s
   return 0;
 }
 
-Error Names::getxattr(std::uint64_t nodeid, std::string_view name, std::uint32_t bytesMax, const StateOf& stateOf,
-                      Reply& reply) const {
+Error Names::getxattr(std::uint64_t nodeid, std::string_view name, std::uint32_t bytesMax,
+                      const StateOf& stateOf, Reply& reply) const {
   Node found;
   if (const Error error = node(nodeid, found); error != 0) return error;
   if (!name.starts_with(ATTRIBUTE_PREFIX)) return ENODATA;

@@ -86,7 +86,8 @@ class Names {
   Error lookup(std::uint64_t parent, std::string_view name, Reply& reply) const;
   Error getattr(std::uint64_t nodeid, Reply& reply) const;
   Error statx(std::uint64_t nodeid, Reply& reply) const;
-  Error readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t bytesMax, bool isPlus, Reply& reply) const;
+  Error readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t bytesMax, bool isPlus,
+                Reply& reply) const;
   Error statfs(Reply& reply) const;
   Error lseek(std::uint64_t nodeid, const fuse::LseekIn& in, Reply& reply) const;
   using StateOf = std::function<ObjectState(const Node&)>;

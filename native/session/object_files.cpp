@@ -46,18 +46,17 @@ link::Stamp stampOf(const struct stat& stats) {
 }
 
 // Of opening and of looking: is it the object, or is it us?
-ObjectFiles::Found whatFailed(int failure, int& error) {
+ObjectFiles::Look whatFailed(int failure) {
   switch (failure) {
     case EMFILE:
     case ENFILE:
     case ENOMEM:
     case EACCES:
     case EPERM:
-      error = failure;
-      return ObjectFiles::Found::error;
+      return {.found = ObjectFiles::Found::error, .error = failure};
     default:
       // Missing, a symbolic link (ELOOP), a socket (ENXIO), damaged on disk: the daemon mends it.
-      return ObjectFiles::Found::unknown;
+      return {};
   }
 }
 
@@ -89,7 +88,7 @@ int ObjectFiles::openFolder(const std::string& cache) {
   return folder_ ? 0 : errno;
 }
 
-ObjectFiles::Found ObjectFiles::open(const link::ObjectName& name, std::uint64_t size, Fd& file, int& error) {
+ObjectFiles::Look ObjectFiles::open(const link::ObjectName& name, std::uint64_t size, Fd& file) {
   struct open_how how {};
   // Without O_NONBLOCK, a fifo in an object's place would make us wait for a writer.
   how.flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
@@ -100,20 +99,26 @@ ObjectFiles::Found ObjectFiles::open(const link::ObjectName& name, std::uint64_t
     // Before Linux 5.6. The folders above are the daemon's own; the file itself is still no link.
     opened = ::openat(folder_.get(), path.c_str(), static_cast<int>(how.flags));
   }
-  if (opened < 0) return whatFailed(errno, error);
+  if (opened < 0) return whatFailed(errno);
   file.reset(static_cast<int>(opened));
   struct stat stats {};
-  if (::fstat(file.get(), &stats) != 0) return whatFailed(errno, error);
-  if (!S_ISREG(stats.st_mode) || static_cast<std::uint64_t>(stats.st_size) != size) return Found::unknown;
-  return known_.matches(name, stampOf(stats)) ? Found::ok : Found::unknown;
+  if (::fstat(file.get(), &stats) != 0) return whatFailed(errno);
+  return compare(name, size, stats);
 }
 
-ObjectFiles::Found ObjectFiles::look(const link::ObjectName& name, std::uint64_t size, int& error) {
+ObjectFiles::Look ObjectFiles::look(const link::ObjectName& name, std::uint64_t size) {
   struct stat stats {};
   if (::fstatat(folder_.get(), ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) != 0)
-    return whatFailed(errno, error);
-  if (!S_ISREG(stats.st_mode) || static_cast<std::uint64_t>(stats.st_size) != size) return Found::unknown;
-  return known_.matches(name, stampOf(stats)) ? Found::ok : Found::unknown;
+    return whatFailed(errno);
+  return compare(name, size, stats);
+}
+
+ObjectFiles::Look ObjectFiles::compare(const link::ObjectName& name, std::uint64_t size,
+                                       const struct stat& stats) {
+  if (!S_ISREG(stats.st_mode) || static_cast<std::uint64_t>(stats.st_size) != size) return {};
+  const link::Stamp stamp = stampOf(stats);
+  if (!known_.matches(name, stamp)) return {};
+  return {.found = Found::ok, .error = 0, .stampDigest = digestOf(stamp)};
 }
 
 bool ObjectFiles::exists(const link::ObjectName& name) const {

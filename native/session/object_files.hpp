@@ -5,12 +5,14 @@
 // Owned by the server; any thread may call it.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <string>
 
 #include "index/index_view.hpp"
 #include "link/frames.hpp"
+#include "link/system.hpp"
 #include "session/known_objects.hpp"
-#include "session/system.hpp"
 
 namespace bobbin {
 
@@ -23,17 +25,26 @@ class ObjectFiles {
 
   enum class Found { ok, unknown, error };
 
+  struct Look {
+    Found found = Found::unknown;
+    // With `error`: what is wrong here, not with the object (no descriptors left, …).
+    int error = 0;
+    // With `ok`.
+    std::uint64_t stampDigest = 0;
+  };
+
   // Opens an object whose file is `size` bytes long and was verified. `unknown`: ask the daemon.
-  // `error`: `error` says what is wrong here, not with the object (no descriptors left, …).
-  Found open(const link::ObjectName& name, std::uint64_t size, Fd& file, int& error);
+  Look open(const link::ObjectName& name, std::uint64_t size, Fd& file);
 
   // The same without opening it.
-  Found look(const link::ObjectName& name, std::uint64_t size, int& error);
+  Look look(const link::ObjectName& name, std::uint64_t size);
 
   // What a path says about the cache, for extended attributes.
   bool exists(const link::ObjectName& name) const;
 
  private:
+  Look compare(const link::ObjectName& name, std::uint64_t size, const struct stat& stats);
+
   KnownObjects& known_;
   Fd folder_;
 };

@@ -44,8 +44,7 @@ std::unique_ptr<OpenTable> OpenTable::adopt(Fd memory, int& error) {
 }
 
 bool OpenTable::map(int& error) {
-  void* mapped =
-      ::mmap(nullptr, SLOTS * sizeof(Slot), PROT_READ | PROT_WRITE, MAP_SHARED, memory_.get(), 0);
+  void* mapped = ::mmap(nullptr, SLOTS * sizeof(Slot), PROT_READ | PROT_WRITE, MAP_SHARED, memory_.get(), 0);
   if (mapped == MAP_FAILED) {
     error = errno;
     return false;
@@ -100,7 +99,10 @@ std::optional<OpenTable::Opened> OpenTable::acquire(const link::ObjectName& name
   }
   slot->opens++;
   slot->isUsed = 1;
-  return Opened{.backingId = slot->backingId, .isCached = slot->isCached != 0};
+  return Opened{.backingId = slot->backingId,
+                .stampDigest = slot->stampDigest,
+                .opens = slot->opens,
+                .isCached = slot->isCached != 0};
 }
 
 bool OpenTable::release(const link::ObjectName& name) {
@@ -124,12 +126,14 @@ bool OpenTable::isOpen(const link::ObjectName& name) const {
   return slot != nullptr && slot->opens > 0;
 }
 
-void OpenTable::setBacking(const link::ObjectName& name, std::int32_t backingId) {
+void OpenTable::setBacking(const link::ObjectName& name, std::int32_t backingId, std::uint64_t stampDigest) {
   const std::lock_guard lock(mutex_);
   Slot* slot = find(name);
   if (slot == nullptr) return;
+  if (slot->backingId == 0 && backingId != 0) backingIds_++;
+  if (slot->backingId != 0 && backingId == 0) backingIds_--;
   slot->backingId = backingId;
-  backingIds_++;
+  slot->stampDigest = stampDigest;
 }
 
 void OpenTable::setCached(const link::ObjectName& name) {

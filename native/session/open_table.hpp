@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "link/frames.hpp"
-#include "session/system.hpp"
+#include "link/system.hpp"
 
 namespace bobbin {
 
@@ -35,6 +35,10 @@ class OpenTable {
   struct Opened {
     // 0: none.
     std::int32_t backingId = 0;
+    // Of the file that the backing id is for.
+    std::uint64_t stampDigest = 0;
+    // With this one.
+    std::uint32_t opens = 0;
     // Somebody has it open without one: until that is closed, a backing id would be EIO.
     bool isCached = false;
   };
@@ -46,7 +50,7 @@ class OpenTable {
   bool isOpen(const link::ObjectName& name) const;
 
   // After acquire, by whoever opens it; one thread at a time for one object.
-  void setBacking(const link::ObjectName& name, std::int32_t backingId);
+  void setBacking(const link::ObjectName& name, std::int32_t backingId, std::uint64_t stampDigest);
   void setCached(const link::ObjectName& name);
 
   // One that nobody has open, if there are `max` or more: for the caller to close.
@@ -80,9 +84,10 @@ class OpenTable {
     std::int32_t backingId;
     // Of this process alone: a successor finds it closed. 0: none.
     std::int32_t descriptor;
+    std::uint64_t stampDigest;
   };
-  static_assert(sizeof(Slot) == 48);
-  // 3 MiB of address space, of which only what is used takes memory.
+  static_assert(sizeof(Slot) == 56);
+  // 3.5 MiB of address space, of which only what is used takes memory.
   static constexpr std::size_t SLOTS = 1U << 16;
   static constexpr std::size_t SLOTS_MAX = SLOTS / 4 * 3;
 

@@ -50,8 +50,8 @@ bool isBeingEnded(std::uint32_t pid) {
   const std::uint64_t caught = maskOf(status, "\nSigCgt:\t");
   const std::uint64_t ignored = maskOf(status, "\nSigIgn:\t");
   constexpr std::uint64_t harmless = bitOf(SIGCHLD) | bitOf(SIGURG) | bitOf(SIGWINCH) | bitOf(SIGCONT);
-  constexpr std::uint64_t meant = bitOf(SIGKILL) | bitOf(SIGINT) | bitOf(SIGTERM) | bitOf(SIGHUP) |
-                                  bitOf(SIGQUIT) | bitOf(SIGALRM);
+  constexpr std::uint64_t meant =
+      bitOf(SIGKILL) | bitOf(SIGINT) | bitOf(SIGTERM) | bitOf(SIGHUP) | bitOf(SIGQUIT) | bitOf(SIGALRM);
   return (pending & (meant | (~caught & ~ignored & ~harmless))) != 0;
 }
 

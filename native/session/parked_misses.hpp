@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "link/frames.hpp"
-#include "session/system.hpp"
+#include "link/system.hpp"
 
 namespace bobbin {
 

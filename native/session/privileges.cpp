@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "session/system.hpp"
+#include "link/system.hpp"
 
 namespace bobbin {
 
@@ -79,7 +79,8 @@ std::string dropPrivileges(const std::string& user) {
   }
   Sets sets;
   if (!readSets(sets)) return "capget: " + errorText(errno);
-  const std::uint64_t kept = bitOf(Capability::sysAdmin) | (::getuid() == 0 ? bitOf(Capability::dacReadSearch) : 0);
+  const std::uint64_t kept =
+      bitOf(Capability::sysAdmin) | (::getuid() == 0 ? bitOf(Capability::dacReadSearch) : 0);
   sets.permitted &= kept;
   sets.effective = sets.permitted & bitOf(Capability::sysAdmin);
   sets.inheritable = 0;
@@ -88,9 +89,21 @@ std::string dropPrivileges(const std::string& user) {
   return "";
 }
 
+void keepOverExec(bool isKept) {
+  Sets sets;
+  if (!readSets(sets)) return;
+  const std::uint64_t bit = bitOf(Capability::sysAdmin);
+  if ((sets.permitted & bit) == 0) return;
+  sets.inheritable = isKept ? bit : 0;
+  if (!isKept) ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+  writeSets(sets);
+  if (isKept) ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, static_cast<int>(Capability::sysAdmin), 0, 0);
+}
+
 CapabilityRaised::CapabilityRaised(Capability capability) : capability_(capability) {
   Sets sets;
-  if (!readSets(sets) || (sets.permitted & bitOf(capability)) == 0 || (sets.effective & bitOf(capability)) != 0)
+  if (!readSets(sets) || (sets.permitted & bitOf(capability)) == 0 ||
+      (sets.effective & bitOf(capability)) != 0)
     return;
   sets.effective |= bitOf(capability);
   isRaised_ = writeSets(sets);

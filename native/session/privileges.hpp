@@ -18,6 +18,10 @@ bool hasCapability(Capability capability);
 // failure returns what is wrong.
 std::string dropPrivileges(const std::string& user);
 
+// Whether CAP_SYS_ADMIN outlives an execve, for users other than root: for a bobbin-fuse that replaces
+// itself, and for nobody else.
+void keepOverExec(bool isKept);
+
 // Effective as long as this lives, on this thread, if it is permitted.
 class CapabilityRaised {
  public:

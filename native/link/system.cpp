@@ -1,4 +1,4 @@
-#include "session/system.hpp"
+#include "link/system.hpp"
 
 #include <fcntl.h>
 
@@ -35,7 +35,9 @@ std::string quoted(std::string_view text) {
 }
 }  // namespace
 
-std::string field(std::string_view name, std::string_view value) { return quoted(name) + ":" + quoted(value); }
+std::string field(std::string_view name, std::string_view value) {
+  return quoted(name) + ":" + quoted(value);
+}
 
 std::string field(std::string_view name, std::int64_t value) {
   return quoted(name) + ":" + std::to_string(value);
@@ -45,11 +47,13 @@ void log(Level level, std::string_view message, const std::string& fields) {
   const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
                        std::chrono::system_clock::now().time_since_epoch())
                        .count();
-  std::string line = "{\"level\":" + std::to_string(static_cast<int>(level)) + ",\"time\":" + std::to_string(now) +
-                     ",\"pid\":" + std::to_string(::getpid()) + ",\"program\":\"bobbin-fuse\"";
+  std::string line = "{\"level\":" + std::to_string(static_cast<int>(level)) +
+                     ",\"time\":" + std::to_string(now) + ",\"pid\":" + std::to_string(::getpid()) +
+                     ",\"program\":\"bobbin-fuse\"";
   if (!fields.empty()) line += "," + fields;
   line += ",\"msg\":" + quoted(message) + "}\n";
-  // One write a line, so that lines of several processes do not mix. A log that is full or closed stops nobody.
+  // One write a line, so that lines of several processes do not mix. A log that is full or closed stops
+  // nobody.
   [[maybe_unused]] const auto written = ::write(STDERR_FILENO, line.data(), line.size());
 }
 

@@ -1,0 +1,130 @@
+// bobbin-fuse: serves mounts of Quilt packages, and keeps the daemon alive that fetches for them.
+#include <getopt.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "session/privileges.hpp"
+#include "session/server.hpp"
+
+namespace {
+
+constexpr const char* VERSION_TEXT = BOBBIN_VERSION;
+constexpr int EXIT_USAGE = 2;
+constexpr unsigned THREADS_MAX = 8;
+
+constexpr const char* HELP =
+    R"(usage: bobbin-fuse --cache DIR [options] -- COMMAND [ARGUMENT]...
+
+Serves the mounts of one cache. COMMAND is the daemon, which fetches what is not there: it is started with
+its sockets and the cache's lock handed to it, and started again whenever it dies. People use `bobbin mount`
+and `bobbin daemon`, which start this program.
+
+  --cache DIR           the cache folder; its owner is this process
+  --socket PATH         where the daemon's API is reached (default: DIR/daemon.sock)
+  --loader-socket PATH  held for the loader, too
+  --user NAME           becomes this user, and keeps CAP_SYS_ADMIN alone
+  --threads N           threads a mount (default: one a core, 2 to 8)
+  --patience SECONDS    a reader waits so long without a sign of progress, then gets EIO (default: 60)
+  --version, --help
+  --state-version       which state of another bobbin-fuse it can take over
+
+SIGTERM, SIGINT and SIGHUP unmount everything and end it; SIGUSR2 replaces it by the file at its path, without
+losing a mount or a request. With NOTIFY_SOCKET it says READY=1 and stores its connections (FileDescriptorStoreMax=).
+BOBBIN_FUSE_WITHOUT=passthrough,resend plays an older kernel.
+)";
+
+int refuse(const std::string& problem) {
+  std::fprintf(stderr, "bobbin-fuse: %s (bobbin-fuse --help)\n", problem.c_str());
+  return EXIT_USAGE;
+}
+
+// Nothing: no number from `min` to `max`.
+bool readNumber(const char* text, unsigned min, unsigned max, unsigned& number) {
+  char* end = nullptr;
+  const unsigned long value = std::strtoul(text, &end, 10);
+  if (*text < '0' || *text > '9' || *end != '\0' || value < min || value > max) return false;
+  number = static_cast<unsigned>(value);
+  return true;
+}
+
+std::string ownPath() {
+  char path[PATH_MAX];
+  const auto n = ::readlink("/proc/self/exe", path, sizeof path);
+  return n > 0 ? std::string(path, static_cast<std::size_t>(n)) : "";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bobbin::ServerOptions options;
+  options.executable = ownPath();
+  options.arguments.assign(argv, argv + argc);
+  options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
+  std::string user;
+  enum Option { cache = 1, socket, loaderSocket, userName, threads, patience, version, help, stateVersion };
+  const option known[] = {{"cache", required_argument, nullptr, cache},
+                          {"socket", required_argument, nullptr, socket},
+                          {"loader-socket", required_argument, nullptr, loaderSocket},
+                          {"user", required_argument, nullptr, userName},
+                          {"threads", required_argument, nullptr, threads},
+                          {"patience", required_argument, nullptr, patience},
+                          {"version", no_argument, nullptr, version},
+                          {"help", no_argument, nullptr, help},
+                          {"state-version", no_argument, nullptr, stateVersion},
+                          {nullptr, 0, nullptr, 0}};
+  for (int found; (found = ::getopt_long(argc, argv, "+", known, nullptr)) != -1;) {
+    unsigned number = 0;
+    switch (found) {
+      case cache:
+        options.cache = optarg;
+        break;
+      case socket:
+        options.socket = optarg;
+        break;
+      case loaderSocket:
+        options.loaderSocket = optarg;
+        break;
+      case userName:
+        user = optarg;
+        break;
+      case threads:
+        if (!readNumber(optarg, 1, 64, options.threads))
+          return refuse("--threads takes a number from 1 to 64");
+        break;
+      case patience:
+        if (!readNumber(optarg, 1, 86'400, number)) return refuse("--patience takes seconds, 1 to 86400");
+        options.patience = std::chrono::seconds(number);
+        break;
+      case version:
+        std::printf("bobbin-fuse %s\n", VERSION_TEXT);
+        return 0;
+      case help:
+        std::fputs(HELP, stdout);
+        return 0;
+      case stateVersion:
+        std::printf("%u\n", bobbin::STATE_VERSION);
+        return 0;
+      default:
+        return EXIT_USAGE;
+    }
+  }
+  options.command.assign(argv + optind, argv + argc);
+  if (options.command.empty()) return refuse("no command: it has to start a daemon");
+  if (options.cache.empty() || options.cache[0] != '/') return refuse("--cache takes an absolute path");
+  if (options.socket.empty()) options.socket = options.cache + "/daemon.sock";
+  if (const char* without = std::getenv("BOBBIN_FUSE_WITHOUT")) {
+    options.withoutPassthrough = std::strstr(without, "passthrough") != nullptr;
+    options.withoutResend = std::strstr(without, "resend") != nullptr;
+  }
+  if (const std::string problem = bobbin::dropPrivileges(user); !problem.empty()) {
+    bobbin::log(bobbin::Level::error, problem);
+    return 1;
+  }
+  bobbin::Server server(std::move(options));
+  return server.run();
+}

@@ -1,0 +1,822 @@
+#include "session/server.hpp"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+
+#include "link/wire.hpp"
+#include "session/privileges.hpp"
+
+namespace bobbin {
+
+namespace {
+
+using std::chrono::seconds;
+
+// A daemon that has questions to answer and says nothing is stuck.
+constexpr seconds SILENCE_MAX{30};
+constexpr seconds GREETING_MAX{60};
+// For putting its store away when it is told to end.
+constexpr seconds END_MAX{20};
+constexpr std::size_t QUEUED_MAX = 64U << 20U;
+// Access records are given up before that.
+constexpr std::size_t QUEUED_FOR_ACCESSES_MAX = 8U << 20U;
+constexpr int LOCK_TRIES = 100;
+constexpr int EXIT_CACHE_IN_USE = 11;
+constexpr int EXIT_FAILED = 1;
+constexpr const char* STATE_VARIABLE = "BOBBIN_FUSE_STATE";
+
+enum class Event : std::uint64_t { signals, timer, wake, mountTable, link };
+
+void ignoreResult(long) {}
+
+bool add(int epoll, int fd, std::uint32_t events, Event event) {
+  epoll_event item{};
+  item.events = events;
+  item.data.u64 = static_cast<std::uint64_t>(event);
+  return ::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &item) == 0;
+}
+
+std::string makeFolders(const std::string& path) {
+  for (std::size_t at = 1; at != std::string::npos;) {
+    at = path.find('/', at);
+    const std::string part = path.substr(0, at);
+    if (at != std::string::npos) at++;
+    if (part.empty() || ::mkdir(part.c_str(), 0750) == 0 || errno == EEXIST) continue;
+    return "make the folder " + part + ": " + errorText(errno);
+  }
+  return "";
+}
+
+// The number behind `"pid":` in what the owner of a cache has written.
+std::string ownerOf(int fd) {
+  char text[4096];
+  const auto n = ::pread(fd, text, sizeof text - 1, 0);
+  text[std::max<ssize_t>(n, 0)] = '\0';
+  const char* at = std::strstr(text, "\"pid\":");
+  return at == nullptr ? "another process" : "process " + std::to_string(std::atoi(at + 6));
+}
+
+}  // namespace
+
+Server::Server(ServerOptions options)
+    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command) {
+  shared_.threads = options_.threads;
+  shared_.withoutPassthrough = options_.withoutPassthrough;
+  shared_.withoutResend = options_.withoutResend;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    // Half is left for connections, and for files that are opened to register them.
+    shared_.descriptorsMax = static_cast<std::size_t>(limit.rlim_cur / 2);
+  }
+  shared_.send = [this](const link::Buffer& frame) { channel_.send(frame); };
+  shared_.onEnded = [this](std::uint32_t mount) {
+    {
+      const std::lock_guard lock(endedMutex_);
+      ended_.push_back(mount);
+    }
+    ::eventfd_write(wake_.get(), 1);
+  };
+}
+
+Server::~Server() = default;
+
+int Server::run() {
+  const auto refuse = [](const std::string& problem, int code) {
+    log(Level::error, problem);
+    return code;
+  };
+  if (const std::string problem = watch(); !problem.empty()) return refuse(problem, EXIT_FAILED);
+  const char* state = ::getenv(STATE_VARIABLE);
+  if (state != nullptr) {
+    const int fd = std::atoi(state);
+    ::unsetenv(STATE_VARIABLE);
+    // Nothing to fall back on: the one that knew it all has gone.
+    if (!restore(fd)) return refuse("what the last bobbin-fuse has left cannot be read", EXIT_FAILED);
+  } else {
+    if (const std::string problem = makeFolders(options_.cache); !problem.empty())
+      return refuse(problem, EXIT_FAILED);
+    if (const std::string problem = takeCache(); !problem.empty())
+      return refuse(problem,
+                    problem.find("belongs to") != std::string::npos ? EXIT_CACHE_IN_USE : EXIT_FAILED);
+    if (const int error = shared_.files.openFolder(options_.cache); error != 0)
+      return refuse("open the store of " + options_.cache + ": " + errorText(error), EXIT_FAILED);
+    if (const std::string problem = listenOn(options_.socket, control_); !problem.empty())
+      return refuse(problem, EXIT_FAILED);
+    if (!options_.loaderSocket.empty()) {
+      if (const std::string problem = listenOn(options_.loaderSocket, loader_); !problem.empty())
+        return refuse(problem, EXIT_FAILED);
+    }
+    recover(link::ServiceManager::stored());
+    startDaemon();
+  }
+
+  while (!exitCode_) {
+    epoll_event events[16];
+    const int count = ::epoll_wait(epoll_.get(), events, 16, -1);
+    if (count < 0 && errno != EINTR) return refuse("epoll_wait: " + errorText(errno), EXIT_FAILED);
+    for (int i = 0; i < count && !exitCode_; i++) {
+      switch (static_cast<Event>(events[i].data.u64)) {
+        case Event::signals:
+          onSignals();
+          break;
+        case Event::timer:
+          onTick();
+          break;
+        case Event::wake:
+          onEnded();
+          break;
+        case Event::mountTable:
+          onMountTable();
+          break;
+        case Event::link:
+          onLink();
+          break;
+      }
+    }
+    if (wantsUpgrade_ && !exitCode_) {
+      wantsUpgrade_ = false;
+      upgrade();
+    }
+  }
+  release();
+  return *exitCode_;
+}
+
+// --- beginning -------------------------------------------------------------------------------------
+
+std::string Server::watch() {
+  sigset_t handled;
+  ::sigemptyset(&handled);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR2}) ::sigaddset(&handled, number);
+  // Before any thread is there, so that none of them takes a signal.
+  ::pthread_sigmask(SIG_BLOCK, &handled, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  installWakeSignal();
+  installMappingGuard();
+  epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+  signals_.reset(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
+  timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  mountTable_.reset(::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC));
+  itimerspec each{};
+  each.it_interval.tv_sec = each.it_value.tv_sec = 1;
+  ::timerfd_settime(timer_.get(), 0, &each, nullptr);
+  const bool isWatched =
+      add(epoll_.get(), signals_.get(), EPOLLIN, Event::signals) &&
+      add(epoll_.get(), timer_.get(), EPOLLIN, Event::timer) &&
+      add(epoll_.get(), wake_.get(), EPOLLIN, Event::wake) &&
+      add(epoll_.get(), mountTable_.get(), EPOLLPRI | EPOLLERR | EPOLLET, Event::mountTable);
+  return isWatched ? "" : "cannot watch for events: " + errorText(errno);
+}
+
+std::string Server::takeCache() {
+  struct stat stats {};
+  if (::stat(options_.cache.c_str(), &stats) != 0)
+    return "open the cache " + options_.cache + ": " + errorText(errno);
+  if ((stats.st_mode & S_IWOTH) != 0)
+    return "everybody may write to the cache folder " + options_.cache +
+           ": run chmod o-w on it, or name another one with --cache";
+  const std::string path = options_.cache + "/owner";
+  for (int tries = 0; tries < LOCK_TRIES; tries++) {
+    owner_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0640));
+    if (!owner_) return "open " + path + ": " + errorText(errno);
+    if (::flock(owner_.get(), LOCK_EX | LOCK_NB) == 0) {
+      struct stat ours {
+      }, there{};
+      // Somebody may have deleted the file after we opened it: then our lock guards nothing.
+      if (::fstat(owner_.get(), &ours) == 0 && ::stat(path.c_str(), &there) == 0 &&
+          ours.st_ino == there.st_ino && ours.st_dev == there.st_dev)
+        return "";
+      continue;
+    }
+    if (errno != EWOULDBLOCK) return "lock " + path + ": " + errorText(errno);
+    // Who only looks has a shared lock for a moment.
+    if (::flock(owner_.get(), LOCK_SH | LOCK_NB) != 0) break;
+    ::flock(owner_.get(), LOCK_UN);
+    ::usleep(static_cast<useconds_t>(1000 + std::rand() % 20'000));
+  }
+  return "the cache " + options_.cache + " belongs to " + ownerOf(owner_.get()) +
+         ": stop that, or name another cache with --cache";
+}
+
+std::string Server::listenOn(const std::string& path, Fd& listener) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return "the socket's path is over 107 bytes: " + path;
+  std::memcpy(address.sun_path, path.data(), path.size());
+  listener.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  // Whoever holds the cache's lock is the only one to listen here.
+  ::unlink(path.c_str());
+  if (!listener || ::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      ::chmod(path.c_str(), 0660) != 0 || ::listen(listener.get(), SOMAXCONN) != 0)
+    return "listen on " + path + ": " + errorText(errno);
+  return "";
+}
+
+void Server::startDaemon() {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    log(Level::error, "the daemon cannot be started", field("error", errorText(errno)));
+    return;
+  }
+  channel_.attach(Fd(ends[0]));
+  const Fd theirs(ends[1]);
+  reader_ = {};
+  std::vector<link::Inherited> inherited = {{"BOBBIN_CONTROL_FD", control_.get()},
+                                            {"BOBBIN_LINK_FD", theirs.get()},
+                                            {"BOBBIN_OWNER_FD", owner_.get()}};
+  if (loader_) inherited.push_back({"BOBBIN_LOADER_FD", loader_.get()});
+  if (const int error = supervisor_.start(inherited); error != 0) {
+    log(Level::error, "the daemon cannot be started", field("error", errorText(error)));
+    channel_.detach();
+    return;
+  }
+  lastHeard_ = Clock::now();
+  add(epoll_.get(), channel_.fd(), EPOLLIN | EPOLLOUT | EPOLLET, Event::link);
+  channel_.greet(link::hello(static_cast<std::uint32_t>(::getpid()), "bobbin-fuse"));
+}
+
+// --- events ----------------------------------------------------------------------------------------
+
+void Server::onSignals() {
+  signalfd_siginfo info{};
+  while (::read(signals_.get(), &info, sizeof info) == sizeof info) {
+    switch (info.ssi_signo) {
+      case SIGCHLD:
+        if (const auto exitCode = supervisor_.reap()) onDaemonEnd(*exitCode);
+        break;
+      case SIGUSR2:
+        wantsUpgrade_ = true;
+        break;
+      default:
+        if (!isStopping_)
+          log(Level::info, "bobbin-fuse stops",
+              field("reason", ::strsignal(static_cast<int>(info.ssi_signo))));
+        stopNow();
+    }
+  }
+}
+
+void Server::onDaemonEnd(int exitCode) {
+  channel_.detach();
+  reader_ = {};
+  if (isStopping_ || isStoppedByDaemon_) {
+    stopNow();
+    exitCode_ = isStoppedByDaemon_ ? exitCode : 0;
+    return;
+  }
+  // It never worked, and nobody needs it: whoever started us wants to know.
+  if (!supervisor_.hasEverGreeted() && mounts_.empty()) {
+    exitCode_ = exitCode == 0 ? EXIT_FAILED : exitCode;
+    return;
+  }
+  log(Level::error, "the daemon has ended and is started again",
+      field("exitCode", exitCode) + "," +
+          field("waiting", static_cast<std::int64_t>(shared_.parked.waiting())));
+  if (Clock::now() >= supervisor_.nextStart()) startDaemon();
+}
+
+void Server::onLink() {
+  channel_.flush();
+  if (channel_.fd() < 0) return;
+  const bool isAlive = channel_.receive(reader_);
+  while (auto frame = reader_.next()) {
+    const auto decoded = link::decode(frame->kind, frame->payload);
+    if (!decoded) {
+      dropLink("it sent a frame that cannot be read");
+      return;
+    }
+    if (!supervisor_.hasGreeted() && !std::holds_alternative<link::Hello>(*decoded)) {
+      dropLink("it did not say hello");
+      return;
+    }
+    lastHeard_ = Clock::now();
+    std::visit([this](const auto& known) { take(known); }, *decoded);
+    if (exitCode_ || channel_.fd() < 0) return;
+  }
+  if (reader_.isBroken()) dropLink("it sent no frames");
+  // The end of the link is the end of the daemon: SIGCHLD will say so, unless it only closed its end.
+  else if (!isAlive && channel_.isOpen())
+    dropLink("it closed the link");
+}
+
+void Server::dropLink(const char* why) {
+  log(Level::error, "the daemon is killed", field("reason", why));
+  channel_.detach();
+  supervisor_.signal(SIGKILL);
+}
+
+void Server::onTick() {
+  std::uint64_t times = 0;
+  ignoreResult(::read(timer_.get(), &times, sizeof times));
+  const auto now = Clock::now();
+  auto swept = shared_.parked.sweep(now);
+  if (!swept.expired.empty())
+    log(Level::error, "readers have waited too long and get EIO",
+        field("readers", static_cast<std::int64_t>(swept.expired.size())));
+  fail(swept.expired, EIO);
+  fail(swept.killed, EINTR);
+  for (const auto request : swept.cancelled) channel_.send(link::cancel(request));
+  sendAccesses();
+
+  if (supervisor_.child() == 0) {
+    if (!isStopping_ && now >= supervisor_.nextStart()) startDaemon();
+    return;
+  }
+  if (isStopping_) {
+    if (now >= killAt_) {
+      log(Level::error, "the daemon does not end and is killed");
+      supervisor_.signal(SIGKILL);
+    }
+    return;
+  }
+  if (!supervisor_.hasGreeted()) {
+    if (now - supervisor_.startedAt() > GREETING_MAX) dropLink("it did not say hello in time");
+    return;
+  }
+  const seconds silence = std::min(SILENCE_MAX, std::max(seconds{1}, options_.patience / 2));
+  if (!shared_.parked.isEmpty() && now - lastHeard_ > silence) dropLink("it does not answer");
+  if (channel_.queued() > QUEUED_MAX) dropLink("it does not read");
+}
+
+void Server::onMountTable() {
+  const auto table = readMountTable();
+  for (auto& [id, mount] : mounts_) {
+    const MountRecord& record = mount->record();
+    const bool isThere = std::any_of(table.begin(), table.end(), [&](const MountedAt& mounted) {
+      return mounted.id == record.mountId && mounted.device == record.device;
+    });
+    if (!isThere) close(*mount);
+  }
+}
+
+void Server::close(Mount& mount) {
+  if (mount.record().isClosed) return;
+  mount.record().isClosed = true;
+  channel_.send(link::closed(mount.id()));
+}
+
+void Server::onEnded() {
+  eventfd_t count = 0;
+  ::eventfd_read(wake_.get(), &count);
+  std::vector<std::uint32_t> ended;
+  {
+    const std::lock_guard lock(endedMutex_);
+    ended.swap(ended_);
+  }
+  for (const auto id : ended) {
+    const auto found = mounts_.find(id);
+    if (found == mounts_.end()) continue;
+    sendAccesses();
+    close(*found->second);
+    removeDescriptors(*found->second);
+    // Also of requests that waited: nobody is there to be answered.
+    for (const auto request : shared_.parked.drop(id)) channel_.send(link::cancel(request));
+    mounts_.erase(found);
+    channel_.send(link::ended(id));
+  }
+}
+
+void Server::sendAccesses() {
+  if (!channel_.isOpen() || channel_.queued() > QUEUED_FOR_ACCESSES_MAX) return;
+  for (auto& [id, mount] : mounts_) {
+    const link::Buffer frame = mount->takeAccesses();
+    if (!frame.empty()) channel_.send(frame);
+  }
+}
+
+// --- frames ----------------------------------------------------------------------------------------
+
+void Server::take(const link::Hello& frame) {
+  if (frame.version != link::VERSION) {
+    dropLink("it speaks another version of the link");
+    return;
+  }
+  supervisor_.greeted();
+  std::vector<link::MountFacts> survivors;
+  for (const auto& [id, mount] : mounts_) {
+    const MountRecord& record = mount->record();
+    survivors.push_back(
+        {.mount = id, .openMode = record.openMode, .reason = record.reason, .note = record.request.note});
+  }
+  channel_.greet(link::mounts(survivors));
+  channel_.setOpen();
+  for (const auto& [id, mount] : mounts_) {
+    if (mount->record().isClosed) channel_.send(link::closed(id));
+  }
+  for (const auto& question : shared_.parked.questions()) {
+    if (question.ino == 0)
+      channel_.send(link::indexDamaged(question.mount, "readers wait for it"));
+    else
+      channel_.send(link::ensure(question.request, question.mount, question.ino));
+  }
+  if (isReady_) return;
+  isReady_ = true;
+  manager_.notify("READY=1\nSTATUS=serving " + options_.cache);
+}
+
+void Server::take(const link::Ready& frame) {
+  shared_.known.insert(frame.object.name, digestOf(frame.object.stamp));
+  auto answered = shared_.parked.answer(frame.request);
+  if (!answered) return;
+  const auto found = mounts_.find(answered->question.mount);
+  if (found == mounts_.end()) return;
+  found->second->nameObject(answered->question.ino, frame.object.name);
+  handleAgain(answered->requests);
+}
+
+void Server::take(const link::Failed& frame) {
+  const auto answered = shared_.parked.answer(frame.request);
+  if (answered) fail(answered->requests, static_cast<int>(frame.error));
+}
+
+void Server::take(const link::Working& frame) { shared_.parked.progress(frame.requests); }
+
+void Server::take(const link::Known& frame) {
+  for (const auto& object : frame.objects) shared_.known.insert(object.name, digestOf(object.stamp));
+}
+
+void Server::take(const link::EvictAsk& frame) {
+  std::vector<link::EvictOutcome> outcomes;
+  for (const auto& name : frame.names) outcomes.push_back(evict(name));
+  channel_.send(link::evictDone(frame.request, outcomes));
+}
+
+// First it is forgotten, so that no open finds it from here on; then it is looked whether one has.
+link::EvictOutcome Server::evict(const link::ObjectName& name) {
+  const auto taken = shared_.known.take(name);
+  const auto putBack = [&](link::EvictOutcome outcome) {
+    if (taken) shared_.known.insert(name, taken->stampDigest);
+    return outcome;
+  };
+  for (const auto& [id, mount] : mounts_) {
+    if (mount->isOpen(name)) return putBack(link::EvictOutcome::open);
+  }
+  if (taken && taken->wasUsed) return putBack(link::EvictOutcome::used);
+  for (const auto& [id, mount] : mounts_) {
+    if (!mount->letGo(name)) return putBack(link::EvictOutcome::open);
+  }
+  return link::EvictOutcome::gone;
+}
+
+void Server::take(const link::Mount& frame) {
+  MountFailed failed;
+  const std::uint32_t id = ++lastMount_;
+  auto mount = Mount::create(id, frame, shared_, failed);
+  if (mount == nullptr) {
+    log(Level::error, "a mount failed",
+        field("mountpoint", frame.mountpoint) + "," + field("error", failed.message));
+    channel_.send(link::mountFailed(frame.request, failed.cause, failed.message));
+    return;
+  }
+  mount->start();
+  storeDescriptors(*mount);
+  channel_.send(link::mounted(frame.request, id, mount->record().openMode, mount->record().reason));
+  log(Level::info, "serving a mount",
+      field("mountpoint", frame.mountpoint) + "," + field("source", frame.source));
+  mounts_[id] = std::move(mount);
+}
+
+void Server::take(const link::Unmount& frame) {
+  const auto found = mounts_.find(frame.mount);
+  if (found == mounts_.end() || found->second->record().isClosed) {
+    channel_.send(link::unmountDone(frame.request, link::UnmountOutcome::done, ""));
+    return;
+  }
+  Mount& mount = *found->second;
+  const std::string& path = mount.record().request.mountpoint;
+  const auto top = mountAt(readMountTable(), path);
+  if (top && top->id != mount.record().mountId) {
+    channel_.send(link::unmountDone(
+        frame.request, link::UnmountOutcome::failed,
+        top->source + " (" + top->type + ") is mounted on top of " + path + ": umount that first"));
+    return;
+  }
+  const int error = top ? unmountPath(path, frame.isForced) : 0;
+  if (error == 0) close(mount);
+  const auto outcome = error == 0       ? link::UnmountOutcome::done
+                       : error == EBUSY ? link::UnmountOutcome::busy
+                                        : link::UnmountOutcome::failed;
+  channel_.send(link::unmountDone(frame.request, outcome, error == 0 ? "" : errorText(error)));
+}
+
+void Server::take(const link::Index& frame) {
+  const auto found = mounts_.find(frame.mount);
+  if (found == mounts_.end()) return;
+  std::string reason;
+  auto requests = shared_.parked.answerIndex(frame.mount);
+  if (found->second->replaceIndex(frame.index, frame.manifest, reason)) {
+    handleAgain(requests);
+    return;
+  }
+  log(Level::error, "the package index that was made again cannot be used", field("reason", reason));
+  fail(requests, EIO);
+}
+
+void Server::take(const link::Stop&) { isStoppedByDaemon_ = true; }
+
+void Server::handleAgain(std::vector<ParkedRequest>& requests) {
+  for (auto& request : requests) {
+    const auto found = mounts_.find(request.mount);
+    if (found == mounts_.end() || request.channel >= found->second->channels().size()) continue;
+    found->second->handle(request.message, request.channel, request.attempts, scratch_);
+  }
+}
+
+void Server::fail(const std::vector<ParkedRequest>& requests, int error) {
+  for (const auto& request : requests) {
+    const auto found = mounts_.find(request.mount);
+    if (found != mounts_.end()) found->second->answerError(request, error);
+  }
+}
+
+// --- ends ------------------------------------------------------------------------------------------
+
+void Server::stopNow() {
+  if (isStopping_) return;
+  isStopping_ = true;
+  manager_.notify("STOPPING=1");
+  sendAccesses();
+  const auto table = readMountTable();
+  for (auto& [id, mount] : mounts_) {
+    const MountRecord& record = mount->record();
+    const auto top = mountAt(table, record.request.mountpoint);
+    if (record.isClosed || !top || top->id != record.mountId) continue;
+    const int error = unmountPath(record.request.mountpoint, false);
+    if (error == 0) continue;
+    log(Level::warn, "a mount is in use and is detached: its open files end with us",
+        field("mountpoint", record.request.mountpoint) + "," + field("error", errorText(error)));
+    unmountPath(record.request.mountpoint, true);
+  }
+  for (const auto& [id, mount] : mounts_) removeDescriptors(*mount);
+  killAt_ = Clock::now() + END_MAX;
+  if (supervisor_.child() == 0)
+    exitCode_ = 0;
+  else
+    supervisor_.signal(SIGTERM);
+}
+
+void Server::release() {
+  mounts_.clear();
+  ::unlink(options_.socket.c_str());
+  if (!options_.loaderSocket.empty()) ::unlink(options_.loaderSocket.c_str());
+  if (owner_) ignoreResult(::ftruncate(owner_.get(), 0));
+}
+
+// --- succession ------------------------------------------------------------------------------------
+
+namespace {
+
+std::string nameOf(std::uint32_t mount, const std::string& part) {
+  return "mount-" + std::to_string(mount) + "-" + part;
+}
+
+Fd memoryOf(std::span<const std::uint8_t> bytes) {
+  Fd memory(::memfd_create("bobbin-state", MFD_CLOEXEC));
+  for (std::size_t done = 0; memory && done < bytes.size();) {
+    const auto n = ::write(memory.get(), bytes.data() + done, bytes.size() - done);
+    if (n <= 0) return Fd();
+    done += static_cast<std::size_t>(n);
+  }
+  return memory;
+}
+
+link::Buffer readMemory(int fd) {
+  const auto bytes = ::lseek(fd, 0, SEEK_END);
+  link::Buffer read(bytes > 0 ? static_cast<std::size_t>(bytes) : 0);
+  for (std::size_t done = 0; done < read.size();) {
+    const auto n = ::pread(fd, read.data() + done, read.size() - done, static_cast<off_t>(done));
+    if (n <= 0) return {};
+    done += static_cast<std::size_t>(n);
+  }
+  return read;
+}
+
+void putBlob(wire::Writer& out, const link::Buffer& blob) {
+  out.number(static_cast<std::uint64_t>(blob.size())).raw(blob);
+}
+
+std::span<const std::uint8_t> takeBlob(wire::Reader& in) { return in.raw(in.number<std::uint64_t>()); }
+
+}  // namespace
+
+void Server::storeDescriptors(const Mount& mount) {
+  if (!manager_.isThere()) return;
+  const Fd record = memoryOf(mount.record().save());
+  if (record) manager_.store(nameOf(mount.id(), "record"), record.get());
+  manager_.store(nameOf(mount.id(), "open"), mount.openTableMemory());
+  for (std::size_t i = 0; i < mount.channels().size(); i++)
+    manager_.store(nameOf(mount.id(), "fuse-" + std::to_string(i)), mount.channels()[i].get());
+}
+
+void Server::removeDescriptors(const Mount& mount) {
+  if (!manager_.isThere()) return;
+  manager_.remove(nameOf(mount.id(), "record"));
+  manager_.remove(nameOf(mount.id(), "open"));
+  for (std::size_t i = 0; i < mount.channels().size(); i++)
+    manager_.remove(nameOf(mount.id(), "fuse-" + std::to_string(i)));
+}
+
+// After a death of ours: the connections live on in the service manager's store. What had been read and
+// not answered is asked for again.
+void Server::recover(std::map<std::string, Fd> stored) {
+  for (auto& [name, fd] : stored) {
+    std::uint32_t id = 0;
+    if (std::sscanf(name.c_str(), "mount-%u-", &id) != 1 || name != nameOf(id, "record")) continue;
+    auto record = MountRecord::restore(readMemory(fd.get()));
+    const auto table = stored.find(nameOf(id, "open"));
+    std::vector<Fd> channels;
+    for (std::size_t i = 0;; i++) {
+      const auto channel = stored.find(nameOf(id, "fuse-" + std::to_string(i)));
+      if (channel == stored.end()) break;
+      channels.push_back(std::move(channel->second));
+    }
+    if (!record || table == stored.end() || channels.empty()) continue;
+    lastMount_ = std::max(lastMount_, id);
+    std::string reason;
+    auto mount =
+        Mount::adopt(std::move(*record), std::move(channels), std::move(table->second), shared_, reason);
+    if (mount == nullptr) {
+      log(Level::error, "a mount of the last bobbin-fuse cannot go on", field("reason", reason));
+      continue;
+    }
+    log(Level::warn, "a mount of the last bobbin-fuse goes on",
+        field("mountpoint", mount->record().request.mountpoint));
+    mount->start();
+    mount->resend();
+    mounts_[id] = std::move(mount);
+  }
+  onMountTable();
+}
+
+Fd Server::saveState() const {
+  wire::Writer out;
+  out.number(STATE_VERSION).number(supervisor_.child()).number(supervisor_.hasGreeted());
+  out.number(channel_.fd()).number(control_.get()).number(loader_.get()).number(owner_.get());
+  out.number(channel_.isOpen()).number(isReady_).number(isStoppedByDaemon_).number(lastMount_);
+  putBlob(out, channel_.rest());
+  putBlob(out, {reader_.rest().begin(), reader_.rest().end()});
+  putBlob(out, shared_.known.save());
+  putBlob(out, shared_.parked.save());
+  out.number(static_cast<std::uint32_t>(mounts_.size()));
+  for (const auto& [id, mount] : mounts_) {
+    putBlob(out, mount->record().save());
+    putBlob(out, mount->saveNames());
+    out.number(mount->openTableMemory()).number(static_cast<std::uint32_t>(mount->channels().size()));
+    for (const auto& channel : mount->channels()) out.number(channel.get());
+  }
+  return memoryOf(out.bytes());
+}
+
+bool Server::restore(int fd) {
+  const Fd memory(fd);
+  const link::Buffer saved = readMemory(fd);
+  wire::Reader in(saved);
+  if (in.number<std::uint32_t>() != STATE_VERSION) return false;
+  const auto child = in.number<pid_t>();
+  const bool hasGreeted = in.number<std::uint8_t>() != 0;
+  Fd link(in.number<int>());
+  control_.reset(in.number<int>());
+  loader_.reset(in.number<int>());
+  owner_.reset(in.number<int>());
+  const bool isOpen = in.number<std::uint8_t>() != 0;
+  isReady_ = in.number<std::uint8_t>() != 0;
+  isStoppedByDaemon_ = in.number<std::uint8_t>() != 0;
+  lastMount_ = in.number<std::uint32_t>();
+  const auto unsent = takeBlob(in);
+  const auto unread = takeBlob(in);
+  if (!shared_.known.restore(takeBlob(in)) || !shared_.parked.restore(takeBlob(in))) return false;
+  if (shared_.files.openFolder(options_.cache) != 0) return false;
+  for (const int inherited : {link.get(), control_.get(), loader_.get(), owner_.get()}) {
+    if (inherited >= 0) setInherited(inherited, false);
+  }
+  for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
+    auto record = MountRecord::restore(takeBlob(in));
+    const auto names = takeBlob(in);
+    Fd table(in.number<int>());
+    setInherited(table.get(), false);
+    std::vector<Fd> channels;
+    for (auto left = in.number<std::uint32_t>(); left > 0 && in.isWhole(); left--) {
+      channels.emplace_back(in.number<int>());
+      setInherited(channels.back().get(), false);
+    }
+    if (!record) return false;
+    const std::uint32_t id = record->id;
+    std::string reason;
+    auto mount = Mount::adopt(std::move(*record), std::move(channels), std::move(table), shared_, reason);
+    if (mount == nullptr) {
+      // Its readers get ENOTCONN; the others go on.
+      log(Level::error, "a mount cannot go on", field("reason", reason));
+      continue;
+    }
+    if (!mount->restoreNames(names)) return false;
+    mounts_[id] = std::move(mount);
+  }
+  if (!in.isDone()) return false;
+  supervisor_.adopt(child, hasGreeted);
+  if (link) {
+    channel_.attach(std::move(link));
+    channel_.queue(unsent);
+    if (isOpen) channel_.setOpen();
+    reader_.append(unread);
+    add(epoll_.get(), channel_.fd(), EPOLLIN | EPOLLOUT | EPOLLET, Event::link);
+  }
+  lastHeard_ = Clock::now();
+  for (auto& [id, mount] : mounts_) mount->start();
+  // It may have ended while nobody was there to be told.
+  if (const auto exitCode = supervisor_.reap()) onDaemonEnd(*exitCode);
+  if (supervisor_.child() == 0 && !exitCode_ && Clock::now() >= supervisor_.nextStart()) startDaemon();
+  onMountTable();
+  log(Level::info, "bobbin-fuse was replaced in place",
+      field("mounts", static_cast<std::int64_t>(mounts_.size())));
+  return true;
+}
+
+// The file at our path may be another one by now; it says which state it can read.
+bool Server::isFitToUpgrade() const {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return false;
+  const Fd readEnd(ends[0]);
+  Fd writeEnd(ends[1]);
+  char flag[] = "--state-version";
+  std::string path = options_.executable;
+  char* argv[] = {path.data(), flag, nullptr};
+  const pid_t child = ::fork();
+  if (child < 0) return false;
+  if (child == 0) {
+    ::dup2(writeEnd.get(), STDOUT_FILENO);
+    ::execv(argv[0], argv);
+    ::_exit(127);
+  }
+  writeEnd.reset();
+  char answer[32] = {};
+  const auto n = ::read(readEnd.get(), answer, sizeof answer - 1);
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  return n > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0 &&
+         std::atoi(answer) == static_cast<int>(STATE_VERSION);
+}
+
+std::vector<int> Server::inheritedDescriptors() const {
+  std::vector<int> inherited;
+  for (const int fd : {channel_.fd(), control_.get(), loader_.get(), owner_.get()}) {
+    if (fd >= 0) inherited.push_back(fd);
+  }
+  for (const auto& [id, mount] : mounts_) {
+    inherited.push_back(mount->openTableMemory());
+    for (const auto& channel : mount->channels()) inherited.push_back(channel.get());
+  }
+  return inherited;
+}
+
+void Server::upgrade() {
+  if (isStopping_) return;
+  if (!isFitToUpgrade()) {
+    log(Level::error, "the new bobbin-fuse cannot take over: it is kept for the next start",
+        field("executable", options_.executable));
+    return;
+  }
+  log(Level::info, "bobbin-fuse replaces itself", field("executable", options_.executable));
+  // From here on no request is under way: each is answered, parked, or still with the kernel.
+  for (auto& [id, mount] : mounts_) mount->pause();
+  channel_.flush();
+  const Fd state = saveState();
+  if (state) {
+    auto inherited = inheritedDescriptors();
+    inherited.push_back(state.get());
+    for (const int fd : inherited) setInherited(fd, true);
+    ::setenv(STATE_VARIABLE, std::to_string(state.get()).c_str(), 1);
+    keepOverExec(true);
+    std::vector<char*> argv;
+    for (auto& argument : options_.arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    ::execv(options_.executable.c_str(), argv.data());
+    const int error = errno;
+    keepOverExec(false);
+    ::unsetenv(STATE_VARIABLE);
+    for (const int fd : inherited) setInherited(fd, false);
+    log(Level::error, "bobbin-fuse cannot replace itself and goes on", field("error", errorText(error)));
+  }
+  for (auto& [id, mount] : mounts_) mount->start();
+}
+
+}  // namespace bobbin

@@ -1,0 +1,120 @@
+// bobbin-fuse: the mounts, the daemon, and everything that happens between them, on one thread. Workers
+// (mount.hpp) have threads of their own.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "link/channel.hpp"
+#include "link/service_manager.hpp"
+#include "link/supervisor.hpp"
+#include "session/mount.hpp"
+
+namespace bobbin {
+
+struct ServerOptions {
+  std::string cache;
+  // Where the daemon's API is reached; empty: `<cache>/daemon.sock`.
+  std::string socket;
+  // Where the loader's is; empty: nothing is held for it.
+  std::string loaderSocket;
+  unsigned threads = 2;
+  // How long a reader waits without a sign of progress.
+  std::chrono::seconds patience{60};
+  bool withoutPassthrough = false;
+  bool withoutResend = false;
+  std::vector<std::string> command;
+  // To start again, in place.
+  std::string executable;
+  std::vector<std::string> arguments;
+};
+
+class Server {
+ public:
+  explicit Server(ServerOptions options);
+  ~Server();
+
+  // Until it is told to stop. The exit code of the process.
+  int run();
+
+ private:
+  // Each says what is wrong, or nothing.
+  std::string takeCache();
+  std::string listenOn(const std::string& path, Fd& listener);
+  std::string watch();
+  bool restore(int state);
+  void recover(std::map<std::string, Fd> stored);
+
+  void startDaemon();
+  void onDaemonEnd(int exitCode);
+  void onLink();
+  void onSignals();
+  void onTick();
+  void onMountTable();
+  void onEnded();
+  void dropLink(const char* why);
+
+  void take(const link::Hello& frame);
+  void take(const link::Ready& frame);
+  void take(const link::Failed& frame);
+  void take(const link::Working& frame);
+  void take(const link::Known& frame);
+  void take(const link::EvictAsk& frame);
+  void take(const link::Mount& frame);
+  void take(const link::Unmount& frame);
+  void take(const link::Index& frame);
+  void take(const link::Stop& frame);
+
+  link::EvictOutcome evict(const link::ObjectName& name);
+  void handleAgain(std::vector<ParkedRequest>& requests);
+  void fail(const std::vector<ParkedRequest>& requests, int error);
+  void close(Mount& mount);
+  void sendAccesses();
+  void storeDescriptors(const Mount& mount);
+  void removeDescriptors(const Mount& mount);
+  void stopNow();
+  void upgrade();
+  bool isFitToUpgrade() const;
+  Fd saveState() const;
+  std::vector<int> inheritedDescriptors() const;
+  // The cache's lock and socket, given back.
+  void release();
+
+  ServerOptions options_;
+  Shared shared_;
+  link::ServiceManager manager_;
+  link::Supervisor supervisor_;
+  link::Channel channel_;
+  link::FrameReader reader_;
+  std::map<std::uint32_t, std::unique_ptr<Mount>> mounts_;
+  std::uint32_t lastMount_ = 0;
+  Scratch scratch_;
+
+  Fd owner_;
+  Fd control_;
+  Fd loader_;
+  Fd epoll_;
+  Fd signals_;
+  Fd timer_;
+  Fd wake_;
+  Fd mountTable_;
+  std::mutex endedMutex_;
+  std::vector<std::uint32_t> ended_;
+
+  Clock::time_point lastHeard_;
+  bool isReady_ = false;
+  bool isStopping_ = false;
+  bool isStoppedByDaemon_ = false;
+  bool wantsUpgrade_ = false;
+  int signal_ = 0;
+  Clock::time_point killAt_;
+  std::optional<int> exitCode_;
+};
+
+// Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
+inline constexpr std::uint32_t STATE_VERSION = 1;
+
+}  // namespace bobbin
