@@ -21,6 +21,11 @@ constexpr std::uint64_t FILE_BYTES_MAX = INT64_MAX;
 constexpr std::uint8_t HASH_TYPES = 3;
 constexpr std::size_t CRC64NVME_BYTES = 8;
 
+// Of a block.
+constexpr std::uint8_t UNCHECKED = 0;
+constexpr std::uint8_t SOUND = 1;
+constexpr std::uint8_t DAMAGED = 2;
+
 struct RawSection {
   std::uint64_t offset;
   std::uint64_t bytes;
@@ -264,16 +269,18 @@ const std::uint8_t* IndexView::at(const Section& section, std::uint64_t offset, 
 }
 
 bool IndexView::checkBlock(std::uint64_t block) const {
-  // Relaxed: the byte stands for itself, the block it vouches for was there before it.
-  if (checked_[block].load(std::memory_order_relaxed) == 1) [[likely]]
-    return true;
+  // Relaxed: the byte stands for itself, the block it speaks of was there before it.
+  std::atomic<std::uint8_t>& state = checked_[block];
+  const std::uint8_t known = state.load(std::memory_order_relaxed);
+  if (known != UNCHECKED) [[likely]]
+    return known == SOUND;
   const std::uint64_t start = block * BLOCK_BYTES;
   const auto bytes = file_.subspan(HEADER_BYTES + start, std::min(BLOCK_BYTES, bodyBytes_ - start));
   std::uint32_t expected = 0;
   std::memcpy(&expected, file_.data() + HEADER_BYTES + bodyBytes_ + 4 * block, sizeof expected);
-  if (crc32(bytes) != expected) return false;
-  checked_[block].store(1, std::memory_order_relaxed);
-  return true;
+  const bool isSound = crc32(bytes) == expected;
+  state.store(isSound ? SOUND : DAMAGED, std::memory_order_relaxed);
+  return isSound;
 }
 
 }  // namespace bobbin

@@ -3,7 +3,7 @@
 //
 // The bytes come from a file that anybody may have damaged. Every offset is compared with the file's
 // size before it is used, and the CRC-32 of a 64 KiB block is compared when the block is first read;
-// from then on the block is taken as sound. What is wrong is `damaged`, never a byte from elsewhere.
+// from then on it is taken for what it was. What is wrong is `damaged`, never a byte from elsewhere.
 #pragma once
 
 #include <atomic>
@@ -100,7 +100,7 @@ class IndexView {
   Section names_;
   Section keys_;
   IndexFacts facts_;
-  // One a block: 0 not looked at, 1 sound.
+  // One a block: 0 not looked at, 1 sound, 2 damaged.
   std::unique_ptr<std::atomic<std::uint8_t>[]> checked_;
 };
 
