@@ -46,6 +46,14 @@ function forPackage(command: Command): Command {
     .addHelpText('after', PACKAGE_HELP)
 }
 
+/** Says no names of its own, so that `--help` need not load what knows them; a wrong one is refused in settings. */
+function openMode(): Option {
+  return new Option(
+    '--open-mode <mode>',
+    'how open files are served: auto (the fastest here), passthrough, cached, or none (no opens: small files are fastest, and only first reads are recorded) (BOBBIN_OPEN_MODE)',
+  )
+}
+
 const program = new Command('bobbin')
   .description(
     'Mounts one revision of a Quilt data package, named by its top hash, as a read-only filesystem: lazy, verified, cached.',
@@ -88,6 +96,7 @@ forPackage(program.command('mount <PKG> <DIR>').description('mount a package; re
   .option('--gid <number>', 'group of the files', Number)
   .option('--umask <octal>', 'mode bits to take away', text => Number.parseInt(text, 8))
   .option('--mkdir', 'make the mountpoint when it is missing')
+  .addOption(openMode())
   .action(async (pkg, dir, flags) => (await import('./mount.js')).mount(pkg, dir, flags))
 common(program.command('umount <DIR>').description('unmount'))
   .option('-f, --force', 'also while files are open: they stay readable until they are closed')
@@ -101,9 +110,9 @@ common(program.command('status').description('mounts, cache and fetches of the d
 common(program.command('doctor').description('can this machine do it, and how to fix what is missing')).action(
   async flags => (await import('./doctor.js')).doctor(flags),
 )
-common(program.command('daemon').description('the daemon, in the foreground')).action(async flags =>
-  (await import('./daemon.js')).daemon(flags),
-)
+common(program.command('daemon').description('the daemon, in the foreground'))
+  .addOption(openMode())
+  .action(async flags => (await import('./daemon.js')).daemon(flags))
 
 for (const command of program.commands) command.exitOverride().configureHelp({ sortOptions: false })
 program.exitOverride()

@@ -1,5 +1,6 @@
 import { mkdirSync } from 'node:fs'
 import { resolve } from 'node:path'
+import { findBobbinFuse } from '../daemon/control/bobbin-fuse.js'
 import { ensureDaemon } from '../daemon/control/launch.js'
 import { BobbinError, formatBytes, localError, throwIfAborted } from '../daemon/model/index.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
@@ -35,14 +36,23 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
       // Whoever types the command owns the files, also when the daemon is another user's.
       uid: flags.uid ?? process.getuid?.() ?? 0,
       gid: flags.gid ?? process.getgid?.() ?? 0,
+      ...(settings.openMode !== undefined && { openMode: settings.openMode }),
       ...(flags.umask !== undefined && { umask: flags.umask }),
     })
     const { entries, bytes, topHash } = facts
+    if (facts.transport === 'fuse-native')
+      output.note(`bobbin: mounted through fuse-native, which is slow: ${whyNotNative()}`)
+    else if (facts.openModeReason !== undefined) output.note(`bobbin: ${facts.openModeReason}`)
     await output.row(
       facts,
       `${topHash}\nmounted on ${facts.mountpoint}: ${entries.toLocaleString('en')} entries, ${formatBytes(bytes)} (${facts.transport}, ${facts.openMode})`,
     )
   })
+}
+
+function whyNotNative(): string {
+  const { reason } = findBobbinFuse()
+  return reason === undefined ? 'the daemon was started with that transport' : `bobbin-fuse cannot be used, ${reason}`
 }
 
 /** Looked at before anything is fetched: a wrong mountpoint should not cost a download. */

@@ -7,6 +7,7 @@ import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parse } from 'smol-toml'
 import { BobbinError, localError, parseBytes, parseDurationMs, systemCode } from '../daemon/model/index.js'
+import { OPEN_MODE_WISHES, type OpenModeWish, TRANSPORTS, type TransportName } from '../daemon/mount/transport.js'
 
 /** The flags that every verb takes. */
 export interface CommonFlags {
@@ -16,6 +17,8 @@ export interface CommonFlags {
   readonly config?: string
   readonly ioTimeout?: string
   readonly offline?: boolean
+  /** Of `mount` and `daemon`. */
+  readonly openMode?: string
 }
 
 export interface Settings {
@@ -26,6 +29,10 @@ export interface Settings {
   /** Quota of the object store; `undefined`: what the daemon takes by itself. */
   readonly cacheBytesMax: number | undefined
   readonly freeBytesMin: number | undefined
+  /** `undefined`: the best one here. */
+  readonly transport: TransportName | undefined
+  /** `undefined`: the fastest that is possible here. */
+  readonly openMode: OpenModeWish | undefined
 }
 
 /** What a config file may say, and the variable that says it instead. */
@@ -36,6 +43,8 @@ const KEYS = {
   offline: 'BOBBIN_OFFLINE',
   'cache-limit': 'BOBBIN_CACHE_LIMIT',
   'free-floor': 'BOBBIN_FREE_FLOOR',
+  transport: 'BOBBIN_TRANSPORT',
+  'open-mode': 'BOBBIN_OPEN_MODE',
 } as const
 type Key = keyof typeof KEYS
 
@@ -61,6 +70,16 @@ export function readSettings(flags: CommonFlags, environment: NodeJS.ProcessEnv 
     offline: flags.offline ?? ['1', 'true', 'yes'].includes(value('offline') ?? ''),
     cacheBytesMax: parsed('cache-limit', parseBytes),
     freeBytesMin: parsed('free-floor', parseBytes),
+    transport: parsed('transport', oneOf(TRANSPORTS)),
+    openMode: parsed('open-mode', oneOf(OPEN_MODE_WISHES), flags.openMode),
+  }
+}
+
+function oneOf<T extends string>(values: readonly T[]): (text: string) => T {
+  return text => {
+    const value = values.find(candidate => candidate === text)
+    if (value !== undefined) return value
+    throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(text)} is none of ${values.join(', ')}`)
   }
 }
 

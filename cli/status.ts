@@ -14,7 +14,7 @@ export async function status(flags: CommonFlags): Promise<void> {
     const { daemon, mounts, cache, fetch } = facts
     const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
     const lines = [
-      `daemon   process ${daemon.pid}, version ${daemon.version}, for ${age}`,
+      `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}, for ${age}`,
       `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
       `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
       `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,

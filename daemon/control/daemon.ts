@@ -4,9 +4,7 @@
  * It starts in one line of steps, each undone by the end in reverse: ownership, workers, store,
  * fetcher, mounts, socket.
  */
-import { createHash } from 'node:crypto'
-import { mkdirSync, readFileSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { pino } from 'pino'
 import { Fetcher } from '../fetch/fetcher.js'
@@ -14,12 +12,15 @@ import { hashFileOn } from '../fetch/hash-object.js'
 import { createSource } from '../fetch/source/index.js'
 import { Workers } from '../fetch/workers.js'
 import { BobbinError, type Log } from '../model/index.js'
-import type { TransportName } from '../mount/transport.js'
+import type { VerifiedObject } from '../mount/link-frames.js'
+import { NativeTransport } from '../mount/native.js'
+import type { OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
-import { acquireOwnership, openStore } from '../store/index.js'
+import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
 import { Mounts } from './mounts.js'
 import type { StatusFacts } from './schema.js'
 import { startServer } from './server.js'
+import { chooseSocketPath } from './socket-path.js'
 
 export interface DaemonOptions {
   readonly cacheDir: string
@@ -31,10 +32,9 @@ export interface DaemonOptions {
   readonly freeBytesMin?: number | undefined
   /** Default: the best one here. */
   readonly transport?: TransportName | undefined
+  /** Of mounts that do not say. Default: auto. */
+  readonly openMode?: OpenModeWish | undefined
 }
-
-/** sun_path holds 108 bytes, with its final NUL. */
-const SOCKET_PATH_BYTES_MAX = 107
 
 /** Runs until it is told to stop; resolves when everything has been put away. Throws CACHE_IN_USE. */
 export async function runDaemon(options: DaemonOptions): Promise<void> {
@@ -42,29 +42,52 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const log = pino({ base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
   const startedAt = Date.now()
   const socketPath = chooseSocketPath(cacheDir)
-  const ownership = await acquireOwnership(cacheDir, { pid: process.pid, socketPath, version: version(), startedAt })
+  const inherited = takeInherited()
+  const supervisorPid = inherited === undefined ? null : process.ppid
+  const ownership = await acquireOwnership(
+    cacheDir,
+    { pid: supervisorPid ?? process.pid, socketPath, version: version(), startedAt },
+    { inheritedFd: inherited?.ownerFd },
+  )
+  const native =
+    inherited && (await NativeTransport.connect({ linkFd: inherited.linkFd, cacheDir, version: version(), log }))
   const sourceConfig = { ioTimeoutMs, offline }
   const workers = new Workers(sourceConfig)
   const store = await openStore(cacheDir, {
     bytesMax: options.cacheBytesMax,
     freeBytesMin: options.freeBytesMin,
     hashFile: hashFileOn(workers),
+    letGo: native && (ids => native.letGo(ids)),
     log,
   })
   const fetcher = new Fetcher({ store, workers, log })
   const source = createSource(sourceConfig)
+  const transport = transportNamed(options.transport, native)
   const mounts = new Mounts({
     cacheDir,
     source,
     offline,
-    transport: transportNamed(options.transport),
-    objects: { open: (spec, { label }) => fetcher.open(spec, { label }), stateOf: spec => store.stateOf(spec) },
+    transport,
+    openMode: options.openMode ?? 'auto',
+    objects: {
+      open: (spec, { label, signal }) => fetcher.open(spec, { label, signal }),
+      stateOf: spec => store.stateOf(spec),
+    },
     log,
   })
-  await mounts.clearDead()
+  native?.start(verifiedObjects(store))
+  await mounts.begin()
   const stopping = new Promise<string>(resolve => {
     for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve(signal))
-    void startServer({ socketPath, mounts, log, status, stop: () => resolve('stop') }).then(
+    void native?.gone.then(() => resolve('bobbin-fuse has gone'))
+    void startServer({
+      socketPath,
+      listenFd: inherited?.controlFd,
+      mounts,
+      log,
+      status,
+      stop: () => resolve('stop'),
+    }).then(
       server => {
         log.info({ cache: cacheDir, socket: socketPath }, 'the daemon is ready')
         servers.push(server)
@@ -76,15 +99,19 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     )
   })
   const servers: { close(): Promise<unknown> }[] = []
-  // A bug must not leave mounts behind on which every call fails.
-  process.once('uncaughtException', error => void crash(error, log, mounts))
-  process.once('unhandledRejection', error => void crash(error, log, mounts))
+  // A bug must not leave mounts behind on which every call fails. Those of bobbin-fuse go on.
+  const outlive = transport.survivors !== undefined
+  process.once('uncaughtException', error => void crash(error, log, outlive ? undefined : mounts))
+  process.once('unhandledRejection', error => void crash(error, log, outlive ? undefined : mounts))
 
-  function status(): StatusFacts {
+  async function status(): Promise<StatusFacts> {
+    const { hits = 0, pinnedBytes: pinnedElsewhere = 0 } = (await transport.stats?.()) ?? {}
     const { bytes, limitBytes, objects, pinnedBytes, evictions } = store.stats()
+    const fetched = fetcher.stats()
     return {
       daemon: {
         pid: process.pid,
+        supervisorPid,
         version: version(),
         startedAt: new Date(startedAt).toISOString(),
         cache: cacheDir,
@@ -92,8 +119,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
         log: join(cacheDir, 'daemon.log'),
       },
       mounts: mounts.list(),
-      cache: { bytes, limitBytes, objects, pinnedBytes, evictions },
-      fetch: fetcher.stats(),
+      cache: { bytes, limitBytes, objects, pinnedBytes: pinnedBytes + pinnedElsewhere, evictions },
+      fetch: { ...fetched, hits: fetched.hits + hits },
       loader: null,
       runs: [],
     }
@@ -101,39 +128,45 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
 
   const reason = await stopping
   log.info({ reason }, 'the daemon stops')
-  await mounts.close()
+  // bobbin-fuse ends only when somebody has told us to end for good; a signal to us alone is a restart.
+  if (outlive) await mounts.settle()
+  else await mounts.close()
   for (const server of servers) await server.close()
+  await native?.close({ isFinal: reason === 'stop' })
   await fetcher.close()
   await store.close()
   await workers.close()
   source.close()
-  rmSync(socketPath, { force: true })
+  if (inherited === undefined) rmSync(socketPath, { force: true })
   ownership.release()
   if (reason === 'error') throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon could not listen on ${socketPath}`)
 }
 
-async function crash(error: unknown, log: Log, mounts: Mounts): Promise<void> {
+async function crash(error: unknown, log: Log, mounts: Mounts | undefined): Promise<void> {
   log.error({ error: error instanceof Error ? error.stack : String(error) }, 'a bug: the daemon ends')
   const giveUp = setTimeout(() => process.exit(70), 3000)
   giveUp.unref()
-  await mounts.removeAll(true).catch(() => {})
+  await mounts?.removeAll(true).catch(() => {})
   process.exit(70)
 }
 
-/** In the cache folder where that fits, else in a folder of ours that only we can enter. */
-function chooseSocketPath(cacheDir: string): string {
-  const inCache = join(cacheDir, 'daemon.sock')
-  if (Buffer.byteLength(inCache) <= SOCKET_PATH_BYTES_MAX) return inCache
-  const folder = join(tmpdir(), `bobbin-${process.getuid?.() ?? 'user'}`)
-  mkdirSync(folder, { recursive: true, mode: 0o700 })
-  const stats = statSync(folder)
-  if (stats.uid !== process.getuid?.() || (stats.mode & 0o022) !== 0) {
-    throw new BobbinError(
-      'ACCESS_DENIED',
-      `${folder} is not this user's alone: remove it, or choose a cache folder with a shorter path`,
-    )
+/** What bobbin-fuse hands to the daemon that it starts; `undefined`: it did not start this one. */
+function takeInherited():
+  | { readonly linkFd: number; readonly controlFd: number; readonly ownerFd: number }
+  | undefined {
+  const take = (name: string) => {
+    const text = process.env[name]
+    // Not for our own children.
+    delete process.env[name]
+    return text === undefined ? undefined : Number(text)
   }
-  return join(folder, `${createHash('sha256').update(cacheDir).digest('hex').slice(0, 16)}.sock`)
+  const [linkFd, controlFd, ownerFd] = ['BOBBIN_LINK_FD', 'BOBBIN_CONTROL_FD', 'BOBBIN_OWNER_FD'].map(take)
+  if (linkFd === undefined || controlFd === undefined || ownerFd === undefined) return undefined
+  return { linkFd, controlFd, ownerFd }
+}
+
+function* verifiedObjects(store: ObjectStore): Generator<VerifiedObject> {
+  for (const { id, stamp } of store.verified()) yield { id, ...parseStamp(stamp) }
 }
 
 function version(): string {

@@ -3,8 +3,8 @@ import { spawn } from 'node:child_process'
 import { mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { BobbinError, localError } from '../model/index.js'
+import { daemonCommand } from './bobbin-fuse.js'
 import { type DaemonClient, findDaemon } from './client.js'
 import type { DaemonOptions } from './daemon.js'
 
@@ -20,15 +20,9 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
   const running = findDaemon(options.cacheDir)
   if (running !== undefined && (await running.isAlive())) return { client: running, isStarted: false }
   const logPath = join(options.cacheDir, 'daemon.log')
-  const child = spawn(
-    process.execPath,
-    [fileURLToPath(new URL('../main.js', import.meta.url)), JSON.stringify(options)],
-    {
-      detached: true,
-      cwd: '/',
-      stdio: ['ignore', 'ignore', openLog(options.cacheDir, logPath)],
-    },
-  )
+  const log = openLog(options.cacheDir, logPath)
+  const { argv } = daemonCommand(options)
+  const child = spawn(argv[0]!, argv.slice(1), { detached: true, cwd: '/', stdio: ['ignore', 'ignore', log] })
   child.unref()
   let exitCode: number | null | undefined
   child.once('exit', code => {

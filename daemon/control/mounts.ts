@@ -7,7 +7,7 @@ import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { BobbinError, type Log, parsePackageName, type Source } from '../model/index.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
-import type { FuseTransport, ObjectProvider, TransportMount } from '../mount/transport.js'
+import type { FuseTransport, ObjectProvider, OpenModeWish, SurvivingMount, TransportMount } from '../mount/transport.js'
 import { unmountPath } from '../mount/unmount.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { formatRegistry, parseRegistry } from '../quilt/reference.js'
@@ -15,6 +15,12 @@ import type { MountBody, MountFacts } from './schema.js'
 
 /** A dead mount answers at once; one that does not answer is not dead. */
 const PROBE_MS = 2000
+
+/** What the next daemon has to know of a mount that outlives this one. */
+interface MountNote {
+  readonly body: MountBody
+  readonly mountedAt: string
+}
 
 interface Mounted {
   readonly facts: MountFacts
@@ -26,6 +32,8 @@ export interface MountsOptions {
   readonly source: Source
   readonly offline: boolean
   readonly transport: FuseTransport
+  /** Where a mount does not say. */
+  readonly openMode: OpenModeWish
   readonly objects: ObjectProvider
   readonly log: Log
 }
@@ -38,9 +46,29 @@ export class Mounts {
 
   constructor(private readonly options: MountsOptions) {}
 
-  /** For the start, before anything is mounted. */
-  clearDead(): Promise<void> {
-    return clearDeadMounts(this.#listPath, this.options.log)
+  /**
+   * For the start, before anything is mounted: mounts that outlived an earlier daemon are taken over, and
+   * those that did not are cleared away.
+   */
+  async begin(): Promise<void> {
+    for (const survivor of this.options.transport.survivors?.() ?? []) await this.#adopt(survivor)
+    await clearDeadMounts(this.#listPath, this.options.log)
+    this.#writeList()
+  }
+
+  async #adopt(survivor: SurvivingMount): Promise<void> {
+    const { log, objects } = this.options
+    try {
+      const { body, mountedAt } = JSON.parse(survivor.note) as MountNote
+      const opened = await this.#open(body)
+      const mount = survivor.attach({ mountpoint: body.mountpoint, opened, objects, log })
+      this.#keep(opened, mount, body.mountpoint, mountedAt)
+      log.info({ mountpoint: body.mountpoint, package: opened.name, topHash: opened.topHash }, 'goes on with a mount')
+    } catch (error) {
+      // Its package cannot be opened, so its readers would wait for nothing.
+      log.error({ note: survivor.note, error: String(error) }, 'a mount cannot go on and is detached')
+      survivor.abandon()
+    }
   }
 
   get #listPath(): string {
@@ -97,11 +125,15 @@ export class Mounts {
 
   async #mount(opened: OpenedPackage, mountpoint: string, body: MountBody): Promise<MountFacts> {
     const { objects, log, transport } = this.options
+    const mountedAt = new Date().toISOString()
+    const note: MountNote = { body: { ...body, mountpoint }, mountedAt }
     const mount = await transport.mount({
       mountpoint,
       opened,
       objects,
       log,
+      openMode: body.openMode ?? this.options.openMode,
+      note: JSON.stringify(note),
       options: {
         allowOther: body.allowOther ?? process.getuid?.() === 0,
         uid: body.uid ?? process.getuid?.() ?? 0,
@@ -109,6 +141,12 @@ export class Mounts {
         umask: body.umask ?? 0,
       },
     })
+    log.info({ mountpoint, package: opened.name, topHash: opened.topHash }, 'mounted')
+    return this.#keep(opened, mount, mountpoint, mountedAt)
+  }
+
+  #keep(opened: OpenedPackage, mount: TransportMount, mountpoint: string, mountedAt: string): MountFacts {
+    const { log, transport } = this.options
     const facts: MountFacts = {
       mountpoint,
       registry: formatRegistry(opened.registry),
@@ -116,13 +154,13 @@ export class Mounts {
       topHash: opened.topHash,
       transport: transport.name,
       openMode: mount.openMode,
+      ...(mount.openModeReason !== undefined && { openModeReason: mount.openModeReason }),
       entries: opened.index.facts.entries,
       bytes: opened.index.facts.bytes,
-      mountedAt: new Date().toISOString(),
+      mountedAt,
     }
     this.#mounted.set(mountpoint, { facts, mount })
     this.#writeList()
-    log.info({ mountpoint, package: opened.name, topHash: opened.topHash }, 'mounted')
     mount.closed.then(() => {
       this.#mounted.delete(mountpoint)
       this.#writeList()
@@ -154,14 +192,19 @@ export class Mounts {
     for (const removal of await Promise.allSettled(removals)) if (removal.status === 'rejected') throw removal.reason
   }
 
-  /** For the end: also what is being mounted is unmounted, and what is busy is detached. */
-  async close(): Promise<void> {
+  /** Takes no more, and waits for what is being mounted. */
+  async settle(): Promise<void> {
     this.#isClosing = true
     while (this.#starting.size > 0) {
       await new Promise<void>(resolve => {
         this.#onStarted = resolve
       })
     }
+  }
+
+  /** For the end: also what is being mounted is unmounted, and what is busy is detached. */
+  async close(): Promise<void> {
+    await this.settle()
     for (const mountpoint of [...this.#mounted.keys()]) {
       try {
         await this.remove(mountpoint, false)

@@ -1,5 +1,6 @@
 /** What goes over the daemon's socket: the schemas, and with them the types, of requests and answers. */
 import { type Static, Type } from '@sinclair/typebox'
+import { OPEN_MODE_WISHES } from '../mount/transport.js'
 
 const Closed = { additionalProperties: false } as const
 
@@ -17,6 +18,7 @@ export const MountBody = Type.Object(
     uid: Type.Optional(Type.Integer({ minimum: 0 })),
     gid: Type.Optional(Type.Integer({ minimum: 0 })),
     umask: Type.Optional(Type.Integer({ minimum: 0, maximum: 0o777 })),
+    openMode: Type.Optional(Type.Union(OPEN_MODE_WISHES.map(mode => Type.Literal(mode)))),
   },
   Closed,
 )
@@ -38,6 +40,8 @@ export const MountFacts = Type.Object({
   topHash: Type.String(),
   transport: Type.String(),
   openMode: Type.String(),
+  /** Why it is not the fastest. */
+  openModeReason: Type.Optional(Type.String()),
   entries: Type.Integer(),
   bytes: Type.Integer(),
   mountedAt: Type.String(),
@@ -47,6 +51,8 @@ export type MountFacts = Static<typeof MountFacts>
 export const StatusFacts = Type.Object({
   daemon: Type.Object({
     pid: Type.Integer(),
+    /** bobbin-fuse, which started it and owns the mounts; null: it runs by itself. */
+    supervisorPid: Type.Union([Type.Integer(), Type.Null()]),
     version: Type.String(),
     startedAt: Type.String(),
     cache: Type.String(),

@@ -9,9 +9,11 @@ import { MountBody, StatusFacts, StopBody, UnmountBody } from './schema.js'
 
 export interface ServerOptions {
   readonly socketPath: string
+  /** A socket that somebody else listens on for us, and whose file is theirs. */
+  readonly listenFd?: number | undefined
   readonly mounts: Mounts
   readonly log: Log
-  status(): StatusFacts
+  status(): Promise<StatusFacts>
   /** Ends the daemon, after the answer has been sent. */
   stop(): void
 }
@@ -39,7 +41,7 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
   )
 
   app.get('/livez', async () => ({ ok: true }))
-  app.get('/metrics', async (_request, reply) => reply.type(METRICS_TYPE).send(formatMetrics(options.status())))
+  app.get('/metrics', async (_request, reply) => reply.type(METRICS_TYPE).send(formatMetrics(await options.status())))
   app.get('/v1/status', { schema: { response: { 200: StatusFacts } } }, async () => options.status())
   app.post<{ Body: MountBody }>('/v1/mounts', { schema: { body: MountBody } }, async (request, reply) => {
     const facts = await mounts.add(request.body)
@@ -56,6 +58,13 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
   })
 
   await app.ready()
+  if (options.listenFd !== undefined) {
+    await new Promise<void>((resolve, reject) => {
+      app.server.once('error', reject)
+      app.server.listen({ fd: options.listenFd }, resolve)
+    })
+    return app
+  }
   rmSync(socketPath, { force: true })
   await new Promise<void>((resolve, reject) => {
     app.server.once('error', reject)

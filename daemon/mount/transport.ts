@@ -15,16 +15,43 @@
 import type { Log, ObjectSpec } from '../model/index.js'
 import type { OpenedPackage } from '../quilt/package-cache.js'
 
-export const TRANSPORTS = ['fuse-native'] as const
+export const TRANSPORTS = ['native', 'fuse-native'] as const
 export type TransportName = (typeof TRANSPORTS)[number]
 
-/** How opened files are served; how it was chosen is the transport's business. */
-export type OpenMode = 'cached'
+/**
+ * How opened files are served: `cached` through us and then from the kernel's page cache; `passthrough`
+ * by the kernel from the object's file; `none` without opens, so that only first reads are seen.
+ */
+export const OPEN_MODES = ['cached', 'passthrough', 'none'] as const
+export type OpenMode = (typeof OPEN_MODES)[number]
+/** What may be asked for; `auto` is the fastest that is possible here. */
+export const OPEN_MODE_WISHES = ['auto', ...OPEN_MODES] as const
+export type OpenModeWish = (typeof OPEN_MODE_WISHES)[number]
 
 export interface FuseTransport {
   readonly name: TransportName
   /** Throws FUSE_UNAVAILABLE (with what to do), MOUNTPOINT_UNUSABLE, LOCAL_IO. */
   mount(request: MountRequest): Promise<TransportMount>
+  /** Mounts that outlived an earlier daemon. Absent: none ever does, and a daemon that ends takes them along. */
+  survivors?(): readonly SurvivingMount[]
+  /** What only the transport counts. Absent: nothing. */
+  stats?(): Promise<TransportStats>
+}
+
+export interface SurvivingMount {
+  /** The `note` of its request. */
+  readonly note: string
+  /** Goes on with it; of the request only package, objects and log matter. */
+  attach(request: Omit<MountRequest, 'options' | 'openMode' | 'note'>): TransportMount
+  /** Nobody can: it is unmounted. */
+  abandon(): void
+}
+
+export interface TransportStats {
+  /** Opens that needed nobody. */
+  readonly hits: number
+  /** Of open objects. */
+  readonly pinnedBytes: number
 }
 
 export interface MountOptions {
@@ -42,13 +69,19 @@ export interface MountRequest {
   readonly opened: OpenedPackage
   readonly objects: ObjectProvider
   readonly options: MountOptions
+  readonly openMode: OpenModeWish
+  /** Given back with a surviving mount. */
+  readonly note: string
   readonly log: Log
 }
 
 /** Where a mount gets verified bytes from. */
 export interface ObjectProvider {
   /** Waits until the whole object is here and checked. Throws as `Fetcher.open`. */
-  open(spec: ObjectSpec, options: { readonly label: string }): Promise<ProvidedObject>
+  open(
+    spec: ObjectSpec,
+    options: { readonly label: string; readonly signal?: AbortSignal | undefined },
+  ): Promise<ProvidedObject>
   /** Without touching the disk. */
   stateOf(spec: ObjectSpec): 'absent' | 'unchecked' | 'checked'
 }
@@ -61,6 +94,8 @@ export interface ProvidedObject {
 
 export interface TransportMount {
   readonly openMode: OpenMode
+  /** Why the mode is not the fastest there is; `undefined`: it is. */
+  readonly openModeReason?: string | undefined
   /** Resolves when the mount has gone from the mountpoint, whoever unmounted it. */
   readonly closed: Promise<void>
   /** Resolves when nobody has a file open there any more, either: until then the package stays open. */

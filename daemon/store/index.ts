@@ -11,3 +11,4 @@ export {
 export { acquireOwnership, type OwnerFacts, type Ownership, readOwner } from './owner.js'
 export { isAlive } from './recover.js'
 export type { Reservation } from './reservation.js'
+export { parseStamp } from './stamp.js'

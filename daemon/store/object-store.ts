@@ -57,9 +57,17 @@ export interface StoreOptions {
   /** What is left to others on the disk. Bytes. Default: a twentieth of the disk, at most 2 GiB. */
   readonly freeBytesMin?: number | undefined
   readonly log?: Log
+  /**
+   * Somebody else who opens objects by their paths. An object is deleted when it has answered `gone`:
+   * then it holds nothing of it and asks before the next use. Default: there is nobody.
+   */
+  readonly letGo?: LetGo | undefined
   /** How objects are hashed again. Default: in this thread. */
   readonly hashFile?: HashFile
 }
+
+/** `open`: it stays. `used`: it was used since the last time it was asked for, so others go first. */
+export type LetGo = (ids: readonly ObjectId[]) => Promise<readonly ('gone' | 'open' | 'used')[]>
 
 export interface StoreStats {
   readonly bytes: number
@@ -109,6 +117,8 @@ interface ObjectRecord {
 
 /** A journal of mostly dead lines is written anew; the constant spares small stores. */
 const DEAD_LINES_MAX = 10_000
+/** Objects that are asked for at once before they are deleted. */
+const EVICT_BATCH = 256
 
 export class ObjectStore {
   readonly #records = new Map<ObjectId, ObjectRecord>()
@@ -120,6 +130,7 @@ export class ObjectStore {
   readonly #room: Room
   readonly #log: Log
   readonly #hashFile: HashFile
+  readonly #letGo: LetGo | undefined
   readonly #journal: Journal
   readonly #cacheDir: string
   /** Reservations are made one after the other: each sees the room that the one before has left. */
@@ -137,6 +148,7 @@ export class ObjectStore {
     this.#journal = journal
     this.#log = options.log ?? silentLog
     this.#hashFile = options.hashFile ?? hashFile
+    this.#letGo = options.letGo
     for (const [id, { size, stamp }] of entries) {
       const record = { id, size, stamp, pins: 0, fd: undefined, checking: undefined }
       this.#records.set(id, record)
@@ -207,8 +219,8 @@ export class ObjectStore {
       const missing = this.#room.missing(bytes, this.#bytes)
       if (missing <= 0) return this.#makeReservation(bytes)
       // A reservation is over soon, though its object may then stay open.
-      if (missing <= this.#unpinned.calculatedSize) await this.#evict(missing)
-      else if (this.#room.reservations.size > 0) await this.#room.change(signal)
+      if (missing <= this.#unpinned.calculatedSize && (await this.#evict(missing)) > 0) continue
+      if (this.#room.reservations.size > 0) await this.#room.change(signal)
       else throw this.#room.fullError(bytes, this.#bytes, this.#pinnedBytes)
     }
   }
@@ -425,22 +437,59 @@ export class ObjectStore {
     this.#journal.removed(record.id)
   }
 
-  async #evict(bytes: number): Promise<void> {
+  /** Bytes that it freed: fewer than asked for when the rest is open elsewhere. */
+  async #evict(bytes: number): Promise<number> {
     const deletions: Promise<void>[] = []
+    const kept: ObjectRecord[] = []
     let freed = 0
-    while (freed < bytes) {
-      const record = this.#unpinned.pop()
-      if (record === undefined) break
-      freed += record.size
-      this.#records.delete(record.id)
-      this.#bytes -= record.size
-      this.#evictions++
-      deletions.push(this.#room.remove(objectPath(this.#cacheDir, record.id), this.#temporaryPath('evicted')))
-      this.#journal.removed(record.id)
+    // Those in use come round a second time, then it is their turn.
+    for (let asked = 0; freed < bytes && asked <= 2 * this.#records.size + EVICT_BATCH; ) {
+      const batch = this.#candidates(bytes - freed)
+      if (batch.length === 0) break
+      asked += batch.length
+      const outcomes = await this.#letGo?.(batch.map(({ id }) => id))
+      for (const [i, record] of batch.entries()) {
+        // While we waited it was opened here, or has gone.
+        if (record.pins > 0 || this.#records.get(record.id) !== record) continue
+        const outcome = outcomes?.[i] ?? 'gone'
+        if (outcome === 'used') this.#unpinned.set(record.id, record)
+        else if (outcome === 'open') kept.push(record)
+        else {
+          freed += record.size
+          this.#unpinned.delete(record.id)
+          this.#records.delete(record.id)
+          this.#bytes -= record.size
+          this.#evictions++
+          deletions.push(this.#room.remove(objectPath(this.#cacheDir, record.id), this.#temporaryPath('evicted')))
+          this.#journal.removed(record.id)
+        }
+      }
+    }
+    for (const record of kept) {
+      if (record.pins === 0 && this.#records.get(record.id) === record) this.#unpinned.set(record.id, record)
     }
     this.#compactJournal()
-    this.#log.info({ objects: deletions.length, bytes: freed }, `evicted ${formatBytes(freed)}`)
+    if (deletions.length > 0)
+      this.#log.info({ objects: deletions.length, bytes: freed }, `evicted ${formatBytes(freed)}`)
     await Promise.all(deletions)
+    return freed
+  }
+
+  /** The least recently used, for so many bytes, taken out of the order. */
+  #candidates(bytes: number): ObjectRecord[] {
+    const batch: ObjectRecord[] = []
+    for (let sum = 0; sum < bytes && batch.length < EVICT_BATCH; ) {
+      const record = this.#unpinned.pop()
+      if (record === undefined) break
+      batch.push(record)
+      sum += record.size
+    }
+    return batch
+  }
+
+  /** Objects that were checked and not touched since, as far as is known without looking. */
+  *verified(): Generator<{ readonly id: ObjectId; readonly stamp: Stamp }> {
+    for (const { id, stamp } of this.#records.values()) if (stamp !== undefined) yield { id, stamp }
   }
 
   #rename(from: string, to: string): void {

@@ -42,9 +42,16 @@ export interface Ownership {
 const LOCK_TRIES_MAX = 100
 
 /** Throws CACHE_IN_USE, and ACCESS_DENIED for a folder that everybody may write to. */
-export async function acquireOwnership(cacheDir: string, facts: OwnerFacts): Promise<Ownership> {
+export async function acquireOwnership(
+  cacheDir: string,
+  facts: OwnerFacts,
+  options: {
+    /** The owner file, locked by whoever started us: the lock is theirs, and outlives us. */
+    readonly inheritedFd?: number | undefined
+  } = {},
+): Promise<Ownership> {
   makeCacheFolder(cacheDir)
-  const fd = await lockOwnerFile(cacheDir)
+  const fd = options.inheritedFd ?? (await lockOwnerFile(cacheDir))
   try {
     ftruncateSync(fd)
     writeSync(fd, `${JSON.stringify(facts)}\n`, 0)
@@ -60,7 +67,7 @@ export async function acquireOwnership(cacheDir: string, facts: OwnerFacts): Pro
       if (!isHeld) return
       isHeld = false
       try {
-        ftruncateSync(fd)
+        if (options.inheritedFd === undefined) ftruncateSync(fd)
       } finally {
         closeSync(fd)
       }

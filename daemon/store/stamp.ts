@@ -17,6 +17,12 @@ export function stampOf(stats: BigIntStats): Stamp {
   return `${stats.ino}:${stats.size}:${stats.mtimeNs}:${stats.ctimeNs}` as Stamp
 }
 
+/** The numbers of a stamp. */
+export function parseStamp(stamp: Stamp): { inode: bigint; size: bigint; mtimeNs: bigint; ctimeNs: bigint } {
+  const [inode = 0n, size = 0n, mtimeNs = 0n, ctimeNs = 0n] = stamp.split(':').map(BigInt)
+  return { inode, size, mtimeNs, ctimeNs }
+}
+
 export function isStampOfSize(text: string, size: number): text is Stamp {
   return STAMP.exec(text)?.[1] === String(size)
 }

@@ -132,7 +132,8 @@ std::unique_ptr<IndexView> IndexView::open(std::span<const std::uint8_t> file, s
         !liesWithin(section.offset - HEADER_BYTES, section.bytes, header.bodyBytes))
       return refuse("a section lies outside it");
   }
-  if (header.nodes == 0 || header.entries >= header.nodes ||
+  // The root is no entry.
+  if (header.entries >= header.nodes ||
       header.sections[0].bytes != std::uint64_t{header.nodes} * sizeof(RawNode))
     return refuse("its lengths do not add up");
   for (const RawSpan& span : header.spans) {

@@ -19,6 +19,7 @@ enum class Kind : std::uint16_t {
   closed = 10,
   ended = 11,
   indexDamaged = 12,
+  stats = 13,
   ready = 32,
   failed = 33,
   working = 34,
@@ -28,6 +29,7 @@ enum class Kind : std::uint16_t {
   unmount = 38,
   index = 39,
   stop = 40,
+  statsAsk = 41,
 };
 
 constexpr std::size_t NAME_BYTES = 33;
@@ -162,6 +164,8 @@ std::optional<FromDaemon> readFrame(Kind kind, wire::Reader& reader) {
     }
     case Kind::stop:
       return Stop{};
+    case Kind::statsAsk:
+      return StatsAsk{.request = reader.number<std::uint64_t>()};
     default:
       return std::nullopt;
   }
@@ -228,6 +232,7 @@ struct Describer {
     return "index " + std::to_string(frame.mount) + " " + frame.index + " " + frame.manifest;
   }
   std::string operator()(const Stop&) const { return "stop"; }
+  std::string operator()(const StatsAsk& frame) const { return "statsAsk " + std::to_string(frame.request); }
 };
 
 }  // namespace
@@ -315,6 +320,13 @@ Buffer ended(std::uint32_t mount) {
 Buffer indexDamaged(std::uint32_t mount, const std::string& reason) {
   FrameWriter frame(Kind::indexDamaged);
   frame.number(mount).text(reason);
+  return frame.finish();
+}
+
+Buffer stats(std::uint64_t request, const Stats& stats) {
+  FrameWriter frame(Kind::stats);
+  frame.number(request).number(stats.hits).number(stats.waiting).number(stats.openObjects);
+  frame.number(stats.openBytes).number(stats.backingIds).number(stats.knownObjects);
   return frame.finish();
 }
 

@@ -94,8 +94,11 @@ struct Index {
   std::string manifest;
 };
 struct Stop {};
+struct StatsAsk {
+  std::uint64_t request = 0;
+};
 
-using FromDaemon = std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop>;
+using FromDaemon = std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk>;
 
 // Nothing: it is no frame of ours.
 std::optional<FromDaemon> decode(std::uint16_t kind, std::span<const std::uint8_t> payload);
@@ -121,6 +124,16 @@ struct Access {
 enum class MountFailure : std::uint8_t { unavailable = 1, mountpoint = 2, other = 3 };
 enum class UnmountOutcome : std::uint8_t { done = 0, busy = 1, failed = 2 };
 
+struct Stats {
+  // Opens (without opens: first reads) that needed no daemon.
+  std::uint64_t hits = 0;
+  std::uint64_t waiting = 0;
+  std::uint64_t openObjects = 0;
+  std::uint64_t openBytes = 0;
+  std::uint64_t backingIds = 0;
+  std::uint64_t knownObjects = 0;
+};
+
 // Each returns a whole frame, with its header.
 Buffer hello(std::uint32_t pid, const std::string& program);
 Buffer mounts(std::span<const MountFacts> mounts);
@@ -134,6 +147,7 @@ Buffer unmountDone(std::uint64_t request, UnmountOutcome outcome, const std::str
 Buffer closed(std::uint32_t mount);
 Buffer ended(std::uint32_t mount);
 Buffer indexDamaged(std::uint32_t mount, const std::string& reason);
+Buffer stats(std::uint64_t request, const Stats& stats);
 
 // Cuts a stream into frames. Owned by whoever reads the socket.
 class FrameReader {

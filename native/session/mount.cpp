@@ -497,7 +497,7 @@ Error Mount::open(const fuse::Request& request, const Names& names, const Parked
   Error error = NO_ANSWER;
   if (name) {
     std::unique_lock lock(stripeOf(*name));
-    const auto opened = openTable_->acquire(*name);
+    const auto opened = openTable_->acquire(*name, node.size);
     if (!opened) return ENFILE;
     if (isPartialNode) {
       // Opened at once: its reads wait, and those of other nodes with these bytes may go past us.
@@ -515,8 +515,10 @@ Error Mount::open(const fuse::Request& request, const Names& names, const Parked
     if (error != 0) openTable_->release(*name);
   }
   if (error == NO_ANSWER) return park(node.position + 1, withMessage(toPark, request));
-  if (error == 0) logAccess(link::AccessKind::open, node.position, node.size);
-  return error;
+  if (error != 0) return error;
+  if (toPark.attempts == 1) shared_.hits++;
+  logAccess(link::AccessKind::open, node.position, node.size);
+  return 0;
 }
 
 Error Mount::openCached(const Node& node, const link::ObjectName& name, Reply& reply) {
@@ -590,7 +592,9 @@ Error Mount::read(const fuse::Request& request, const Names& names, const Parked
   if (error != 0) return error;
   const bool isFirst =
       record_.openMode == link::OpenMode::none ? isFirstRead(node.position) : openTable_->isFirstRead(*name);
-  if (isFirst) logAccess(link::AccessKind::firstRead, node.position, bytes);
+  if (!isFirst) return 0;
+  if (record_.openMode == link::OpenMode::none && toPark.attempts == 1) shared_.hits++;
+  logAccess(link::AccessKind::firstRead, node.position, bytes);
   return 0;
 }
 

@@ -39,6 +39,8 @@ struct Shared {
   // Descriptors that may be kept for readers, over all mounts.
   std::size_t descriptorsMax = 256;
   // Kernels that lack something, played: for tests.
+  // Opens (without opens: first reads) that needed no daemon.
+  std::atomic<std::uint64_t> hits{0};
   bool withoutPassthrough = false;
   bool withoutResend = false;
 
@@ -104,6 +106,8 @@ class Mount {
   void handle(std::span<const std::uint8_t> message, std::uint32_t channel, std::uint32_t attempts,
               Scratch& scratch);
   void answerError(const ParkedRequest& request, int error);
+
+  OpenTable::Totals totals() const { return openTable_->totals(); }
 
   // Accesses since the last call, as a frame; empty: none.
   link::Buffer takeAccesses();

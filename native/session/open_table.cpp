@@ -84,7 +84,7 @@ void OpenTable::remove(Slot* slot) {
   used_--;
 }
 
-std::optional<OpenTable::Opened> OpenTable::acquire(const link::ObjectName& name) {
+std::optional<OpenTable::Opened> OpenTable::acquire(const link::ObjectName& name, std::uint64_t size) {
   const std::lock_guard lock(mutex_);
   Slot* slot = find(name);
   if (slot == nullptr) {
@@ -94,6 +94,7 @@ std::optional<OpenTable::Opened> OpenTable::acquire(const link::ObjectName& name
     slot = &slots_[at];
     *slot = {};
     std::memcpy(slot->name, name.bytes.data(), sizeof slot->name);
+    slot->size = size;
     slot->tag = static_cast<std::uint8_t>(name.type + 1);
     used_++;
   }
@@ -195,16 +196,16 @@ bool OpenTable::isFirstRead(const link::ObjectName& name) {
   return true;
 }
 
-std::size_t OpenTable::openObjects() const {
+OpenTable::Totals OpenTable::totals() const {
   const std::lock_guard lock(mutex_);
-  std::size_t count = 0;
-  for (std::size_t i = 0; i < SLOTS; i++) count += slots_[i].tag != 0 && slots_[i].opens > 0 ? 1 : 0;
-  return count;
-}
-
-std::size_t OpenTable::backingIds() const {
-  const std::lock_guard lock(mutex_);
-  return backingIds_;
+  Totals totals;
+  totals.backingIds = backingIds_;
+  for (std::size_t i = 0; i < SLOTS; i++) {
+    if (slots_[i].tag == 0 || slots_[i].opens == 0) continue;
+    totals.objects++;
+    totals.bytes += slots_[i].size;
+  }
+  return totals;
 }
 
 }  // namespace bobbin

@@ -44,7 +44,7 @@ class OpenTable {
   };
 
   // Counts an open. Nothing: there is no slot left.
-  std::optional<Opened> acquire(const link::ObjectName& name);
+  std::optional<Opened> acquire(const link::ObjectName& name, std::uint64_t size);
   // Takes back an open or counts a close. True: it was the last one.
   bool release(const link::ObjectName& name);
   bool isOpen(const link::ObjectName& name) const;
@@ -66,8 +66,13 @@ class OpenTable {
   // True the first time after an object was opened.
   bool isFirstRead(const link::ObjectName& name);
 
-  std::size_t openObjects() const;
-  std::size_t backingIds() const;
+  struct Totals {
+    std::uint64_t objects = 0;
+    std::uint64_t bytes = 0;
+    std::uint64_t backingIds = 0;
+  };
+  // Of what is open.
+  Totals totals() const;
   int memory() const { return memory_.get(); }
 
  private:
@@ -85,9 +90,10 @@ class OpenTable {
     // Of this process alone: a successor finds it closed. 0: none.
     std::int32_t descriptor;
     std::uint64_t stampDigest;
+    std::uint64_t size;
   };
-  static_assert(sizeof(Slot) == 56);
-  // 3.5 MiB of address space, of which only what is used takes memory.
+  static_assert(sizeof(Slot) == 64);
+  // 4 MiB of address space, of which only what is used takes memory.
   static constexpr std::size_t SLOTS = 1U << 16;
   static constexpr std::size_t SLOTS_MAX = SLOTS / 4 * 3;
 

@@ -533,6 +533,21 @@ void Server::take(const link::Index& frame) {
 
 void Server::take(const link::Stop&) { isStoppedByDaemon_ = true; }
 
+void Server::take(const link::StatsAsk& frame) {
+  sendAccesses();
+  link::Stats stats;
+  stats.hits = shared_.hits;
+  stats.waiting = shared_.parked.waiting();
+  stats.knownObjects = shared_.known.size();
+  for (const auto& [id, mount] : mounts_) {
+    const auto totals = mount->totals();
+    stats.openObjects += totals.objects;
+    stats.openBytes += totals.bytes;
+    stats.backingIds += totals.backingIds;
+  }
+  channel_.send(link::stats(frame.request, stats));
+}
+
 void Server::handleAgain(std::vector<ParkedRequest>& requests) {
   for (auto& request : requests) {
     const auto found = mounts_.find(request.mount);

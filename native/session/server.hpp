@@ -67,6 +67,7 @@ class Server {
   void take(const link::Unmount& frame);
   void take(const link::Index& frame);
   void take(const link::Stop& frame);
+  void take(const link::StatsAsk& frame);
 
   link::EvictOutcome evict(const link::ObjectName& name);
   void handleAgain(std::vector<ParkedRequest>& requests);

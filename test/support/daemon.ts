@@ -10,8 +10,8 @@ import { mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
+import { daemonCommand } from '../../daemon/control/bobbin-fuse.js'
 import { DaemonClient } from '../../daemon/control/client.js'
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
 import type { MountBody, MountFacts } from '../../daemon/control/schema.js'
@@ -20,7 +20,6 @@ export { cannotMount } from './can-mount.js'
 
 import type { WrittenPackage } from './registry.js'
 
-const MAIN = fileURLToPath(new URL('../../daemon/main.js', import.meta.url))
 const START_MS = 15_000
 /** Of a daemon's whole life: longer than any test takes on a slow machine, shorter than tap's patience. */
 const WATCHDOG_MS = 150_000
@@ -62,12 +61,15 @@ export async function startDaemon(
   const { folder = testFolder(t), env, prefix = [], ...daemonOptions } = options
   const cacheDir = daemonOptions.cacheDir ?? join(folder, 'cache')
   mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
-  const [command, ...args] = [
-    ...prefix,
-    process.execPath,
-    MAIN,
-    JSON.stringify({ cacheDir, ioTimeoutMs: 10_000, offline: false, freeBytesMin: 0, ...daemonOptions }),
-  ]
+  const { argv } = daemonCommand({
+    cacheDir,
+    ioTimeoutMs: 10_000,
+    offline: false,
+    freeBytesMin: 0,
+    transport: 'fuse-native',
+    ...daemonOptions,
+  })
+  const [command, ...args] = [...prefix, ...argv]
   const child = spawn(command!, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
   let said = ''
   child.stderr!.setEncoding('utf8').on('data', chunk => {

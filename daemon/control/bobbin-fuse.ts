@@ -1,0 +1,69 @@
+/**
+ * Where the program bobbin-fuse is, and the command that starts a daemon: below bobbin-fuse where there
+ * is one, by itself (with fuse-native) where there is none.
+ */
+import { spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+import type { DaemonOptions } from './daemon.js'
+import { chooseSocketPath } from './socket-path.js'
+
+/** A path, or `none` to do without it. */
+const VARIABLE = 'BOBBIN_FUSE'
+const RUN_MS = 5000
+
+export type FoundBobbinFuse =
+  | { readonly path: string; readonly reason?: undefined }
+  | { readonly path?: undefined; readonly reason: string }
+
+let found: FoundBobbinFuse | undefined
+
+/** Looked for once: by BOBBIN_FUSE, as a prebuilt package, then as what was built in this checkout. */
+export function findBobbinFuse(): FoundBobbinFuse {
+  found ??= look()
+  return found
+}
+
+function look(): FoundBobbinFuse {
+  const named = process.env[VARIABLE]
+  if (named === 'none') return { reason: `it is switched off (${VARIABLE}=none)` }
+  if (named) return tried(named)
+  if (process.platform !== 'linux') return { reason: `it is for Linux, and this is ${process.platform}` }
+  const prebuilt = prebuiltPath()
+  const built = fileURLToPath(new URL('../../../build/native/bobbin-fuse', import.meta.url))
+  const path = [built, prebuilt].find(candidate => candidate !== undefined && existsSync(candidate))
+  if (path !== undefined) return tried(path)
+  return {
+    reason: `there is no prebuilt ${prebuiltPackage()}, and it was not built here (npm run build:native, which needs cmake and g++)`,
+  }
+}
+
+/** One package a platform, installed by npm where it fits. */
+export function prebuiltPackage(): string {
+  return `bobbin-fuse-${process.platform}-${process.arch}`
+}
+
+function prebuiltPath(): string | undefined {
+  try {
+    return createRequire(import.meta.url).resolve(`${prebuiltPackage()}/bin/bobbin-fuse`)
+  } catch {
+    return undefined
+  }
+}
+
+function tried(path: string): FoundBobbinFuse {
+  const { status, error, stderr } = spawnSync(path, ['--version'], { timeout: RUN_MS, encoding: 'utf8' })
+  if (status === 0) return { path }
+  return { reason: `${path} does not run: ${error?.message ?? stderr.trim().split('\n')[0]}` }
+}
+
+/** What to spawn for a daemon. `because`: why it is not bobbin-fuse, where it might be. */
+export function daemonCommand(options: DaemonOptions): { readonly argv: readonly string[]; readonly because?: string } {
+  const main = fileURLToPath(new URL('../main.js', import.meta.url))
+  const daemon = [process.execPath, main, JSON.stringify(options)]
+  if (options.transport === 'fuse-native') return { argv: daemon }
+  const { path, reason } = findBobbinFuse()
+  if (path === undefined) return { argv: daemon, because: reason }
+  return { argv: [path, '--cache', options.cacheDir, '--socket', chooseSocketPath(options.cacheDir), '--', ...daemon] }
+}

@@ -1,0 +1,304 @@
+/**
+ * The transport over bobbin-fuse, the process that owns the mounts and started us. It answers names and
+ * hits by itself; what comes here is what it cannot know: objects that have to be fetched, indexes that
+ * have to be made again, and what was read.
+ *
+ * Nothing here is needed for a mount to go on: when we end, the next daemon finds the mounts again
+ * (`survivors`) and is asked again for whatever readers wait for.
+ */
+import { fstatSync } from 'node:fs'
+import { BobbinError, hasCode, type Log } from '../model/index.js'
+import type { OpenedPackage } from '../quilt/package-cache.js'
+import { formatRegistry } from '../quilt/reference.js'
+import { type ObjectId, objectId } from '../store/index.js'
+import { AccessLog } from './access-log.js'
+import { errnoOf } from './errno.js'
+import { Link, type LinkHandlers } from './link.js'
+import type { EvictOutcome, LinkedMount, LinkOpenMode, VerifiedObject } from './link-frames.js'
+import type {
+  FuseTransport,
+  MountRequest,
+  OpenMode,
+  SurvivingMount,
+  TransportMount,
+  TransportStats,
+} from './transport.js'
+
+/** Readers' deadlines are on progress: what goes on is said this often. */
+const WORKING_MS = 1000
+
+export interface NativeOptions {
+  /** Our end of the link, inherited. */
+  readonly linkFd: number
+  readonly cacheDir: string
+  readonly version: string
+  readonly log: Log
+}
+
+type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log'>
+
+/** A mount as bobbin-fuse has it. */
+interface Served {
+  readonly id: number
+  readonly attached: Attached
+  readonly accesses: AccessLog | undefined
+  onClosed(): void
+  onEnded(): void
+}
+
+interface Fetching {
+  readonly mount: number
+  readonly controller: AbortController
+}
+
+export class NativeTransport implements FuseTransport, LinkHandlers {
+  readonly name = 'native'
+  readonly #served = new Map<number, Served>()
+  /** What was asked of mounts that nobody has attached yet. */
+  readonly #early = new Map<number, (() => void)[]>()
+  readonly #fetching = new Map<number, Fetching>()
+  readonly #rebuilding = new Map<number, Promise<void>>()
+  readonly #working: NodeJS.Timeout
+
+  private constructor(
+    private readonly link: Link,
+    private readonly left: readonly LinkedMount[],
+    private readonly options: NativeOptions,
+  ) {
+    for (const { mount } of left) this.#early.set(mount, [])
+    this.#working = setInterval(() => {
+      if (this.#fetching.size > 0) link.send({ kind: 'working', requests: [...this.#fetching.keys()] })
+    }, WORKING_MS)
+    this.#working.unref()
+  }
+
+  /** Says hello to bobbin-fuse. Throws DAEMON_UNAVAILABLE. */
+  static async connect(options: NativeOptions): Promise<NativeTransport> {
+    const { link, mounts } = await Link.open(options.linkFd, options)
+    return new NativeTransport(link, mounts, options)
+  }
+
+  /** From now on it answers; the store has to be open. */
+  start(known: Iterable<VerifiedObject>): void {
+    this.link.listen(this)
+    void this.link.tellKnown(known)
+  }
+
+  /** Resolves when bobbin-fuse has gone. */
+  get gone(): Promise<void> {
+    return this.link.closed
+  }
+
+  letGo(ids: readonly ObjectId[]): Promise<readonly EvictOutcome[]> {
+    return this.link.letGo(ids)
+  }
+
+  async stats(): Promise<TransportStats> {
+    const { hits, openBytes } = await this.link.stats()
+    return { hits, pinnedBytes: openBytes }
+  }
+
+  /** Ends what is under way. `isFinal`: bobbin-fuse is to end, too. */
+  async close({ isFinal }: { readonly isFinal: boolean }): Promise<void> {
+    clearInterval(this.#working)
+    for (const { controller } of this.#fetching.values()) controller.abort()
+    if (isFinal) await this.link.stop()
+    for (const { accesses } of this.#served.values()) accesses?.close()
+  }
+
+  async mount(request: MountRequest): Promise<TransportMount> {
+    const { opened, options, mountpoint } = request
+    const answer = await this.link.mount({
+      ...options,
+      openMode: request.openMode,
+      timeNs: BigInt(opened.timestampMs) * 1_000_000n,
+      mountpoint,
+      source: `bobbin:${opened.name}@${opened.topHash}`,
+      index: opened.indexPath,
+      manifest: opened.manifestPath,
+      registry: formatRegistry(opened.registry),
+      package: opened.name,
+      message: opened.index.message,
+      note: request.note,
+    })
+    return this.#serve(answer.mount, request, answer.openMode, answer.reason)
+  }
+
+  survivors(): readonly SurvivingMount[] {
+    return this.left.map(({ mount, openMode, reason, note }) => ({
+      note,
+      attach: request => this.#serve(mount, request, openMode, reason),
+      abandon: () => {
+        this.#early.delete(mount)
+        void this.link.unmount(mount, true).catch(() => {})
+      },
+    }))
+  }
+
+  #serve(id: number, attached: Attached, openMode: LinkOpenMode, reason: string): TransportMount {
+    if (openMode === 'auto') throw new BobbinError('INTERNAL', 'bobbin-fuse chose no open mode')
+    let onClosed = () => {}
+    let onEnded = () => {}
+    const closed = new Promise<void>(resolve => {
+      onClosed = resolve
+    })
+    const ended = new Promise<void>(resolve => {
+      onEnded = resolve
+    })
+    this.#served.set(id, { id, attached, accesses: this.#openAccessLog(attached), onClosed, onEnded })
+    const early = this.#early.get(id) ?? []
+    this.#early.delete(id)
+    for (const again of early) again()
+    return {
+      openMode: openMode as OpenMode,
+      openModeReason: reason === '' ? undefined : reason,
+      closed,
+      ended,
+      unmount: options => this.#unmount(id, attached.mountpoint, options),
+    }
+  }
+
+  /** A mount without its log is better than none. */
+  #openAccessLog({ mountpoint, opened, log }: Attached): AccessLog | undefined {
+    try {
+      return AccessLog.open(this.options.cacheDir, {
+        version: 1,
+        registry: formatRegistry(opened.registry),
+        package: opened.name,
+        topHash: opened.topHash,
+        mountpoint,
+        mountedAt: Date.now(),
+      })
+    } catch (error) {
+      log.error({ mountpoint, error: String(error) }, 'the access log cannot be written')
+      return undefined
+    }
+  }
+
+  async #unmount(id: number, mountpoint: string, { isForced }: { readonly isForced: boolean }): Promise<void> {
+    if (!this.#served.has(id)) return
+    const { outcome, message } = await this.link.unmount(id, isForced)
+    if (outcome === 'busy') {
+      throw new BobbinError(
+        'ALREADY_MOUNTED',
+        `${mountpoint} is in use: close what reads from it (lsof +f -- ${mountpoint}), or give --force`,
+      )
+    }
+    if (outcome === 'done') return
+    const code = /is mounted on top/.test(message) ? 'ALREADY_MOUNTED' : 'LOCAL_IO'
+    throw new BobbinError(code, code === 'LOCAL_IO' ? `cannot unmount ${mountpoint}: ${message}` : message)
+  }
+
+  // What bobbin-fuse asks and tells.
+
+  ensure(request: number, mount: number, ino: number): void {
+    const served = this.#servedOr(mount, () => this.ensure(request, mount, ino))
+    if (served === 'later' || this.#fetching.has(request)) return
+    if (served === undefined) return this.link.send({ kind: 'failed', request, errno: errnoOf(undefined) })
+    const controller = new AbortController()
+    this.#fetching.set(request, { mount, controller })
+    this.#provide(request, ino, served, controller.signal)
+      .catch(error => {
+        if (controller.signal.aborted) return
+        this.link.send({ kind: 'failed', request, errno: errnoOf(error) })
+      })
+      .finally(() => this.#fetching.delete(request))
+  }
+
+  async #provide(request: number, ino: number, served: Served, signal: AbortSignal): Promise<void> {
+    const { opened, objects, log } = served.attached
+    let key = `inode ${ino}`
+    try {
+      const entry = await this.#withIndex(served, ({ index }) => index.entry(ino))
+      key = entry.key
+      const object = await objects.open(entry, { label: entry.key, signal })
+      try {
+        const { ino: inode, size, mtimeNs, ctimeNs } = fstatSync(object.fd, { bigint: true })
+        const verified = { id: objectId(entry), inode, size, mtimeNs, ctimeNs }
+        this.link.send({ kind: 'ready', request, object: verified })
+      } finally {
+        await object.close()
+      }
+    } catch (error) {
+      if (!hasCode(error, 'INTERRUPTED')) {
+        const code = error instanceof BobbinError ? error.code : 'INTERNAL'
+        log.error({ package: opened.name, key, code, error: String(error) }, 'a file could not be opened')
+      }
+      throw error
+    }
+  }
+
+  cancel(request: number): void {
+    this.#fetching.get(request)?.controller.abort()
+    this.#fetching.delete(request)
+  }
+
+  access(mount: number, lost: number, records: Buffer): void {
+    const served = this.#servedOr(mount, () => this.access(mount, lost, records))
+    if (typeof served === 'object') served.accesses?.append(records, lost)
+  }
+
+  closed(mount: number): void {
+    const served = this.#servedOr(mount, () => this.closed(mount))
+    if (typeof served === 'object') served.onClosed()
+  }
+
+  ended(mount: number): void {
+    const served = this.#servedOr(mount, () => this.ended(mount))
+    if (typeof served !== 'object') return
+    this.#served.delete(mount)
+    for (const fetching of this.#fetching.values()) if (fetching.mount === mount) fetching.controller.abort()
+    served.accesses?.close()
+    served.onClosed()
+    served.onEnded()
+  }
+
+  indexDamaged(mount: number, reason: string): void {
+    const served = this.#servedOr(mount, () => this.indexDamaged(mount, reason))
+    if (typeof served !== 'object' || this.#rebuilding.has(mount)) return
+    const { opened, log } = served.attached
+    log.warn({ index: opened.indexPath, reason }, 'the package index is damaged, it is made again')
+    this.#rebuild(served).catch(error =>
+      // Its readers end with their deadline.
+      log.error({ index: opened.indexPath, error: String(error) }, 'the package index cannot be made again'),
+    )
+  }
+
+  async #withIndex<T>(served: Served, use: (opened: OpenedPackage) => T): Promise<T> {
+    try {
+      return use(served.attached.opened)
+    } catch (error) {
+      if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+    }
+    await this.#rebuild(served)
+    return use(served.attached.opened)
+  }
+
+  #rebuild(served: Served): Promise<void> {
+    const { opened } = served.attached
+    const rebuilding =
+      this.#rebuilding.get(served.id) ??
+      opened
+        .rebuild()
+        .then(() =>
+          this.link.send({
+            kind: 'index',
+            mount: served.id,
+            index: opened.indexPath,
+            manifest: opened.manifestPath,
+          }),
+        )
+        .finally(() => this.#rebuilding.delete(served.id))
+    this.#rebuilding.set(served.id, rebuilding)
+    return rebuilding
+  }
+
+  #servedOr(mount: number, again: () => void): Served | 'later' | undefined {
+    const served = this.#served.get(mount)
+    if (served !== undefined) return served
+    const early = this.#early.get(mount)
+    if (early === undefined) return undefined
+    early.push(again)
+    return 'later'
+  }
+}
