@@ -161,6 +161,15 @@ TEST(IndexView, NeverTakesZerosForNodesWhenAPageIsGoneAfterItsCheck) {
   EXPECT_EQ(index.view->lookup(ROOT, "absent", node), Outcome::damaged);
 }
 
+TEST(IndexView, RefusesAnyAlteredByteOfTheChecksums) {
+  const Bytes whole = sealed(craftIndex(3 * BLOCK_BYTES));
+  for (std::size_t at = whole.size() - 16; at < whole.size(); at++) {
+    Bytes altered = whole;
+    altered[at] ^= 0x10U;
+    EXPECT_EQ(OwnedIndex(altered).view, nullptr) << at;
+  }
+}
+
 struct Case {
   const char* what;
   std::function<void(Bytes&)> spoil;
@@ -207,6 +216,14 @@ TEST(IndexView, RefusesALengthThatDoesNotAddUp) {
     EXPECT_EQ(OwnedIndex(reseal(altered)).view, nullptr) << "file of " << bytes;
     altered = whole;
     put(altered, 24, bytes);
+    EXPECT_EQ(OwnedIndex(reseal(altered)).view, nullptr) << "body of " << bytes;
+  }
+  // A body of another length, whose table of checksums would be sound.
+  for (const std::uint64_t bytes :
+       {std::uint64_t{0}, std::uint64_t{100}, std::uint64_t{whole.size() - 4096}}) {
+    Bytes altered = whole;
+    put(altered, 24, bytes);
+    put(altered, 60, crc32(std::span<const std::uint8_t>(whole).subspan(4096 + bytes)));
     EXPECT_EQ(OwnedIndex(reseal(altered)).view, nullptr) << "body of " << bytes;
   }
   Bytes altered = whole;
@@ -261,7 +278,11 @@ TEST(IndexView, FindsEveryNodeDamagedThatCannotBeTrue) {
       {"children before it", A, [&](Bytes& b) { put(b, at(b, A, 32), std::uint32_t{0}); }},
       {"a root with a name", ROOT, [&](Bytes& b) { put(b, at(b, ROOT, 6), std::uint8_t{1}); }},
       {"a root with a parent", ROOT, [&](Bytes& b) { put(b, at(b, ROOT, 0), std::uint32_t{1}); }},
-      {"a root that is a file", ROOT, [&](Bytes& b) { put(b, at(b, ROOT, 4), std::uint8_t{2}); }},
+      {"a root that is a file", ROOT,
+       [&](Bytes& b) {
+         std::memcpy(&b[at(b, ROOT, 24)], &b[at(b, B, 24)], 72);
+         put(b, at(b, ROOT, 4), std::uint8_t{2});
+       }},
       {"a root among its children", ROOT, [&](Bytes& b) { put(b, at(b, ROOT, 32), std::uint32_t{0}); }},
   };
   for (const auto& [what, position, spoil] : cases) {

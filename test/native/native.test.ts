@@ -101,7 +101,14 @@ t.test('bobbin-native-tests', { skip: cannotBuild() }, async t => {
       mkdirSync(build, { recursive: true })
       const options = [`-DBOBBIN_SANITIZE=${sanitizers}`, '-DBOBBIN_TESTS=ON', '-DCMAKE_BUILD_TYPE=Debug']
       const configured = await run('cmake', [
-        ...['-S', join(repository, 'native'), '-B', build, '-DCMAKE_CXX_COMPILER=g++', '-DCMAKE_CXX_FLAGS=-O1'],
+        ...[
+          '-S',
+          join(repository, 'native'),
+          '-B',
+          build,
+          '-DCMAKE_CXX_COMPILER=g++',
+          '-DCMAKE_CXX_FLAGS=-O1 -D_GLIBCXX_ASSERTIONS',
+        ],
         ...options,
       ])
       if (!t.equal(configured.status, 0, 'cmake configures')) return t.comment(configured.output)
