@@ -98,7 +98,8 @@ struct StatsAsk {
   std::uint64_t request = 0;
 };
 
-using FromDaemon = std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk>;
+using FromDaemon =
+    std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk>;
 
 // Nothing: it is no frame of ours.
 std::optional<FromDaemon> decode(std::uint16_t kind, std::span<const std::uint8_t> payload);
