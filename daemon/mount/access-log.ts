@@ -65,7 +65,10 @@ export class AccessLog {
   append(records: Buffer, lost: number): void {
     this.#lose(lost)
     const count = records.length / ACCESS_BYTES
-    if (this.#bytes + records.length > LOG_BYTES_MAX) return this.#lose(count)
+    if (this.#bytes + records.length > LOG_BYTES_MAX) {
+      this.#lose(count)
+      return
+    }
     try {
       this.#write(records)
       this.#records += count

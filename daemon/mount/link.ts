@@ -30,6 +30,7 @@ export interface LinkHandlers {
 }
 
 type Answer = Extract<FromFuse, { kind: 'mounted' | 'mountFailed' | 'unmountDone' | 'evictDone' | 'stats' }>
+type Told = Exclude<FromFuse, Answer | { kind: 'hello' | 'mounts' }>
 
 const HELLO_MS = 30_000
 
@@ -39,7 +40,7 @@ export class Link {
   readonly #reader = new FrameReader()
   readonly #answers = new Map<number, { resolve(answer: Answer): void; reject(error: unknown): void }>()
   /** What came before anybody listened. */
-  #early: FromFuse[] = []
+  #early: Told[] = []
   #handlers: LinkHandlers | undefined
   #lastRequest = 0
   #onMounts: ((mounts: readonly LinkedMount[]) => void) | undefined
@@ -166,41 +167,48 @@ export class Link {
   #take(frame: FromFuse): void {
     switch (frame.kind) {
       case 'hello':
-        if (frame.version === LINK_VERSION) return
+        if (frame.version === LINK_VERSION) break
         throw new BobbinError('INTERNAL', `${frame.program} speaks version ${frame.version} of the link`)
       case 'mounts':
-        return this.#onMounts?.(frame.mounts)
+        this.#onMounts?.(frame.mounts)
+        break
       case 'mounted':
       case 'mountFailed':
       case 'unmountDone':
       case 'evictDone':
-      case 'stats': {
-        const answer = this.#answers.get(frame.request)
+      case 'stats':
+        this.#answers.get(frame.request)?.resolve(frame)
         this.#answers.delete(frame.request)
-        return answer?.resolve(frame)
-      }
-    }
-    const handlers = this.#handlers
-    if (handlers === undefined) {
-      this.#early.push(frame)
-      return
-    }
-    switch (frame.kind) {
-      case 'ensure':
-        return handlers.ensure(frame.request, frame.mount, frame.ino)
-      case 'cancel':
-        return handlers.cancel(frame.request)
-      case 'access':
-        return handlers.access(frame.mount, frame.lost, frame.records)
-      case 'closed':
-        return handlers.closed(frame.mount)
-      case 'ended':
-        return handlers.ended(frame.mount)
-      case 'indexDamaged':
-        return handlers.indexDamaged(frame.mount, frame.reason)
+        break
       default:
-        frame satisfies never
+        if (this.#handlers === undefined) this.#early.push(frame)
+        else tell(this.#handlers, frame)
     }
+  }
+}
+
+function tell(handlers: LinkHandlers, frame: Told): void {
+  switch (frame.kind) {
+    case 'ensure':
+      handlers.ensure(frame.request, frame.mount, frame.ino)
+      break
+    case 'cancel':
+      handlers.cancel(frame.request)
+      break
+    case 'access':
+      handlers.access(frame.mount, frame.lost, frame.records)
+      break
+    case 'closed':
+      handlers.closed(frame.mount)
+      break
+    case 'ended':
+      handlers.ended(frame.mount)
+      break
+    case 'indexDamaged':
+      handlers.indexDamaged(frame.mount, frame.reason)
+      break
+    default:
+      frame satisfies never
   }
 }
 

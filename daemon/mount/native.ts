@@ -194,7 +194,10 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   ensure(request: number, mount: number, ino: number): void {
     const served = this.#servedOr(mount, () => this.ensure(request, mount, ino))
     if (served === 'later' || this.#fetching.has(request)) return
-    if (served === undefined) return this.link.send({ kind: 'failed', request, errno: errnoOf(undefined) })
+    if (served === undefined) {
+      this.link.send({ kind: 'failed', request, errno: errnoOf(undefined) })
+      return
+    }
     const controller = new AbortController()
     this.#fetching.set(request, { mount, controller })
     this.#provide(request, ino, served, controller.signal)

@@ -587,15 +587,16 @@ Error Mount::read(const fuse::Request& request, const Names& names, const Parked
   const auto bytes = static_cast<std::size_t>(
       std::min({std::uint64_t{in->size}, node.size - in->offset, std::uint64_t{reply.room()}}));
   const auto name = nameOf(node);
+  // Of reads that come at once, the one that comes first counts.
+  const bool isFirst = name && (record_.openMode == link::OpenMode::none ? isFirstRead(node.position)
+                                                                         : openTable_->isFirstRead(*name));
   const Error error = name ? readObject(node, *name, in->offset, bytes, reply) : NO_ANSWER;
-  if (error == NO_ANSWER) return park(node.position + 1, withMessage(toPark, request));
-  if (error != 0) return error;
-  const bool isFirst =
-      record_.openMode == link::OpenMode::none ? isFirstRead(node.position) : openTable_->isFirstRead(*name);
-  if (!isFirst) return 0;
-  if (record_.openMode == link::OpenMode::none && toPark.attempts == 1) shared_.hits++;
-  logAccess(link::AccessKind::firstRead, node.position, bytes);
-  return 0;
+  if (error == 0 && isFirst) {
+    if (record_.openMode == link::OpenMode::none && toPark.attempts == 1) shared_.hits++;
+    logAccess(link::AccessKind::firstRead, node.position, bytes);
+  }
+  if (error != 0 && isFirst) forgetRead(node.position, *name);
+  return error == NO_ANSWER ? park(node.position + 1, withMessage(toPark, request)) : error;
 }
 
 Error Mount::readObject(const Node& node, const link::ObjectName& name, std::uint64_t offset,
@@ -727,6 +728,13 @@ bool Mount::isFirstRead(std::uint32_t position) {
   const std::uint64_t bit = 1ULL << (position % 64U);
   std::atomic<std::uint64_t>& word = wasRead_[position / 64];
   return (word.load(std::memory_order_relaxed) & bit) == 0 && (word.fetch_or(bit) & bit) == 0;
+}
+
+void Mount::forgetRead(std::uint32_t position, const link::ObjectName& name) {
+  if (record_.openMode == link::OpenMode::none)
+    wasRead_[position / 64].fetch_and(~(1ULL << (position % 64U)));
+  else
+    openTable_->forgetRead(name);
 }
 
 void Mount::logAccess(link::AccessKind kind, std::uint32_t position, std::uint64_t bytes) {

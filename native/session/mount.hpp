@@ -178,6 +178,8 @@ class Mount {
   // Without opens, the first read of each file in this mount: one bit a node.
   std::unique_ptr<std::atomic<std::uint64_t>[]> wasRead_;
   bool isFirstRead(std::uint32_t position);
+  // It did not come to pass.
+  void forgetRead(std::uint32_t position, const link::ObjectName& name);
   std::atomic<bool> hasLoggedFallback_{false};
 };
 

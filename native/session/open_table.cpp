@@ -196,6 +196,11 @@ bool OpenTable::isFirstRead(const link::ObjectName& name) {
   return true;
 }
 
+void OpenTable::forgetRead(const link::ObjectName& name) {
+  const std::lock_guard lock(mutex_);
+  if (Slot* slot = find(name)) slot->wasRead = 0;
+}
+
 OpenTable::Totals OpenTable::totals() const {
   const std::lock_guard lock(mutex_);
   Totals totals;

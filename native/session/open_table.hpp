@@ -65,6 +65,7 @@ class OpenTable {
   Fd keepDescriptor(const link::ObjectName& name, Fd file, std::size_t max);
   // True the first time after an object was opened.
   bool isFirstRead(const link::ObjectName& name);
+  void forgetRead(const link::ObjectName& name);
 
   struct Totals {
     std::uint64_t objects = 0;

@@ -110,7 +110,6 @@ class Server {
   bool isStopping_ = false;
   bool isStoppedByDaemon_ = false;
   bool wantsUpgrade_ = false;
-  int signal_ = 0;
   Clock::time_point killAt_;
   std::optional<int> exitCode_;
 };

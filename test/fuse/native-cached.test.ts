@@ -1,0 +1,3 @@
+import { testTransport } from '../suites/fuse-transport.js'
+
+testTransport('native', 'cached')
