@@ -64,6 +64,9 @@ function installSystemPackages() {
           { isThere: () => hasProgram('gcc'), packages: ['build-essential'], why: 'a compiler, for the S3 servers' },
         ]
       : []),
+    ...(purpose === 'bench'
+      ? [{ isThere: () => hasProgram('fio'), packages: ['fio'], why: 'fio, which reads mounts to measure them' }]
+      : []),
   ].filter(({ isThere }) => !isThere())
   if (wanted.length === 0) return
   const names = wanted.map(({ packages }) => packages.find(isInArchive) ?? packages.at(-1))

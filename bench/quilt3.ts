@@ -5,26 +5,17 @@
  * A manifest of 1,000,000 rows, and a package of 2 GiB (8 objects of 128 MiB, 4,096 of 256 KiB), in a
  * real S3 server on this machine, which shares its cores with whoever is measured.
  */
-import { createHash, randomFillSync } from 'node:crypto'
-import {
-  createReadStream,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  readdirSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs'
+import { randomFillSync } from 'node:crypto'
+import { createReadStream, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3'
 import { bobbinPath, part } from '../test/support/parts.js'
 import { startS3 } from '../test/support/s3-server.js'
+import { writeManyRows } from './many-rows.js'
 import { type Measured, measure, median } from './measure.js'
-import { interleave, type Series, writeReport } from './report.js'
+import { interleave, type Series, secondsTable, writeReport } from './report.js'
 
 const BROWSE = `
 import sys, time
@@ -78,7 +69,7 @@ export async function run(): Promise<void> {
   try {
     await client.send(new CreateBucketCommand({ Bucket: 'bench' }))
 
-    const { path, topHash } = writeManifest(join(folder, 'manifest'), Number(values.rows))
+    const { path, topHash } = writeManyRows(join(folder, 'manifest'), Number(values.rows))
     const manifestMiB = statSync(path).size / 2 ** 20
     await client.send(
       new PutObjectCommand({
@@ -170,13 +161,17 @@ export async function run(): Promise<void> {
         `data: a manifest of ${Number(values.rows).toLocaleString('en')} rows, ${manifestMiB.toFixed(0)} MiB; ${files} files of ${values.mib} MiB in all`,
         'server: versitygw on the same machine; rounds interleaved; of quilt3.Package.browse only the call, of the others the whole process',
       ],
-      Object.entries(series).map(
-        ([what, measured]): Series => ({
-          what,
-          seconds: measured.map(m => m.seconds),
-          peakMiB: measured.map(m => m.peakMiB),
-        }),
-      ),
+      [
+        secondsTable(
+          Object.entries(series).map(
+            ([what, measured]): Series => ({
+              what,
+              seconds: measured.map(m => m.seconds),
+              peakMiB: measured.map(m => m.peakMiB),
+            }),
+          ),
+        ),
+      ],
       [
         {
           what: 'browse / resolve, time',
@@ -221,31 +216,6 @@ export async function run(): Promise<void> {
     await server.stop()
     rmSync(folder, { recursive: true, force: true })
   }
-}
-
-/** Rows like those of an image collection: two levels, a version each, metadata on every other one. */
-function writeManifest(path: string, rows: number): { path: string; topHash: string } {
-  const fd = openSync(path, 'w')
-  const hash = createHash('sha256').update('{"message":"many rows","version":"v0"}')
-  writeSync(fd, '{"version": "v0", "message": "many rows"}\n')
-  let text = ''
-  let canonical = ''
-  for (let i = 0; i < rows; i++) {
-    const key = `train/n${String(Math.floor(i / 1000)).padStart(8, '0')}/image_${String(i).padStart(8, '0')}.jpg`
-    const value = createHash('sha256').update(String(i)).digest('base64')
-    const version = createHash('md5').update(key).digest('hex')
-    const size = 100_000 + (i % 20_000)
-    const label = i % 1000
-    const meta = i % 2 ? '{}' : `{"user_meta": {"label": ${label}, "split": "train"}}`
-    text += `{"logical_key": "${key}", "physical_keys": ["s3://example-bucket/cv/big/${key}?versionId=${version}"], "size": ${size}, "hash": {"type": "sha2-256-chunked", "value": "${value}"}, "meta": ${meta}}\n`
-    canonical += `{"hash":{"type":"sha2-256-chunked","value":"${value}"},"logical_key":"${key}","meta":${i % 2 ? '{}' : `{"user_meta":{"label":${label},"split":"train"}}`},"size":${size}}`
-    if (text.length < 2 ** 20 && i < rows - 1) continue
-    writeSync(fd, text)
-    hash.update(canonical)
-    text = ''
-    canonical = ''
-  }
-  return { path, topHash: hash.digest('hex') }
 }
 
 /** Half of it in objects of 128 MiB, half in objects of 256 KiB. Returns how many. */

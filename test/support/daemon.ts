@@ -126,7 +126,7 @@ export function bodyOf(written: WrittenPackage, mountpoint: string): MountBody {
 }
 
 /** The owner file is read without its lock, which would get in the way of a daemon that starts. */
-async function reach(cacheDir: string, child: ChildProcess, log: () => string): Promise<DaemonClient> {
+export async function reach(cacheDir: string, child: ChildProcess, log: () => string): Promise<DaemonClient> {
   for (const deadline = Date.now() + START_MS; Date.now() < deadline; await sleep(20)) {
     if (child.exitCode !== null || child.signalCode !== null) break
     try {
