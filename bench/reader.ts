@@ -37,8 +37,8 @@ export type ReaderOptions = Readonly<Partial<Record<'threads' | 'epochs' | 'seed
 /** A loop that runs until it is told to end. */
 export interface ReaderLoop {
   readonly process: ChildProcess
-  /** `undefined`: it did not end in time, and was killed. */
-  stop(): Promise<Reading | undefined>
+  /** `undefined`: it did not end in time, not even after `giveUp`, which ends what it waits for. */
+  stop(giveUp: () => void): Promise<Reading | undefined>
 }
 
 /** The reader gives its threads 90 s. */
@@ -97,11 +97,14 @@ export class Reader {
     await ready
     return {
       process: child,
-      async stop() {
+      async stop(giveUp) {
         child.kill('SIGTERM')
-        const giveUp = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
+        const timer = setTimeout(() => {
+          giveUp()
+          child.kill('SIGKILL')
+        }, STOP_MS)
         await ended
-        clearTimeout(giveUp)
+        clearTimeout(timer)
         const line = said.slice('ready\n'.length)
         return line === '' ? undefined : (JSON.parse(line) as Reading)
       },
