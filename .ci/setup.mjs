@@ -1,6 +1,7 @@
 /**
- * Sets this checkout up for one of the README's commands: system packages, node_modules, the build,
- * and for the interop suite the real parts. Plain Node.js: it runs before anything is installed.
+ * Sets this checkout up for one of the README's commands: system packages, node_modules, the build in
+ * dist/, bobbin-fuse in build/native, and for the interop suite the real parts. Plain Node.js: it runs
+ * before anything is installed.
  *
  *   node .ci/setup.mjs --for demo | test | interop | bench
  *
@@ -21,12 +22,17 @@ const MINIO = 'github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c'
 const QUILT3 = 'quilt3==8.0.0'
 const parts = process.env.BOBBIN_PARTS ?? join(root, '.parts')
 const needsParts = purpose === 'interop' || purpose === 'bench'
+/** The demo never asks for a compiler. */
+const wantsNative = purpose !== 'demo'
+const bobbinFuse = join(root, 'build', 'native', 'bobbin-fuse')
 
 checkNode()
 installSystemPackages()
+if (wantsNative) installNativeTools()
 if (!needsParts) checkFuse()
 installNodeModules()
 build()
+buildNative()
 linkCommand()
 if (needsParts) installParts()
 
@@ -69,15 +75,80 @@ function installSystemPackages() {
       : []),
   ].filter(({ isThere }) => !isThere())
   if (wanted.length === 0) return
-  const names = wanted.map(({ packages }) => packages.find(isInArchive) ?? packages.at(-1))
   say(`missing here: ${wanted.map(({ why }) => why).join('; ')}`)
-  const line = `apt-get install -y ${names.join(' ')}`
-  if (process.getuid?.() !== 0 || !hasProgram('apt-get')) fail(`run this as root, then try again:\n  ${line}`)
-  step(`apt-get install ${names.join(' ')}`, () => {
+  if (!mayInstall()) fail(`run this as root, then try again:\n  ${installLine(wanted)}`)
+  install(wanted)
+}
+
+/**
+ * What bobbin-fuse is built with, and for the tests what they build it with. Who may not install it goes
+ * on without: what needs bobbin-fuse is then skipped or served by fuse-native, and says so.
+ */
+function installNativeTools() {
+  const compiler = [
+    { isThere: () => hasProgram('cmake'), packages: ['cmake'], why: 'cmake' },
+    { isThere: () => hasProgram('g++'), packages: ['g++'], why: 'a C++20 compiler, for bobbin-fuse' },
+    { isThere: () => hasProgram('ninja') || hasProgram('make'), packages: ['ninja-build'], why: 'ninja or make' },
+  ]
+  const forTests = [
+    { isThere: () => hasProgram('fusermount3'), packages: ['fuse3'], why: 'fusermount3, to mount without root' },
+    { isThere: () => existsSync('/usr/include/gtest'), packages: ['libgtest-dev'], why: 'GoogleTest' },
+    {
+      isThere: () => hasProgram('clang++-14') || hasProgram('clang++'),
+      packages: ['clang-14', 'clang'],
+      why: 'clang++, for the fuzzers',
+    },
+    { isThere: hasFuzzer, packages: ['libclang-rt-14-dev', 'libclang-rt-dev'], why: 'libFuzzer' },
+    { isThere: () => hasProgram('systemd-analyze'), packages: ['systemd'], why: 'systemd-analyze, to check the unit' },
+  ]
+  // To cross-build the package for the other processor, and to run what was built.
+  const forArm64 = [
+    { isThere: () => hasProgram('aarch64-linux-gnu-g++'), packages: ['g++-aarch64-linux-gnu'], why: 'g++ for arm64' },
+    { isThere: hasQemu, packages: ['qemu-user'], why: 'qemu, to run what was built for arm64' },
+  ]
+  const wanted = [
+    ...compiler,
+    ...(purpose === 'test' ? forTests : []),
+    ...(purpose === 'test' && process.arch === 'x64' ? forArm64 : []),
+  ].filter(({ isThere }) => !isThere())
+  if (wanted.length === 0) return
+  say(`missing here, for bobbin-fuse: ${wanted.map(({ why }) => why).join('; ')}`)
+  if (mayInstall()) return install(wanted)
+  say(`  as root: ${installLine(wanted)}`)
+  say('  going on without: what needs it is skipped, and mounts go through fuse-native where there is no bobbin-fuse')
+}
+
+function hasFuzzer() {
+  const [name] = ['clang++-14', 'clang++'].filter(hasProgram)
+  if (name === undefined) return false
+  const { stdout = '' } = spawnSync(name, ['-print-runtime-dir'], { encoding: 'utf8' })
+  const folders = [stdout.trim(), dirname(stdout.trim())].filter(existsSync)
+  return folders.some(folder => readdirSync(folder, { recursive: true }).some(file => /clang_rt\.fuzzer/.test(file)))
+}
+
+function hasQemu() {
+  return hasProgram('qemu-aarch64') || hasProgram('qemu-aarch64-static')
+}
+
+function mayInstall() {
+  return process.getuid?.() === 0 && hasProgram('apt-get')
+}
+
+function installLine(wanted) {
+  return `apt-get install -y ${namesOf(wanted).join(' ')}`
+}
+
+function namesOf(wanted) {
+  return wanted.map(({ packages }) => packages.find(isInArchive) ?? packages.at(-1))
+}
+
+function install(wanted) {
+  step(`apt-get install ${namesOf(wanted).join(' ')}`, () => {
     run('apt-get', ['update', '-qq'])
-    // Which of two names a library has is known only now, if there was no list of packages before.
-    const found = wanted.map(({ packages }) => packages.find(isInArchive) ?? packages.at(-1))
-    run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...found], { DEBIAN_FRONTEND: 'noninteractive' })
+    // Which of two names a package has is known only now, if there was no list of packages before.
+    run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...namesOf(wanted)], {
+      DEBIAN_FRONTEND: 'noninteractive',
+    })
   })
 }
 
@@ -121,6 +192,32 @@ function build() {
     return
   step('build', () => {
     run('npm', ['run', '--silent', 'build'])
+    writeFileSync(stamp, '')
+  })
+}
+
+/**
+ * With cmake and a compiler, build/native is kept as new as its sources. The demo keeps up what was built
+ * before and builds nothing new; without it and without a prebuilt package it mounts through fuse-native.
+ */
+function buildNative() {
+  if (process.platform !== 'linux') return
+  const isThere = existsSync(bobbinFuse)
+  if (!wantsNative && !isThere) {
+    const name = `bobbin-fuse-linux-${process.arch}`
+    if (!existsSync(join(root, 'node_modules', name, 'bin', 'bobbin-fuse')))
+      say(`no ${name} is installed or built, so mounts go through fuse-native, slower (npm run build:native)`)
+    return
+  }
+  const stamp = join(root, 'build', 'native', '.built')
+  const sources = newest(join(root, 'native'), /\.(cpp|hpp|cmake)$|CMakeLists\.txt$/)
+  if (isThere && mtime(stamp) >= Math.max(sources, mtime(join(root, 'package.json')))) return
+  if (!hasProgram('cmake') || !hasProgram('g++')) {
+    if (isThere) say('build/native/bobbin-fuse may be older than its sources, and there is no compiler here')
+    return
+  }
+  step('build bobbin-fuse', () => {
+    run('npm', ['run', '--silent', 'build:native'], {}, 'pipe')
     writeFileSync(stamp, '')
   })
 }
@@ -178,10 +275,10 @@ function mtime(path) {
   return statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 }
 
-function newest(folder) {
+function newest(folder, names = /\.(ts|json)$/) {
   if (!existsSync(folder)) return 0
   return readdirSync(folder, { recursive: true, withFileTypes: true })
-    .filter(entry => entry.isFile() && /\.(ts|json)$/.test(entry.name))
+    .filter(entry => entry.isFile() && names.test(entry.name))
     .reduce((latest, entry) => Math.max(latest, mtime(join(entry.parentPath, entry.name))), 0)
 }
 
@@ -193,11 +290,16 @@ function step(what, work) {
 }
 
 function run(command, args, env = {}, stdout = 'inherit') {
-  const { status, error } = spawnSync(command, args, {
+  const {
+    status,
+    error,
+    stdout: said,
+  } = spawnSync(command, args, {
     cwd: root,
     stdio: ['ignore', stdout, 'inherit'],
     env: { ...process.env, ...env },
   })
+  if (status !== 0 && said) process.stderr.write(said)
   if (status !== 0) fail(`${command} ${args.join(' ')} failed${error ? `: ${error.message}` : ''}`)
 }
 
