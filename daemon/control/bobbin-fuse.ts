@@ -12,6 +12,8 @@ import { chooseSocketPath } from './socket-path.js'
 /** A path, or `none` to do without it. */
 const VARIABLE = 'BOBBIN_FUSE'
 const RUN_MS = 5000
+/** The daemon gives up by itself, in time; this is for one that says nothing any more. Enough to start another. */
+const PATIENCE_MS_MIN = 10_000
 
 export type FoundBobbinFuse =
   | { readonly path: string; readonly reason?: undefined }
@@ -65,5 +67,7 @@ export function daemonCommand(options: DaemonOptions): { readonly argv: readonly
   if (options.transport === 'fuse-native') return { argv: daemon }
   const { path, reason } = findBobbinFuse()
   if (path === undefined) return { argv: daemon, because: reason }
-  return { argv: [path, '--cache', options.cacheDir, '--socket', chooseSocketPath(options.cacheDir), '--', ...daemon] }
+  const own = ['--cache', options.cacheDir, '--socket', chooseSocketPath(options.cacheDir)]
+  const patience = ['--patience', String(Math.ceil(Math.max(PATIENCE_MS_MIN, 2 * options.ioTimeoutMs) / 1000))]
+  return { argv: [path, ...own, ...patience, '--', ...daemon] }
 }

@@ -39,6 +39,8 @@ import {
   mountsBelow,
   python,
   run,
+  type Small,
+  small,
   startDaemon,
   type TestDaemon,
   testFolder,
@@ -332,6 +334,7 @@ export function testTransport(name: TransportName, openMode?: OpenMode): void {
     const idle = await daemon.mount(written, 'idle')
     const busy = await daemon.mount(written, 'busy')
     const file = await open(join(busy.path, 'f'))
+    await file.read(Buffer.alloc(1), 0, 1, 0)
     daemon.process.kill('SIGTERM')
     t.equal(await daemon.ended, 0)
     t.same(mountsBelow(daemon.folder), [])
@@ -773,24 +776,6 @@ print(json.dumps({
   )
   t.same(found, { setxattr: 'EROFS', removexattr: 'EROFS', mknod: 'EROFS', mkfifo: 'EROFS' })
   t.equal(await readFile(file, 'utf8'), 'hello, world\n')
-}
-
-interface Small {
-  readonly daemon: TestDaemon
-  readonly written: WrittenPackage
-  readonly registry: string
-}
-
-async function small(
-  t: Test,
-  files: Readonly<Record<string, FileContent | Uint8Array | string>>,
-  options: Parameters<typeof startDaemon>[1],
-): Promise<Small> {
-  const folder = testFolder(t)
-  const registry = join(folder, 'registry')
-  const written = await writeRegistry(registry, 'test/small', files)
-  const daemon = await startDaemon(t, { folder, ...options })
-  return { daemon, written, registry }
 }
 
 function bytesOf(key: string): Buffer {

@@ -18,7 +18,7 @@ import type { MountBody, MountFacts } from '../../daemon/control/schema.js'
 
 export { cannotMount } from './can-mount.js'
 
-import type { WrittenPackage } from './registry.js'
+import { type FileContent, type WrittenPackage, writeRegistry } from './registry.js'
 
 const START_MS = 15_000
 /** Of a daemon's whole life: longer than any test takes on a slow machine, shorter than tap's patience. */
@@ -119,6 +119,25 @@ export async function startDaemon(
       return { path, facts }
     },
   }
+}
+
+/** A daemon of its own, and one small package in a folder. */
+export interface Small {
+  readonly daemon: TestDaemon
+  readonly written: WrittenPackage
+  readonly registry: string
+}
+
+export async function small(
+  t: Test,
+  files: Readonly<Record<string, FileContent | Uint8Array | string>>,
+  options: Parameters<typeof startDaemon>[1],
+): Promise<Small> {
+  const folder = testFolder(t)
+  const registry = join(folder, 'registry')
+  const written = await writeRegistry(registry, 'test/small', files)
+  const daemon = await startDaemon(t, { folder, ...options })
+  return { daemon, written, registry }
 }
 
 export function bodyOf(written: WrittenPackage, mountpoint: string): MountBody {
