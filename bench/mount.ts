@@ -22,8 +22,12 @@ import { type Goal, number, range, shuffled, type Table, writeReport } from './r
 import { runToEnd } from './run.js'
 import { Served, type ServerProcess, type Usages } from './served.js'
 
-const CONFIGURATIONS = ['ext4', 'fuse-native', 'cached', 'passthrough', 'none'] as const
-type Configuration = (typeof CONFIGURATIONS)[number]
+/** tmpfs only says what a page cache of 4 KiB pages can give: FUSE's has such, ext4's has larger ones. */
+const LOCAL = ['ext4', 'tmpfs'] as const
+const SERVED = ['fuse-native', 'cached', 'passthrough', 'none'] as const
+type LocalConfiguration = (typeof LOCAL)[number]
+type ServedConfiguration = (typeof SERVED)[number]
+type Configuration = LocalConfiguration | ServedConfiguration
 
 type PackageName = 'big' | 'small' | 'flat' | 'million'
 type Unit = 'MiB/s' | 'IOPS' | 'files/s' | 's'
@@ -33,6 +37,8 @@ type Probe = (what: string, unit: Unit, work: () => Promise<number>) => Promise<
 
 interface Workload {
   readonly package: PackageName
+  /** Also on a copy in tmpfs. */
+  readonly isOnTmpfs?: boolean
   /** Reads below a folder: the mount, or its ext4 twin. */
   run(folder: string, probe: Probe): Promise<void>
 }
@@ -95,7 +101,8 @@ class MountBench {
   readonly #packages = new Map<PackageName, WrittenPackage>()
   readonly #servers = new Map<'native' | 'fuse-native', Served>()
   readonly #reader: Reader
-  #configurations: readonly Configuration[] = CONFIGURATIONS
+  #configurations: readonly Configuration[] = [...LOCAL, ...SERVED]
+  readonly #tmpfs = mkdtempSync('/dev/shm/bobbin-bench-')
   #readList = ''
 
   constructor(
@@ -125,6 +132,7 @@ class MountBench {
       const list = this.#reader.list(files)
       await this.#reader.write(own, list)
       const hashed = name === 'flat' ? unhashed(files) : hashFiles(own, files)
+      if (name === 'big') await this.#reader.write(this.#tmpfs, list)
       const written = writePackage(registry, `bench/${name}`, hashed, path => `file://${own}/${path}`)
       this.#packages.set(name as PackageName, written)
       if (name !== 'flat') for (const transport of TRANSPORTS) adopt(this.#cache(transport), own, hashed)
@@ -158,18 +166,15 @@ class MountBench {
     const mean = small.reduce((sum, { size }) => sum + size, 0) / small.length / 1000
     this.#notes.unshift(
       `data: one file of ${bigMiB} MiB; ${smallFiles.toLocaleString('en')} files of ${mean.toFixed(0)} KB on average in ${SMALL_FOLDERS} folders, ${smallRead.toLocaleString('en')} of them read; ${flat.toLocaleString('en')} names in one folder; a manifest of ${rows.toLocaleString('en')} rows, ${manifestMiB.toFixed(0)} MiB`,
-      'objects and ext4 files are the same inodes, in the page cache; a fresh mount for each value but second passes and later epochs; ratios within a round, their median',
+      'objects and ext4 files are the same inodes, in the page cache; a fresh mount for each value but second passes and later epochs; ratios within a round, their median in bold',
+      "tmpfs: what a page cache of 4 KiB pages gives, as FUSE's has them; ext4's are larger. Second passes are the kernel's alone (no CPU of a server)",
     )
   }
 
   /** Where the kernel has no passthrough, or we no privilege. */
   async #leaveOutImpossible(): Promise<void> {
-    const possible: Configuration[] = []
-    for (const configuration of CONFIGURATIONS) {
-      if (configuration === 'ext4') {
-        possible.push(configuration)
-        continue
-      }
+    const possible: Configuration[] = [...LOCAL]
+    for (const configuration of SERVED) {
       const mounted = await this.#mount(configuration, 'flat')
       const { openMode, openModeReason } = mounted.facts
       await mounted.unmount()
@@ -183,6 +188,7 @@ class MountBench {
     const { flat, rows } = this.sizes
     const sequential = (blockSize: string, name: string): Workload => ({
       package: 'big',
+      isOnTmpfs: true,
       run: async (folder, probe) => {
         const job: FioJob = { engine: 'psync', pattern: 'read', blockSize }
         for (const pass of ['first', 'second']) {
@@ -254,7 +260,7 @@ class MountBench {
     const round = new Map<string, Map<Configuration, Sample>>()
     for (const configuration of shuffled(this.#configurations)) {
       const probe: Probe = async (what, unit, work) => {
-        const server = this.#server(configuration)
+        const server = isLocal(configuration) ? undefined : this.#server(configuration)
         const before = server?.usages()
         const value = await work()
         const after = server?.usages()
@@ -263,7 +269,9 @@ class MountBench {
         round.set(what, (round.get(what) ?? new Map()).set(configuration, sample))
         if (!this.#results.has(what)) this.#results.set(what, { unit, samples: new Map() })
       }
-      if (configuration === 'ext4') {
+      if (configuration === 'tmpfs') {
+        if (workload.isOnTmpfs) await workload.run(this.#tmpfs, probe)
+      } else if (configuration === 'ext4') {
         if (workload.package !== 'million') await workload.run(this.#ext4(workload.package), probe)
       } else if (workload.package === 'million') {
         await this.#mountMillion(configuration, workload, probe)
@@ -284,7 +292,7 @@ class MountBench {
   }
 
   /** From the request to the running daemon to the end of `ls`; then the same by the command line. */
-  async #mountMillion(configuration: Configuration, workload: Workload, probe: Probe): Promise<void> {
+  async #mountMillion(configuration: ServedConfiguration, workload: Workload, probe: Probe): Promise<void> {
     let unmount = async () => {}
     await workload.run('', async (what, unit, _work) =>
       probe(what, unit, async () => {
@@ -296,7 +304,7 @@ class MountBench {
       }),
     )
     await unmount()
-    if (configuration === 'ext4' || configuration === 'none') return
+    if (configuration === 'none') return
     const { registry, name, topHash } = this.#packages.get('million')!
     const mountpoint = join(this.folder, 'mnt/by-cli')
     const env = { BOBBIN_CACHE: this.#cache(configuration === 'fuse-native' ? 'fuse-native' : 'native') }
@@ -328,7 +336,7 @@ class MountBench {
         }),
       ]),
     }
-    const served = shown.filter(configuration => configuration !== 'ext4')
+    const served = shown.filter(configuration => !isLocal(configuration))
     const usage: Table = {
       columns: ['CPU seconds and peak MiB of bobbin-fuse + daemon', ...served],
       rows: results.map(([what, { samples }]) => [
@@ -395,20 +403,18 @@ class MountBench {
   }
 
   async end(): Promise<void> {
+    rmSync(this.#tmpfs, { recursive: true, force: true })
     for (const server of this.#servers.values()) await server.stop()
   }
 
-  #mount(configuration: Configuration, name: PackageName) {
+  #mount(configuration: ServedConfiguration, name: PackageName) {
     const written = this.#packages.get(name)!
-    const server = this.#server(configuration)!
-    return configuration === 'fuse-native' || configuration === 'ext4'
-      ? server.mount(written)
-      : server.mount(written, configuration)
+    const server = this.#server(configuration)
+    return configuration === 'fuse-native' ? server.mount(written) : server.mount(written, configuration)
   }
 
-  #server(configuration: Configuration): Served | undefined {
-    if (configuration === 'ext4') return undefined
-    return this.#servers.get(configuration === 'fuse-native' ? 'fuse-native' : 'native')
+  #server(configuration: ServedConfiguration): Served {
+    return this.#servers.get(configuration === 'fuse-native' ? 'fuse-native' : 'native')!
   }
 
   #ext4(name: PackageName): string {
@@ -418,6 +424,10 @@ class MountBench {
   #cache(transport: string): string {
     return join(this.folder, `cache-${transport}`)
   }
+}
+
+function isLocal(configuration: Configuration): configuration is LocalConfiguration {
+  return (LOCAL as readonly string[]).includes(configuration)
 }
 
 const TRANSPORTS = ['fuse-native', 'native'] as const
