@@ -12,6 +12,10 @@
 
 #include "link/system.hpp"
 
+#if defined(BOBBIN_STATIC) && defined(__GLIBC__)
+#  include <nss.h>
+#endif
+
 namespace bobbin {
 
 namespace {
@@ -46,6 +50,10 @@ bool writeSets(const Sets& sets) {
 }
 
 std::string become(const std::string& user) {
+#if defined(BOBBIN_STATIC) && defined(__GLIBC__)
+  // Other sources of names are plugins, which want the C library that they were built with.
+  for (const char* database : {"passwd", "group", "initgroups"}) ::__nss_configure_lookup(database, "files");
+#endif
   char buffer[4096];
   passwd entry{};
   passwd* found = nullptr;
