@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <string_view>
@@ -51,6 +52,16 @@ std::size_t nodeAt(const Bytes& index, std::size_t position);
 Bytes unsealed(const Bytes& index);
 // Header and body, with lengths and all checksums made right: damage that no checksum shows.
 Bytes sealed(Bytes headerAndBody);
+
+// The same numbers for the same seed.
+class Random {
+ public:
+  explicit Random(unsigned seed) : engine_(seed) {}
+  unsigned below(unsigned limit) { return static_cast<unsigned>(engine_() % limit); }
+
+ private:
+  std::mt19937 engine_;
+};
 
 // A view of its own copy of the bytes, which end where the allocation ends.
 struct OwnedIndex {

@@ -1,0 +1,3 @@
+import { testSanitized } from './sanitized.js'
+
+testSanitized('tsan', 'thread')
