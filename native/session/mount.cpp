@@ -273,7 +273,14 @@ void Mount::start() {
   }
   for (std::uint32_t channel = 0; channel < channels_.size(); channel++) {
     working_++;
-    workers_.emplace_back([this, channel] { work(channel); });
+    try {
+      workers_.emplace_back([this, channel] { work(channel); });
+    } catch (const std::exception& error) {
+      working_--;
+      // A clone that nobody reads from harms nobody; without any worker, nothing is served.
+      log(Level::error, "a thread cannot be started", field("error", error.what()));
+      if (workers_.empty()) throw;
+    }
   }
 }
 
@@ -344,18 +351,24 @@ void Mount::handle(std::span<const std::uint8_t> message, std::uint32_t channel,
     return;
   }
   Reply reply(scratch.out);
-  const IndexFile* index = index_.load();
-  Error error = dispatch(*request, channel, attempts, reply);
-  if (error == NO_ANSWER) return;
-  if (error == DAMAGED || index->isCut()) {
-    if (attempts < ATTEMPTS_MAX) {
-      parkForIndex({.mount = record_.id,
-                    .channel = channel,
-                    .attempts = attempts + 1,
-                    .message = {message.begin(), message.end()}});
-      return;
+  Error error = ENOMEM;
+  try {
+    const IndexFile* index = index_.load();
+    error = dispatch(*request, channel, attempts, reply);
+    if (error == NO_ANSWER) return;
+    if (error == DAMAGED || index->isCut()) {
+      error = EIO;
+      if (attempts < ATTEMPTS_MAX) {
+        parkForIndex({.mount = record_.id,
+                      .channel = channel,
+                      .attempts = attempts + 1,
+                      .message = {message.begin(), message.end()}});
+        return;
+      }
     }
-    error = EIO;
+  } catch (const std::bad_alloc&) {
+    // What waits takes memory; a reader that cannot wait is told so.
+    error = ENOMEM;
   }
   const auto answer = reply.finish(request->header().unique, error);
   if (::write(channels_[channel].get(), answer.data(), answer.size()) < 0 && errno != ENOENT &&

@@ -133,22 +133,12 @@ int Server::run() {
     const int count = ::epoll_wait(epoll_.get(), events, 16, -1);
     if (count < 0 && errno != EINTR) return refuse("epoll_wait: " + errorText(errno), EXIT_FAILED);
     for (int i = 0; i < count && !exitCode_; i++) {
-      switch (static_cast<Event>(events[i].data.u64)) {
-        case Event::signals:
-          onSignals();
-          break;
-        case Event::timer:
-          onTick();
-          break;
-        case Event::wake:
-          onEnded();
-          break;
-        case Event::mountTable:
-          onMountTable();
-          break;
-        case Event::link:
-          onLink();
-          break;
+      try {
+        onEvent(events[i].data.u64);
+      } catch (const std::bad_alloc&) {
+        // What the daemon was told or has told may be lost, so it is told anew.
+        log(Level::error, "out of memory");
+        if (channel_.fd() >= 0) dropLink("there was no memory for what it said");
       }
     }
     if (wantsUpgrade_ && !exitCode_) {
@@ -158,6 +148,21 @@ int Server::run() {
   }
   release();
   return *exitCode_;
+}
+
+void Server::onEvent(std::uint64_t event) {
+  switch (static_cast<Event>(event)) {
+    case Event::signals:
+      return onSignals();
+    case Event::timer:
+      return onTick();
+    case Event::wake:
+      return onEnded();
+    case Event::mountTable:
+      return onMountTable();
+    case Event::link:
+      return onLink();
+  }
 }
 
 // --- beginning -------------------------------------------------------------------------------------
@@ -313,9 +318,10 @@ void Server::onLink() {
     if (exitCode_ || channel_.fd() < 0) return;
   }
   if (reader_.isBroken()) dropLink("it sent no frames");
-  // The end of the link is the end of the daemon: SIGCHLD will say so, unless it only closed its end.
-  else if (!isAlive && channel_.isOpen())
-    dropLink("it closed the link");
+  if (isAlive || channel_.fd() < 0 || isStopping_ || isStoppedByDaemon_) return;
+  // The end of the link is the end of the daemon, also if it only closed its end; SIGCHLD says so.
+  channel_.detach();
+  supervisor_.signal(SIGKILL);
 }
 
 void Server::dropLink(const char* why) {
@@ -480,14 +486,23 @@ link::EvictOutcome Server::evict(const link::ObjectName& name) {
 void Server::take(const link::Mount& frame) {
   MountFailed failed;
   const std::uint32_t id = ++lastMount_;
-  auto mount = Mount::create(id, frame, shared_, failed);
+  std::unique_ptr<Mount> mount;
+  try {
+    mount = Mount::create(id, frame, shared_, failed);
+    if (mount != nullptr) mount->start();
+  } catch (const std::exception& error) {
+    // No memory, no threads: this mount is not made, the others go on.
+    if (mount != nullptr) unmountPath(frame.mountpoint, true);
+    mount.reset();
+    failed = {link::MountFailure::other,
+              std::string("cannot serve ") + frame.mountpoint + ": " + error.what()};
+  }
   if (mount == nullptr) {
     log(Level::error, "a mount failed",
         field("mountpoint", frame.mountpoint) + "," + field("error", failed.message));
     channel_.send(link::mountFailed(frame.request, failed.cause, failed.message));
     return;
   }
-  mount->start();
   storeDescriptors(*mount);
   channel_.send(link::mounted(frame.request, id, mount->record().openMode, mount->record().reason));
   log(Level::info, "serving a mount",

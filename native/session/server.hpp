@@ -50,6 +50,7 @@ class Server {
 
   void startDaemon();
   void onDaemonEnd(int exitCode);
+  void onEvent(std::uint64_t event);
   void onLink();
   void onSignals();
   void onTick();
