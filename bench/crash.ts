@@ -7,7 +7,7 @@
  * of the default mode and through one without opens. All of it is played twice: with what the kernel can
  * do, and with RESEND and passthrough switched off, as on an older one.
  */
-import { mkdirSync, mkdtempSync, realpathSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -80,6 +80,11 @@ export async function run(): Promise<void> {
         outcomes.push(await bench.play(served, kernel.name, `${kills} kills`, kills, () => killed(served)))
         outcomes.push(await bench.play(served, kernel.name, `${upgrades} upgrades`, upgrades, () => replaced(served)))
         complain(kernel.name, served.log())
+        if (outcomes.some(hasFailed)) {
+          const path = join(tmpdir(), 'bobbin-crash.log')
+          writeFileSync(path, served.log())
+          process.stderr.write(`reads have failed: the log is ${path}\n`)
+        }
       })
     }
     report(outcomes, server.requests, !values.quick)
@@ -184,7 +189,7 @@ class CrashBench {
     const backMs: number[] = []
     const waits: Promise<unknown>[] = []
     for (let i = 0; i < times && !isHung; i++) {
-      await sleep(PAUSE_MS[0] + Math.random() * (PAUSE_MS[1] - PAUSE_MS[0]))
+      await pause()
       const back = await once()
       waits.push(back().then(ms => ms !== undefined && backMs.push(ms)))
     }
@@ -200,10 +205,15 @@ class CrashBench {
   }
 }
 
+function pause(): Promise<void> {
+  return sleep(PAUSE_MS[0] + Math.random() * (PAUSE_MS[1] - PAUSE_MS[0]))
+}
+
 /** Gives how to wait for the next one; a daemon that is killed before it answers has no such time. */
 async function killed(served: Served): Promise<() => Promise<number | undefined>> {
   let pid = served.daemonPid()
-  for (; pid === undefined; pid = served.daemonPid()) await sleep(1)
+  // Not the moment it is there: bobbin-fuse waits between daemons that end young, and each would be killed at its birth.
+  for (; pid === undefined; pid = served.daemonPid()) await pause()
   process.kill(pid, 'SIGKILL')
   const start = performance.now()
   // The socket stays where it is, and keeps who asks until somebody answers.
@@ -239,6 +249,10 @@ function complain(kernel: string, log: string): void {
     }
   }
   for (const [message, count] of counts) process.stderr.write(`${kernel}: ${count} x ${message}\n`)
+}
+
+function hasFailed({ readings }: Outcome): boolean {
+  return readings.some(({ reading }) => reading === undefined || reading.failed + reading.wrong + reading.hung > 0)
 }
 
 function report(outcomes: readonly Outcome[], requests: number, isKept: boolean): void {
