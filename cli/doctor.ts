@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync, statfsSync } from 'node:fs'
 import { homedir, release, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
+import { findBobbinFuse, prebuiltPackage } from '../daemon/control/bobbin-fuse.js'
 import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
@@ -26,6 +27,8 @@ export async function doctor(flags: CommonFlags): Promise<void> {
     const checks = [
       node(),
       fuseDevice(),
+      bobbinFuse(),
+      openMode(),
       libfuse(),
       unmounting(),
       flock(),
@@ -93,17 +96,53 @@ function fuseDevice(): Check {
   }
 }
 
+/** Linux 6.9. */
+const PASSTHROUGH_SINCE = [6, 9] as const
+
 /** Where the dynamic loader looks on Debian, Ubuntu, Fedora, Arch and Alpine. */
 const LIBRARY_FOLDERS = ['/lib', '/lib64', '/usr/lib', '/usr/lib64', '/usr/local/lib']
 
+function bobbinFuse(): Check {
+  const { path, reason } = findBobbinFuse()
+  return path !== undefined
+    ? { check: 'bobbin-fuse', ok: true, found: path, fix: '' }
+    : {
+        check: 'bobbin-fuse',
+        ok: false,
+        isOptional: true,
+        found: `${reason}: mounts go through fuse-native, are slower, and end with the daemon`,
+        fix: `npm run build:native (needs cmake and g++), or install ${prebuiltPackage()}`,
+      }
+}
+
+/** What `auto` comes to; a mount says so of itself, and knows it for sure. */
+function openMode(): Check {
+  const check = 'open-mode'
+  const note = (found: string, fix: string): Check => ({ check, ok: false, isOptional: true, found, fix })
+  if (findBobbinFuse().path === undefined) return note('cached, through fuse-native', '')
+  const [major = 0, minor = 0] = release().split('.').map(Number)
+  if (major < PASSTHROUGH_SINCE[0] || (major === PASSTHROUGH_SINCE[0] && minor < PASSTHROUGH_SINCE[1])) {
+    return note(`cached: passthrough needs Linux ${PASSTHROUGH_SINCE.join('.')}, and this is ${release()}`, '')
+  }
+  if (!isRoot() || !mayMount())
+    return note(
+      'cached: passthrough needs CAP_SYS_ADMIN',
+      'run the daemon as root, or under systemd (systemd/bobbin.service)',
+    )
+  return { check, ok: true, found: 'passthrough, where the filesystem of the cache is fit for it', fix: '' }
+}
+
+/** Where bobbin-fuse is, fuse-native is not needed. */
 function libfuse(): Check {
+  const isOptional = findBobbinFuse().path !== undefined
   const folders = LIBRARY_FOLDERS.flatMap(folder => [folder, ...listFolders(folder)])
   const found = folders.map(folder => join(folder, 'libfuse.so.2')).find(path => existsSync(path))
   return found === undefined
     ? {
         check: 'libfuse',
         ok: false,
-        found: 'libfuse.so.2 is not there',
+        isOptional,
+        found: 'libfuse.so.2 is not there, which fuse-native needs',
         fix: 'apt-get install libfuse2 (Ubuntu 24.04, Debian 13: libfuse2t64)',
       }
     : { check: 'libfuse', ok: true, found, fix: '' }
@@ -120,7 +159,7 @@ function listFolders(folder: string): string[] {
 }
 
 function unmounting(): Check {
-  const helper = ['fusermount', 'fusermount3'].find(name => onPath(name))
+  const helper = ['fusermount3', 'fusermount'].find(name => onPath(name))
   if (isRoot()) {
     return mayMount()
       ? { check: 'unmount', ok: true, found: 'root mounts and unmounts by itself', fix: '' }

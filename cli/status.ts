@@ -24,7 +24,7 @@ export async function status(flags: CommonFlags): Promise<void> {
           `  ${mount.mountpoint}`,
           `${mount.package}@${mount.topHash.slice(0, 12)}`,
           mount.registry,
-          `${mount.transport}, ${mount.openMode}`,
+          `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}`,
         ]),
       ),
     ]

@@ -117,6 +117,8 @@ int main(int argc, char** argv) {
   if (options.command.empty()) return refuse("no command: it has to start a daemon");
   if (options.cache.empty() || options.cache[0] != '/') return refuse("--cache takes an absolute path");
   if (options.socket.empty()) options.socket = options.cache + "/daemon.sock";
+  // The daemon writes down where it is reached.
+  ::setenv("BOBBIN_SOCKET", options.socket.c_str(), 1);
   if (const char* without = std::getenv("BOBBIN_FUSE_WITHOUT")) {
     options.withoutPassthrough = std::strstr(without, "passthrough") != nullptr;
     options.withoutResend = std::strstr(without, "resend") != nullptr;

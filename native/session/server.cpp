@@ -38,6 +38,7 @@ constexpr std::size_t QUEUED_MAX = 64U << 20U;
 constexpr std::size_t QUEUED_FOR_ACCESSES_MAX = 8U << 20U;
 constexpr int LOCK_TRIES = 100;
 constexpr int EXIT_CACHE_IN_USE = 11;
+constexpr int EXIT_ACCESS_DENIED = 12;
 constexpr int EXIT_FAILED = 1;
 constexpr const char* STATE_VARIABLE = "BOBBIN_FUSE_STATE";
 
@@ -61,6 +62,12 @@ std::string makeFolders(const std::string& path) {
     return "make the folder " + part + ": " + errorText(errno);
   }
   return "";
+}
+
+// Of a refusal to take the cache, as the command line has them.
+int exitCodeOf(const std::string& problem) {
+  if (problem.find("belongs to") != std::string::npos) return EXIT_CACHE_IN_USE;
+  return problem.find("everybody may write") != std::string::npos ? EXIT_ACCESS_DENIED : EXIT_FAILED;
 }
 
 // The number behind `"pid":` in what the owner of a cache has written.
@@ -114,8 +121,7 @@ int Server::run() {
     if (const std::string problem = makeFolders(options_.cache); !problem.empty())
       return refuse(problem, EXIT_FAILED);
     if (const std::string problem = takeCache(); !problem.empty())
-      return refuse(problem,
-                    problem.find("belongs to") != std::string::npos ? EXIT_CACHE_IN_USE : EXIT_FAILED);
+      return refuse(problem, exitCodeOf(problem));
     if (const int error = shared_.files.openFolder(options_.cache); error != 0)
       return refuse("open the store of " + options_.cache + ": " + errorText(error), EXIT_FAILED);
     if (const std::string problem = listenOn(options_.socket, control_); !problem.empty())
@@ -124,6 +130,7 @@ int Server::run() {
       if (const std::string problem = listenOn(options_.loaderSocket, loader_); !problem.empty())
         return refuse(problem, EXIT_FAILED);
     }
+    writeOwner();
     recover(link::ServiceManager::stored());
     startDaemon();
   }
@@ -220,6 +227,19 @@ std::string Server::takeCache() {
   }
   return "the cache " + options_.cache + " belongs to " + ownerOf(owner_.get()) +
          ": stop that, or name another cache with --cache";
+}
+
+// For whoever looks for the daemon from now on: the socket takes callers before the daemon does. It
+// writes the same once it is there, with its version.
+void Server::writeOwner() {
+  const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::system_clock::now().time_since_epoch());
+  const std::string facts = "{" + field("pid", std::int64_t{::getpid()}) + "," +
+                            field("socketPath", options_.socket) + "," + field("version", BOBBIN_VERSION) +
+                            "," + field("startedAt", static_cast<std::int64_t>(now.count())) + "}\n";
+  if (::ftruncate(owner_.get(), 0) != 0 ||
+      ::pwrite(owner_.get(), facts.data(), facts.size(), 0) != static_cast<ssize_t>(facts.size()))
+    log(Level::warn, "the owner file cannot be written", field("error", errorText(errno)));
 }
 
 std::string Server::listenOn(const std::string& path, Fd& listener) {

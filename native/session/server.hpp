@@ -43,6 +43,7 @@ class Server {
  private:
   // Each says what is wrong, or nothing.
   std::string takeCache();
+  void writeOwner();
   std::string listenOn(const std::string& path, Fd& listener);
   std::string watch();
   bool restore(int state);
