@@ -41,8 +41,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const { cacheDir, ioTimeoutMs, offline } = options
   const log = pino({ base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
   const startedAt = Date.now()
-  const socketPath = chooseSocketPath(cacheDir)
   const inherited = takeInherited()
+  const socketPath = inherited?.socketPath ?? chooseSocketPath(cacheDir)
   const supervisorPid = inherited === undefined ? null : process.ppid
   const ownership = await acquireOwnership(
     cacheDir,
@@ -152,17 +152,19 @@ async function crash(error: unknown, log: Log, mounts: Mounts | undefined): Prom
 
 /** What bobbin-fuse hands to the daemon that it starts; `undefined`: it did not start this one. */
 function takeInherited():
-  | { readonly linkFd: number; readonly controlFd: number; readonly ownerFd: number }
+  | { readonly linkFd: number; readonly controlFd: number; readonly ownerFd: number; readonly socketPath?: string }
   | undefined {
   const take = (name: string) => {
     const text = process.env[name]
     // Not for our own children.
     delete process.env[name]
-    return text === undefined ? undefined : Number(text)
+    return text
   }
-  const [linkFd, controlFd, ownerFd] = ['BOBBIN_LINK_FD', 'BOBBIN_CONTROL_FD', 'BOBBIN_OWNER_FD'].map(take)
+  const fds = ['BOBBIN_LINK_FD', 'BOBBIN_CONTROL_FD', 'BOBBIN_OWNER_FD'].map(take)
+  const [linkFd, controlFd, ownerFd] = fds.map(text => (text === undefined ? undefined : Number(text)))
+  const socketPath = take('BOBBIN_SOCKET')
   if (linkFd === undefined || controlFd === undefined || ownerFd === undefined) return undefined
-  return { linkFd, controlFd, ownerFd }
+  return { linkFd, controlFd, ownerFd, ...(socketPath !== undefined && { socketPath }) }
 }
 
 function* verifiedObjects(store: ObjectStore): Generator<VerifiedObject> {
