@@ -77,7 +77,7 @@ export async function run(): Promise<void> {
     const outcomes: Outcome[] = []
     for (const kernel of KERNELS) {
       await bench.serve(kernel.env, async served => {
-        outcomes.push(await bench.play(served, kernel.name, `${kills} kills`, kills, () => killed(served)))
+        outcomes.push(await bench.play(served, kernel.name, `${kills} kills`, kills, killer(served)))
         outcomes.push(await bench.play(served, kernel.name, `${upgrades} upgrades`, upgrades, () => replaced(served)))
         complain(kernel.name, served.log())
         if (outcomes.some(hasFailed)) {
@@ -209,19 +209,23 @@ function pause(): Promise<void> {
   return sleep(PAUSE_MS[0] + Math.random() * (PAUSE_MS[1] - PAUSE_MS[0]))
 }
 
-/** Gives how to wait for the next one; a daemon that is killed before it answers has no such time. */
-async function killed(served: Served): Promise<() => Promise<number | undefined>> {
-  let pid = served.daemonPid()
-  // Not the moment it is there: bobbin-fuse waits between daemons that end young, and each would be killed at its birth.
-  for (; pid === undefined; pid = served.daemonPid()) await pause()
-  process.kill(pid, 'SIGKILL')
-  const start = performance.now()
-  // The socket stays where it is, and keeps who asks until somebody answers.
-  const answered = served.client.status().then(
-    () => performance.now() - start,
-    () => undefined,
-  )
-  return () => answered
+/** What it gives waits for the next daemon; one that is killed before it answers has no such time. */
+function killer(served: Served): () => Promise<() => Promise<number | undefined>> {
+  let last: number | undefined
+  return async () => {
+    let pid = served.daemonPid()
+    // Not the moment there is one: bobbin-fuse waits between daemons that end young, and each would be killed at its birth.
+    for (; pid === undefined || pid === last; pid = served.daemonPid()) await pause()
+    process.kill(pid, 'SIGKILL')
+    last = pid
+    const start = performance.now()
+    // The socket stays where it is, and keeps who asks until somebody answers.
+    const answered = served.client.status().then(
+      () => performance.now() - start,
+      () => undefined,
+    )
+    return () => answered
+  }
 }
 
 async function replaced(served: Served): Promise<() => Promise<number | undefined>> {
