@@ -61,7 +61,13 @@ export class Mounts {
     try {
       const { body, mountedAt } = JSON.parse(survivor.note) as MountNote
       const opened = await this.#open(body)
-      const mount = survivor.attach({ mountpoint: body.mountpoint, opened, objects, log })
+      const mount = survivor.attach({
+        mountpoint: body.mountpoint,
+        opened,
+        objects,
+        log,
+        mountedAt: Date.parse(mountedAt),
+      })
       this.#keep(opened, mount, body.mountpoint, mountedAt)
       log.info({ mountpoint: body.mountpoint, package: opened.name, topHash: opened.topHash }, 'goes on with a mount')
     } catch (error) {
@@ -132,6 +138,7 @@ export class Mounts {
       opened,
       objects,
       log,
+      mountedAt: Date.parse(mountedAt),
       openMode: body.openMode ?? this.options.openMode,
       note: JSON.stringify(note),
       options: {

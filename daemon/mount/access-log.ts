@@ -1,17 +1,29 @@
 /**
- * What was read through a mount: one file a mount, `<cache>/access/<top hash>-<time>.log`.
+ * What was read through a mount: one file a mount, `<cache>/access/<top hash>-<time>-<number>.log`.
  *
  * A line of JSON says whose it is. Then come records of 24 bytes, as bobbin-fuse makes them:
  * {u64 ns since 1970, u32 inode number, u32 what, u64 bytes}, little-endian. An inode number is a place
  * in the package's index, so a log means the same wherever that revision is mounted.
  */
-import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
-import { localError, type TopHash } from '../model/index.js'
+import type { TopHash } from '../model/index.js'
 import { ACCESS_BYTES } from './link-frames.js'
 
 /** 11 million records: what a mount has beyond that is counted as lost. Bytes. */
 const LOG_BYTES_MAX = 256 * 2 ** 20
+/** Of mounts that have ended; the oldest go. */
+const LOGS_MAX = 100
 
 /** By their numbers in a record. `lost`: `bytes` is how many records are missing here. */
 const KINDS = ['lost', 'open', 'read'] as const
@@ -35,43 +47,36 @@ export interface AccessRecord {
   readonly bytes: number
 }
 
+/** Made with its first record, so that mounts that nobody reads leave none. */
 export class AccessLog {
-  #bytes: number
+  readonly path: string
+  readonly #folder: string
+  #fd: number | undefined
+  #bytes = 0
   #records = 0
   #lost = 0
 
-  private constructor(
-    readonly path: string,
-    private readonly fd: number,
+  constructor(
+    cacheDir: string,
+    /** bobbin-fuse's number of the mount: of two at the same time, each has its own. */
+    mount: number,
+    private readonly facts: AccessLogFacts,
   ) {
-    this.#bytes = fstatSync(fd).size
-  }
-
-  /** Goes on with the log of an earlier daemon, if there is one. Throws LOCAL_IO. */
-  static open(cacheDir: string, facts: AccessLogFacts): AccessLog {
-    const folder = join(cacheDir, 'access')
-    const path = join(folder, `${facts.topHash}-${facts.mountedAt}.log`)
-    try {
-      mkdirSync(folder, { recursive: true, mode: 0o750 })
-      const log = new AccessLog(path, openSync(path, 'a', 0o640))
-      if (log.#bytes === 0) log.#write(Buffer.from(`${JSON.stringify(facts)}\n`))
-      return log
-    } catch (error) {
-      throw localError(`write the access log ${path}`, error)
-    }
+    this.#folder = join(cacheDir, 'access')
+    this.path = join(this.#folder, `${facts.topHash}-${facts.mountedAt}-${mount}.log`)
   }
 
   /** A full disk loses records and stops nobody. */
   append(records: Buffer, lost: number): void {
-    this.#lose(lost)
     const count = records.length / ACCESS_BYTES
-    if (this.#bytes + records.length > LOG_BYTES_MAX) {
-      this.#lose(count)
-      return
-    }
     try {
-      this.#write(records)
-      this.#records += count
+      this.#open()
+      if (lost > 0) this.#lose(lost)
+      if (this.#bytes + records.length > LOG_BYTES_MAX) this.#lose(count)
+      else {
+        this.#write(records)
+        this.#records += count
+      }
     } catch {
       this.#lost += count
     }
@@ -82,30 +87,43 @@ export class AccessLog {
   }
 
   close(): void {
-    closeSync(this.fd)
+    if (this.#fd !== undefined) closeSync(this.#fd)
+    this.#fd = undefined
+  }
+
+  /** Goes on with the log of an earlier daemon, if there is one. */
+  #open(): void {
+    if (this.#fd !== undefined) return
+    mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
+    this.#forgetOld()
+    this.#fd = openSync(this.path, 'a', 0o640)
+    this.#bytes = fstatSync(this.#fd).size
+    if (this.#bytes === 0) this.#write(Buffer.from(`${JSON.stringify(this.facts)}\n`))
+  }
+
+  #forgetOld(): void {
+    const timeOf = (name: string) => Number(/-(\d+)-\d+\.log$/.exec(name)?.[1] ?? 0)
+    const names = readdirSync(this.#folder).sort((a, b) => timeOf(b) - timeOf(a))
+    for (const name of names.slice(LOGS_MAX)) rmSync(join(this.#folder, name), { force: true })
   }
 
   /** The log says itself where something is missing, while it has room. */
   #lose(count: number): void {
-    if (count === 0) return
     this.#lost += count
     if (this.#bytes > LOG_BYTES_MAX) return
     const record = Buffer.alloc(ACCESS_BYTES)
     record.writeBigUInt64LE(BigInt(Date.now()) * 1_000_000n, 0)
     record.writeBigUInt64LE(BigInt(count), 16)
-    try {
-      this.#write(record)
-    } catch {
-      // The count is in the status.
-    }
+    this.#write(record)
   }
 
   /** All or nothing: half a record would shift all that follow. */
   #write(bytes: Buffer): void {
+    const fd = this.#fd!
     try {
-      for (let done = 0; done < bytes.length; ) done += writeSync(this.fd, bytes, done)
+      for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done)
     } catch (error) {
-      ftruncateSync(this.fd, this.#bytes)
+      ftruncateSync(fd, this.#bytes)
       throw error
     }
     this.#bytes += bytes.length

@@ -35,13 +35,13 @@ export interface NativeOptions {
   readonly log: Log
 }
 
-type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log'>
+type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log' | 'mountedAt'>
 
 /** A mount as bobbin-fuse has it. */
 interface Served {
   readonly id: number
   readonly attached: Attached
-  readonly accesses: AccessLog | undefined
+  readonly accesses: AccessLog
   onClosed(): void
   onEnded(): void
 }
@@ -103,7 +103,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     clearInterval(this.#working)
     for (const { controller } of this.#fetching.values()) controller.abort()
     if (isFinal) await this.link.stop()
-    for (const { accesses } of this.#served.values()) accesses?.close()
+    for (const { accesses } of this.#served.values()) accesses.close()
   }
 
   async mount(request: MountRequest): Promise<TransportMount> {
@@ -145,7 +145,16 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     const ended = new Promise<void>(resolve => {
       onEnded = resolve
     })
-    this.#served.set(id, { id, attached, accesses: this.#openAccessLog(attached), onClosed, onEnded })
+    const { opened, mountpoint, mountedAt } = attached
+    const accesses = new AccessLog(this.options.cacheDir, id, {
+      version: 1,
+      registry: formatRegistry(opened.registry),
+      package: opened.name,
+      topHash: opened.topHash,
+      mountpoint,
+      mountedAt,
+    })
+    this.#served.set(id, { id, attached, accesses, onClosed, onEnded })
     const early = this.#early.get(id) ?? []
     this.#early.delete(id)
     for (const again of early) again()
@@ -155,23 +164,6 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       closed,
       ended,
       unmount: options => this.#unmount(id, attached.mountpoint, options),
-    }
-  }
-
-  /** A mount without its log is better than none. */
-  #openAccessLog({ mountpoint, opened, log }: Attached): AccessLog | undefined {
-    try {
-      return AccessLog.open(this.options.cacheDir, {
-        version: 1,
-        registry: formatRegistry(opened.registry),
-        package: opened.name,
-        topHash: opened.topHash,
-        mountpoint,
-        mountedAt: Date.now(),
-      })
-    } catch (error) {
-      log.error({ mountpoint, error: String(error) }, 'the access log cannot be written')
-      return undefined
     }
   }
 
@@ -238,7 +230,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
 
   access(mount: number, lost: number, records: Buffer): void {
     const served = this.#servedOr(mount, () => this.access(mount, lost, records))
-    if (typeof served === 'object') served.accesses?.append(records, lost)
+    if (typeof served === 'object') served.accesses.append(records, lost)
   }
 
   closed(mount: number): void {
@@ -251,7 +243,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     if (typeof served !== 'object') return
     this.#served.delete(mount)
     for (const fetching of this.#fetching.values()) if (fetching.mount === mount) fetching.controller.abort()
-    served.accesses?.close()
+    served.accesses.close()
     served.onClosed()
     served.onEnded()
   }

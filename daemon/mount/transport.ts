@@ -41,7 +41,7 @@ export interface FuseTransport {
 export interface SurvivingMount {
   /** The `note` of its request. */
   readonly note: string
-  /** Goes on with it; of the request only package, objects and log matter. */
+  /** Goes on with it; options and mode are what they are. */
   attach(request: Omit<MountRequest, 'options' | 'openMode' | 'note'>): TransportMount
   /** Nobody can: it is unmounted. */
   abandon(): void
@@ -70,6 +70,8 @@ export interface MountRequest {
   readonly objects: ObjectProvider
   readonly options: MountOptions
   readonly openMode: OpenModeWish
+  /** Unix milliseconds. */
+  readonly mountedAt: number
   /** Given back with a surviving mount. */
   readonly note: string
   readonly log: Log
