@@ -54,11 +54,13 @@ export async function startDaemon(
   options: Partial<DaemonOptions> & {
     readonly folder?: string
     readonly env?: NodeJS.ProcessEnv
+    /** For tests that take longer than others. */
+    readonly watchdogMs?: number
     /** What to start it with, ending in an exec of its arguments. */
     readonly prefix?: readonly string[]
   } = {},
 ): Promise<TestDaemon> {
-  const { folder = testFolder(t), env, prefix = [], ...daemonOptions } = options
+  const { folder = testFolder(t), env, prefix = [], watchdogMs = WATCHDOG_MS, ...daemonOptions } = options
   const cacheDir = daemonOptions.cacheDir ?? join(folder, 'cache')
   mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
   const { argv } = daemonCommand({
@@ -92,7 +94,7 @@ export async function startDaemon(
   const watchdog = setTimeout(() => {
     t.fail('the watchdog ended a hang')
     giveUp()
-  }, WATCHDOG_MS)
+  }, watchdogMs)
   t.teardown(async () => {
     clearTimeout(watchdog)
     if (child.exitCode === null && child.signalCode === null) {
