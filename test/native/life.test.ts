@@ -178,6 +178,7 @@ test('a daemon that never comes back is EIO within the deadline, and hits go on 
     }
   }, 20)
   t.teardown(() => clearInterval(loop))
+  await until('it was killed', () => daemon.log().includes('is started again'))
   const startedAt = Date.now()
   const { status, stderr } = await run('cat', [join(path, 'cold.bin')])
   t.equal(status, 1)
