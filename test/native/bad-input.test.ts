@@ -53,7 +53,7 @@ test('an index that is cut or altered under a mount is made again, and nobody se
   }
 })
 
-test('an object file that was cut, or that something else has taken the place of, is fetched again', async t => {
+test('an object file that was cut, or that something else has taken the place of, is fetched again (S7, S25)', async t => {
   const bytes = noise(MIB, 5)
   const elsewhere: Record<string, (path: string, folder: string) => Promise<unknown>> = {
     'cut short': path => chmod(path, 0o600).then(() => truncate(path, 1000)),
@@ -87,7 +87,7 @@ test('an object file that was cut, or that something else has taken the place of
   }
 })
 
-test('a daemon that answers nonsense, or nothing, is killed and started again, and hits go on', async t => {
+test('a daemon that answers nonsense, or nothing, is killed and started again, and hits go on (S22)', async t => {
   const found = findBobbinFuse()
   if (found.path === undefined) return void t.fail(found.reason)
   const folder = testFolder(t)

@@ -46,7 +46,7 @@ async function waitsFor(server: HeldServer): Promise<void> {
   await until('the server is asked', () => server.waiting > 0)
 }
 
-test('a killed daemon is started again: warm readers notice nothing, cold ones wait for the next', async t => {
+test('a killed daemon is started again: warm readers notice nothing, cold ones wait for the next (S22)', async t => {
   const { daemon, path, server } = await withServer(t, { 'cold.bin': noise(500_000, 3) })
   const warm = await open(join(path, 'warm.bin'))
   t.same((await warm.read(Buffer.alloc(10), 0, 10, 5)).buffer, noise(3 * MIB, 1).subarray(5, 15))
@@ -84,7 +84,7 @@ test('readers that wait are asked for again and again, as often as the daemon di
   }
 })
 
-test('it replaces itself in place: handles, waiting readers and the daemon stay', async t => {
+test('it replaces itself in place: handles, waiting readers and the daemon stay (S23)', async t => {
   const { daemon, path, server } = await withServer(t, { 'cold.bin': noise(500_000, 3) }, { ioTimeoutMs: 60_000 })
   const warm = await open(join(path, 'warm.bin'))
   await warm.read(Buffer.alloc(10), 0, 10, 0)
@@ -110,7 +110,7 @@ test('it replaces itself in place: handles, waiting readers and the daemon stay'
   t.equal(daemon.log().includes('cannot'), false)
 })
 
-test('a reader that waits can be killed, and a child that ends does not disturb it', async t => {
+test('a reader that waits can be killed, and a child that ends does not disturb it (S24)', async t => {
   const { path, server, daemon } = await withServer(t, { 'cold.bin': noise(500_000, 3) }, { ioTimeoutMs: 60_000 })
   server.hold()
   const killed = spawn('cat', [join(path, 'cold.bin')], { stdio: 'ignore' })
@@ -238,7 +238,7 @@ test('an object leaves the store only when nobody has it open, and its space com
   await kept.close()
 })
 
-test('opens and first reads are in the access log of the mount', async t => {
+test('opens and first reads are in the access log of the mount (S26)', async t => {
   const { daemon, written } = await small(
     t,
     { a: 'aaaa', 'd/b': 'bb', c: 'c' },
@@ -272,7 +272,7 @@ test('opens and first reads are in the access log of the mount', async t => {
   for (const { timeNs } of records) t.ok(timeNs >= startedAt && timeNs < startedAt + 60_000_000_000n)
 })
 
-test('what its capabilities are: CAP_SYS_ADMIN, and no other is effective', async t => {
+test('what its capabilities are: CAP_SYS_ADMIN, and no other is effective (S25)', async t => {
   if (process.getuid?.() !== 0) return void t.comment('skipped: needs root')
   const { daemon } = await small(t, { f: 'f' }, { transport: 'native' })
   const status = readFileSync(`/proc/${daemon.process.pid}/status`, 'utf8')
