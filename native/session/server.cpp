@@ -669,7 +669,9 @@ std::span<const std::uint8_t> takeBlob(wire::Reader& in) { return in.raw(in.numb
 }  // namespace
 
 void Server::storeDescriptors(const Mount& mount) {
-  if (!manager_.isThere()) return;
+  // Without that, whoever waits when we die would wait for ever: an end of the connection is better.
+  const bool isSentAgain = mount.record().agreement.has(fuse::init::HAS_RESEND);
+  if (!manager_.isThere() || !isSentAgain) return;
   const Fd record = memoryOf(mount.record().save());
   if (record) manager_.store(nameOf(mount.id(), "record"), record.get());
   manager_.store(nameOf(mount.id(), "open"), mount.openTableMemory());
