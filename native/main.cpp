@@ -28,6 +28,8 @@ and `bobbin daemon`, which start this program.
   --socket PATH         where the daemon's API is reached (default: DIR/daemon.sock)
   --loader-socket PATH  held for the loader, too
   --user NAME           becomes this user, and keeps CAP_SYS_ADMIN alone
+  --mount-below DIR     mounts only below this folder (may be repeated); give it with --user, since the daemon
+                        then asks for mounts that it could not make by itself
   --threads N           threads a mount (default: one a core, 2 to 8)
   --patience SECONDS    a reader waits so long without a sign of progress, then gets EIO (default: 60)
   --version, --help
@@ -66,11 +68,23 @@ int main(int argc, char** argv) {
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
   std::string user;
-  enum Option { cache = 1, socket, loaderSocket, userName, threads, patience, version, help, stateVersion };
+  enum Option {
+    cache = 1,
+    socket,
+    loaderSocket,
+    userName,
+    mountBelow,
+    threads,
+    patience,
+    version,
+    help,
+    stateVersion
+  };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
                           {"loader-socket", required_argument, nullptr, loaderSocket},
                           {"user", required_argument, nullptr, userName},
+                          {"mount-below", required_argument, nullptr, mountBelow},
                           {"threads", required_argument, nullptr, threads},
                           {"patience", required_argument, nullptr, patience},
                           {"version", no_argument, nullptr, version},
@@ -91,6 +105,11 @@ int main(int argc, char** argv) {
         break;
       case userName:
         user = optarg;
+        break;
+      case mountBelow:
+        if (optarg[0] != '/') return refuse("--mount-below takes an absolute path");
+        options.mountBelow.emplace_back(optarg);
+        while (options.mountBelow.back().ends_with('/')) options.mountBelow.back().pop_back();
         break;
       case threads:
         if (!readNumber(optarg, 1, 64, options.threads))

@@ -117,7 +117,7 @@ std::unique_ptr<Mount> Mount::create(std::uint32_t id, link::Mount request, Shar
     failed = {link::MountFailure::other, "memory for the table of open files: " + errorText(error)};
     return nullptr;
   }
-  Fd device = mountFuse(asked, failed);
+  Fd device = mountFuse(asked, shared.mountBelow, failed);
   if (!device) return nullptr;
   mount->channels_.push_back(std::move(device));
   if (mount->begin(failed)) return mount;

@@ -36,6 +36,8 @@ struct Shared {
   // The connection is over: nobody will be read from again.
   std::function<void(std::uint32_t mount)> onEnded;
   unsigned threads = 2;
+  // Folders that mountpoints must lie in; empty: anywhere.
+  std::vector<std::string> mountBelow;
   // Descriptors that may be kept for readers, over all mounts.
   std::size_t descriptorsMax = 256;
   // Kernels that lack something, played: for tests.

@@ -1,9 +1,11 @@
 #include "session/mount_table.hpp"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -185,6 +187,35 @@ MountFailed mountRefused(const std::string& mountpoint, int error) {
   }
 }
 
+bool liesBelow(const std::string& path, const std::vector<std::string>& folders) {
+  if (folders.empty()) return true;
+  return std::any_of(folders.begin(), folders.end(),
+                     [&](const std::string& folder) { return path.starts_with(folder + "/"); });
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const auto& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+// 0 or an errno. The path was resolved when it was asked for: a symbolic link in it was put there since.
+int mountOn(const link::Mount& request, const std::string& options) {
+  // The mountpoint may lie in a folder that only its owner may enter.
+  const CapabilityRaised raised(Capability::dacReadSearch);
+  struct open_how how {};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  const Fd folder(
+      static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, request.mountpoint.c_str(), &how, sizeof how)));
+  // Before Linux 5.6 there is no openat2.
+  if (!folder && errno != ENOSYS) return errno;
+  const std::string target = folder ? "/proc/self/fd/" + std::to_string(folder.get()) : request.mountpoint;
+  const int mounted = ::mount(request.source.c_str(), target.c_str(), "fuse.bobbin",
+                              MS_RDONLY | MS_NOSUID | MS_NODEV, options.c_str());
+  return mounted == 0 ? 0 : errno;
+}
+
 }  // namespace
 
 std::vector<MountedAt> readMountTable() {
@@ -211,7 +242,13 @@ std::optional<MountedAt> mountAt(const std::vector<MountedAt>& table, const std:
   return *found;
 }
 
-Fd mountFuse(const link::Mount& request, MountFailed& failed) {
+Fd mountFuse(const link::Mount& request, const std::vector<std::string>& below, MountFailed& failed) {
+  if (!liesBelow(request.mountpoint, below)) {
+    failed = {link::MountFailure::mountpoint, "cannot mount on " + request.mountpoint +
+                                                  ": bobbin-fuse may mount below " + joined(below) +
+                                                  " (--mount-below)"};
+    return Fd();
+  }
   // The helper is for users; root that may not mount is in a container, and the helper may not either.
   if (!hasCapability(Capability::sysAdmin) && ::getuid() != 0) return mountThroughHelper(request, failed);
   Fd device(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
@@ -219,19 +256,12 @@ Fd mountFuse(const link::Mount& request, MountFailed& failed) {
     failed = deviceMissing(errno);
     return Fd();
   }
-  std::string options = "fd=" + std::to_string(device.get()) +
-                        ",rootmode=40000,user_id=" + std::to_string(::getuid()) +
-                        ",group_id=" + std::to_string(::getgid()) +
-                        ",default_permissions,max_read=" + std::to_string(fuse::READ_BYTES_MAX);
-  if (request.allowOther) options += ",allow_other";
-  int error = 0;
-  {
-    // The mountpoint may lie in a folder that only its owner may enter.
-    const CapabilityRaised raised(Capability::dacReadSearch);
-    if (::mount(request.source.c_str(), request.mountpoint.c_str(), "fuse.bobbin",
-                MS_RDONLY | MS_NOSUID | MS_NODEV, options.c_str()) != 0)
-      error = errno;
-  }
+  const std::string options = "fd=" + std::to_string(device.get()) +
+                              ",rootmode=40000,user_id=" + std::to_string(::getuid()) +
+                              ",group_id=" + std::to_string(::getgid()) +
+                              ",default_permissions,max_read=" + std::to_string(fuse::READ_BYTES_MAX) +
+                              (request.allowOther ? ",allow_other" : "");
+  const int error = mountOn(request, options);
   if (error == 0) return device;
   failed = mountRefused(request.mountpoint, error);
   // Capable in a namespace that may not mount here: as anybody else.

@@ -34,8 +34,9 @@ struct MountFailed {
   std::string message;
 };
 
-// Opens /dev/fuse and mounts. On failure, `failed` says what to do.
-Fd mountFuse(const link::Mount& request, MountFailed& failed);
+// Opens /dev/fuse and mounts. `below`: folders that mountpoints must lie in; empty: anywhere, since who
+// asks may do it by itself. On failure, `failed` says what to do.
+Fd mountFuse(const link::Mount& request, const std::vector<std::string>& below, MountFailed& failed);
 
 // 0 or an errno; EBUSY: it is in use. `isLazy` detaches it now, and its files last until they are closed.
 int unmountPath(const std::string& mountpoint, bool isLazy);

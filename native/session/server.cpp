@@ -84,6 +84,7 @@ std::string ownerOf(int fd) {
 Server::Server(ServerOptions options)
     : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command) {
   shared_.threads = options_.threads;
+  shared_.mountBelow = options_.mountBelow;
   shared_.withoutPassthrough = options_.withoutPassthrough;
   shared_.withoutResend = options_.withoutResend;
   rlimit limit{};

@@ -22,6 +22,8 @@ struct ServerOptions {
   // Where the loader's is; empty: nothing is held for it.
   std::string loaderSocket;
   unsigned threads = 2;
+  // Folders that mountpoints must lie in; empty: anywhere.
+  std::vector<std::string> mountBelow;
   // How long a reader waits without a sign of progress.
   std::chrono::seconds patience{60};
   bool withoutPassthrough = false;

@@ -177,8 +177,38 @@ test('a daemon that cannot start ends bobbin-fuse with its exit code', async t =
   t.match(await start('--cache', folder, '--user', 'nobody-here', '--', 'true'), { status: 1, stderr: /no user/ })
   await mkdir(join(folder, 'open'))
   await chmod(join(folder, 'open'), 0o777)
-  t.match(await start('--cache', join(folder, 'open'), '--', 'true'), { status: 1, stderr: /everybody may write/ })
+  t.match(await start('--cache', join(folder, 'open'), '--', 'true'), { status: 12, stderr: /everybody may write/ })
   t.match(await start('--help'), { status: 0, stdout: /usage: bobbin-fuse/ })
+})
+
+test('a mountpoint outside --mount-below, or behind a link that appeared, is refused', async t => {
+  const found = findBobbinFuse()
+  const folder = testFolder(t)
+  const cacheDir = join(folder, 'cache')
+  const written = await writeRegistry(join(folder, 'registry'), 'test/small', { f: 'f' })
+  const options = JSON.stringify({ cacheDir, ioTimeoutMs: 5000, offline: false, freeBytesMin: 0 })
+  const main = new URL('../../daemon/main.js', import.meta.url).pathname
+  const daemon = [process.execPath, main, options]
+  const child = spawn(found.path!, ['--cache', cacheDir, '--mount-below', join(folder, 'in/'), '--', ...daemon])
+  const ended = new Promise(resolve => child.once('exit', resolve))
+  t.teardown(async () => {
+    child.kill('SIGTERM')
+    await ended
+  })
+  const client = new DaemonClient(join(cacheDir, 'daemon.sock'), child.pid!)
+  await until('it lives', () => client.isAlive())
+  for (const name of ['in/a', 'inside', 'out']) await mkdir(join(folder, name), { recursive: true })
+  await client.mount(bodyOf(written, join(folder, 'in/a')))
+  t.equal(await readFile(join(folder, 'in/a/f'), 'utf8'), 'f')
+  for (const name of ['inside', 'out']) {
+    await t.rejects(client.mount(bodyOf(written, join(folder, name))), {
+      code: 'MOUNTPOINT_UNUSABLE',
+      message: /may mount below .*in /,
+    })
+  }
+  await symlink(join(folder, 'out'), join(folder, 'in/link'))
+  await t.rejects(client.mount(bodyOf(written, join(folder, 'in/link'))), { code: 'MOUNTPOINT_UNUSABLE' })
+  t.equal(mountsBelow(folder).length, 1)
 })
 
 test('a second bobbin-fuse on one cache is refused, and the first goes on (S15)', async t => {
