@@ -36,7 +36,7 @@ enum class Step : std::uint8_t {
   rawMessage = 1,
   // The daemon has brought what was asked for last.
   answer = 2,
-  // The daemon wants to take an object away; one byte: which file's.
+  // The object is taken away, if nobody has it open.
   evict = 3,
   // It has made the index again.
   index = 4,
