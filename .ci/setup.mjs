@@ -99,6 +99,8 @@ function installNativeTools() {
       why: 'clang++, for the fuzzers',
     },
     { isThere: hasFuzzer, packages: ['libclang-rt-14-dev', 'libclang-rt-dev'], why: 'libFuzzer' },
+    { isThere: () => hasProgram('fio'), packages: ['fio'], why: 'fio, which verifies what it reads' },
+    { isThere: () => hasProgram('go'), packages: ['golang-go'], why: "go, for its library's tests of filesystems" },
     { isThere: () => hasProgram('systemd-analyze'), packages: ['systemd'], why: 'systemd-analyze, to check the unit' },
   ]
   // To cross-build the package for the other processor, and to run what was built.
