@@ -37,7 +37,7 @@ if (compiler === undefined || spawnSync('cmake', ['--version']).status !== 0)
 mkdirSync(found, { recursive: true })
 run('cmake', [
   ...['-S', join(root, 'native'), '-B', build, '-DBOBBIN_FUZZ=ON', '-DBOBBIN_SANITIZE=address,undefined'],
-  ...[`-DCMAKE_CXX_COMPILER=${compiler}`, '-DCMAKE_BUILD_TYPE=Debug', '-DCMAKE_CXX_FLAGS=-O1 -D_GLIBCXX_ASSERTIONS'],
+  ...[`-DCMAKE_CXX_COMPILER=${compiler}`, '-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1 -g1 -D_GLIBCXX_ASSERTIONS'],
 ])
 const programs = ['bobbin-fuzz-seeds', ...targets.map(target => `bobbin-fuzz-${target}`)]
 const jobs = String(Math.min(4, availableParallelism()))

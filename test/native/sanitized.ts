@@ -99,7 +99,7 @@ export function testSanitized(name: string, sanitizers: string): void {
     const build = join(repository, 'build', name)
     const configured = await run('cmake', [
       ...['-S', join(repository, 'native'), '-B', build, '-DBOBBIN_TESTS=ON', `-DBOBBIN_SANITIZE=${sanitizers}`],
-      ...['-DCMAKE_CXX_COMPILER=g++', '-DCMAKE_BUILD_TYPE=Debug', '-DCMAKE_CXX_FLAGS=-O1 -D_GLIBCXX_ASSERTIONS'],
+      ...['-DCMAKE_CXX_COMPILER=g++', '-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1 -g1 -D_GLIBCXX_ASSERTIONS'],
     ])
     if (!t.equal(configured.status, 0, 'cmake configures')) return t.comment(configured.output)
     const jobs = String(Math.min(4, availableParallelism()))
