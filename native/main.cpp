@@ -37,7 +37,7 @@ and `bobbin daemon`, which start this program.
 
 SIGTERM, SIGINT and SIGHUP unmount everything and end it; SIGUSR2 replaces it by the file at its path, without
 losing a mount or a request. With NOTIFY_SOCKET it says READY=1 and stores its connections (FileDescriptorStoreMax=).
-BOBBIN_FUSE_WITHOUT=passthrough,resend plays an older kernel.
+BOBBIN_FUSE_WITHOUT=passthrough,resend plays an older kernel; accesses switches the access log off.
 )";
 
 int refuse(const std::string& problem) {
@@ -141,6 +141,7 @@ int main(int argc, char** argv) {
   if (const char* without = std::getenv("BOBBIN_FUSE_WITHOUT")) {
     options.withoutPassthrough = std::strstr(without, "passthrough") != nullptr;
     options.withoutResend = std::strstr(without, "resend") != nullptr;
+    options.withoutAccesses = std::strstr(without, "accesses") != nullptr;
   }
   if (const std::string problem = bobbin::dropPrivileges(user); !problem.empty()) {
     bobbin::log(bobbin::Level::error, problem);

@@ -751,6 +751,7 @@ void Mount::forgetRead(std::uint32_t position, const link::ObjectName& name) {
 }
 
 void Mount::logAccess(link::AccessKind kind, std::uint32_t position, std::uint64_t bytes) {
+  if (shared_.withoutAccesses) return;
   timespec now{};
   ::clock_gettime(CLOCK_REALTIME, &now);
   const auto timeNs =

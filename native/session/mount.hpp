@@ -45,6 +45,8 @@ struct Shared {
   std::atomic<std::uint64_t> hits{0};
   bool withoutPassthrough = false;
   bool withoutResend = false;
+  // To measure what the access log costs.
+  bool withoutAccesses = false;
 
   explicit Shared(Clock::duration patience) : parked(patience) {}
 };

@@ -87,6 +87,7 @@ Server::Server(ServerOptions options)
   shared_.mountBelow = options_.mountBelow;
   shared_.withoutPassthrough = options_.withoutPassthrough;
   shared_.withoutResend = options_.withoutResend;
+  shared_.withoutAccesses = options_.withoutAccesses;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
     limit.rlim_cur = limit.rlim_max;

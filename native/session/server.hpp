@@ -28,6 +28,7 @@ struct ServerOptions {
   std::chrono::seconds patience{60};
   bool withoutPassthrough = false;
   bool withoutResend = false;
+  bool withoutAccesses = false;
   std::vector<std::string> command;
   // To start again, in place.
   std::string executable;
