@@ -9,7 +9,7 @@
  * round, and the median of them is told.
  */
 import { mkdirSync, mkdtempSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { bobbinPath } from '../test/support/parts.js'
@@ -37,6 +37,8 @@ type Probe = (what: string, unit: Unit, work: () => Promise<number>) => Promise<
 
 interface Workload {
   readonly package: PackageName
+  /** So often a round: what takes a tenth of a second is at the mercy of whatever else the machine does. */
+  readonly repeats?: number
   /** Also on a copy in tmpfs. */
   readonly isOnTmpfs?: boolean
   /** Reads below a folder: the mount, or its ext4 twin. */
@@ -72,7 +74,7 @@ export async function run(): Promise<void> {
     options: {
       rounds: { type: 'string' },
       quick: { type: 'boolean', default: false },
-      /** Part of the names of workloads. */
+      /** A pattern of the workloads' names. */
       only: { type: 'string', default: '' },
     },
   })
@@ -81,14 +83,16 @@ export async function run(): Promise<void> {
   const folder = realpathSync(mkdtempSync(join(process.env.BENCH_DIR ?? tmpdir(), 'bobbin-bench-')))
   const bench = new MountBench(folder, sizes)
   try {
+    const [load] = loadavg()
     await bench.prepare()
     for (let round = 0; round < rounds; round++) {
       process.stderr.write(`round ${round + 1} of ${rounds}\n`)
       for (const [name, workload] of Object.entries(bench.workloads())) {
-        if (name.includes(values.only)) await bench.compare(workload)
+        if (!new RegExp(values.only).test(name)) continue
+        for (let i = 0; i < (workload.repeats ?? 1); i++) await bench.compare(workload)
       }
     }
-    bench.report(rounds, !values.quick && values.only === '')
+    bench.report(`rounds: ${rounds}; load average before: ${load!.toFixed(1)}`, !values.quick && values.only === '')
   } finally {
     await bench.end()
     rmSync(folder, { recursive: true, force: true })
@@ -189,6 +193,7 @@ class MountBench {
     const sequential = (blockSize: string, name: string): Workload => ({
       package: 'big',
       isOnTmpfs: true,
+      repeats: 3,
       run: async (folder, probe) => {
         const job: FioJob = { engine: 'psync', pattern: 'read', blockSize }
         for (const pass of ['first', 'second']) {
@@ -199,6 +204,7 @@ class MountBench {
     })
     const random = (engine: 'psync' | 'mmap', blockSize: string, name: string): Workload => ({
       package: 'big',
+      repeats: 2,
       run: (folder, probe) =>
         probe(
           name,
@@ -319,7 +325,7 @@ class MountBench {
     await runToEnd(process.execPath, [bobbinPath, 'umount', mountpoint], { env })
   }
 
-  report(rounds: number, isKept: boolean): void {
+  report(note: string, isKept: boolean): void {
     const shown = this.#configurations
     const results = [...this.#results]
     const values: Table = {
@@ -354,7 +360,7 @@ class MountBench {
         }),
       ]),
     }
-    writeReport('mount', [...this.#notes, `rounds: ${rounds}`], [values, usage], this.#goals(), { isKept })
+    writeReport('mount', [...this.#notes, note], [values, usage], this.#goals(), { isKept })
   }
 
   #goals(): Goal[] {
