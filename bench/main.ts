@@ -1,5 +1,6 @@
 /** `npm run bench -- NAME [--flags]`: the benchmarks, each a file of its own. */
 const benchmarks: Readonly<Record<string, () => Promise<{ run(): Promise<void> }>>> = {
+  'access-log': () => import('./access-log.js'),
   crash: () => import('./crash.js'),
   mount: () => import('./mount.js'),
   quilt3: () => import('./quilt3.js'),

@@ -13,6 +13,8 @@ namespace {
 using std::chrono::milliseconds;
 constexpr milliseconds PAUSE_MIN{100};
 constexpr milliseconds PAUSE_MAX{5000};
+// One that works, and is killed again and again: readers wait for the next.
+constexpr milliseconds PAUSE_MAX_GREETED{400};
 // Who lived so long has not failed at its start.
 constexpr std::chrono::seconds SOUND_AFTER{1};
 // The first descriptor that a child inherits; above stdin, stdout, stderr.
@@ -82,7 +84,8 @@ std::optional<int> Supervisor::reap() {
   failures_ = hasGreeted_ && now - startedAt_ >= SOUND_AFTER ? 0 : failures_ + 1;
   // At once the first time: somebody is waiting.
   nextStart_ = now;
-  if (failures_ > 1) nextStart_ += std::min(PAUSE_MAX, PAUSE_MIN * (1U << std::min(failures_ - 2, 10U)));
+  const auto longest = hasGreeted_ ? PAUSE_MAX_GREETED : PAUSE_MAX;
+  if (failures_ > 1) nextStart_ += std::min(longest, PAUSE_MIN * (1U << std::min(failures_ - 2, 10U)));
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 

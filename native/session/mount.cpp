@@ -268,7 +268,7 @@ void Mount::readAhead() const {
 void Mount::start() {
   isPausing_ = false;
   if (record_.openMode == link::OpenMode::none && wasRead_ == nullptr) {
-    const std::size_t words = (std::size_t{index_.load()->view().facts().nodes} + 63) / 64;
+    const std::size_t words = (std::size_t{index_->view().facts().nodes} + 63) / 64;
     wasRead_ = std::make_unique<std::atomic<std::uint64_t>[]>(words);
   }
   for (std::uint32_t channel = 0; channel < channels_.size(); channel++) {
@@ -326,7 +326,7 @@ void Mount::work(std::uint32_t channel) {
 bool Mount::replaceIndex(const std::string& indexPath, const std::string& manifestPath, std::string& reason) {
   auto index = IndexFile::open(indexPath, manifestPath, reason);
   if (index == nullptr) return false;
-  const IndexFile* current = index_.load();
+  const IndexFile* current = index_.get();
   // Positions and node ids are those of the tree, so another tree must never take their place.
   if (current != nullptr && (current->view().facts().nodes != index->view().facts().nodes ||
                              current->view().facts().topHash != index->view().facts().topHash)) {
@@ -335,8 +335,8 @@ bool Mount::replaceIndex(const std::string& indexPath, const std::string& manife
   }
   record_.request.index = indexPath;
   record_.request.manifest = manifestPath;
-  index_.store(index.get());
-  indexes_.push_back(std::move(index));
+  // Nobody reads from the one before: workers are paused, or not there yet.
+  index_ = std::move(index);
   return true;
 }
 
@@ -353,7 +353,7 @@ void Mount::handle(std::span<const std::uint8_t> message, std::uint32_t channel,
   Reply reply(scratch.out);
   Error error = ENOMEM;
   try {
-    const IndexFile* index = index_.load();
+    const IndexFile* index = index_.get();
     error = dispatch(*request, channel, attempts, reply);
     if (error == NO_ANSWER) return;
     if (error == DAMAGED || index->isCut()) {
@@ -389,7 +389,7 @@ Error Mount::dispatch(const fuse::Request& request, std::uint32_t channel, std::
                       Reply& reply) {
   using fuse::Opcode;
   const std::uint64_t nodeid = request.header().nodeid;
-  Names names(*index_.load(), options_);
+  Names names(*index_, options_);
   if (record_.openMode == link::OpenMode::passthrough) names.setPartial(&Mount::isPartial, this);
   switch (request.opcode()) {
     case Opcode::lookup: {
@@ -691,7 +691,7 @@ Error Mount::park(std::uint32_t ino, ParkedRequest request) {
 Error Mount::parkForIndex(ParkedRequest request) {
   if (shared_.parked.park(0, std::move(request))) {
     log(Level::warn, "the package index is damaged, it is made again",
-        field("mountpoint", record_.request.mountpoint) + "," + field("index", index_.load()->indexPath()));
+        field("mountpoint", record_.request.mountpoint) + "," + field("index", index_->indexPath()));
     shared_.send(link::indexDamaged(record_.id, "a part that was asked for is damaged"));
   }
   return NO_ANSWER;
@@ -709,8 +709,7 @@ std::optional<link::ObjectName> Mount::nameOf(const Node& node) const {
 
 void Mount::nameObject(std::uint32_t ino, const link::ObjectName& name) {
   Node node;
-  if (ino == 0 || index_.load()->view().node(ino - 1, node) != Outcome::ok || node.kind != NodeKind::file)
-    return;
+  if (ino == 0 || index_->view().node(ino - 1, node) != Outcome::ok || node.kind != NodeKind::file) return;
   if (objectNameOf(node)) return;
   const std::unique_lock lock(namesMutex_);
   names_[ino] = name;

@@ -98,7 +98,8 @@ class Mount {
   void resend();
   bool hasEnded() const { return hasEnded_.load(); }
 
-  // The server's thread: the daemon has made the index again. False: it cannot be read, `reason` says.
+  // The server's thread, while the workers are paused: the daemon has made the index again. False: it
+  // cannot be read, and the old one stays; `reason` says.
   bool replaceIndex(const std::string& indexPath, const std::string& manifestPath, std::string& reason);
   // What an entry known by a CRC64NVME is named in the store.
   void nameObject(std::uint32_t ino, const link::ObjectName& name);
@@ -159,9 +160,7 @@ class Mount {
   // [0] made the connection; the others are its clones. A request is answered on the one it was read from.
   std::vector<Fd> channels_;
   std::unique_ptr<OpenTable> openTable_;
-  // All that there were: a worker may still be reading from an older one.
-  std::vector<std::unique_ptr<IndexFile>> indexes_;
-  std::atomic<const IndexFile*> index_{nullptr};
+  std::unique_ptr<IndexFile> index_;
 
   std::vector<std::thread> workers_;
   std::atomic<unsigned> working_{0};

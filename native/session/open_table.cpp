@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace bobbin {
@@ -33,14 +34,31 @@ std::unique_ptr<OpenTable> OpenTable::adopt(Fd memory, int& error) {
     return nullptr;
   }
   if (!table->map(error)) return nullptr;
-  for (std::size_t i = 0; i < SLOTS; i++) {
-    Slot& slot = table->slots_[i];
-    if (slot.tag == 0) continue;
+  table->forEachUsed([&](Slot& slot) {
     slot.descriptor = 0;
     table->used_++;
-    if (slot.backingId != 0) table->backingIds_++;
-  }
+    if (slot.backingId != 0) table->totals_.backingIds++;
+    if (slot.opens == 0) return;
+    table->totals_.objects++;
+    table->totals_.bytes += slot.size;
+  });
   return table;
+}
+
+// Only in the parts that were ever written to: looking at the others would give them memory.
+template <typename Use>
+void OpenTable::forEachUsed(Use use) {
+  constexpr auto end = static_cast<off_t>(SLOTS * sizeof(Slot));
+  off_t hole = 0;
+  for (off_t data = 0; hole < end && (data = ::lseek(memory_.get(), hole, SEEK_DATA)) >= 0;) {
+    hole = ::lseek(memory_.get(), data, SEEK_HOLE);
+    if (hole < 0) hole = end;
+    const auto first = static_cast<std::size_t>(data) / sizeof(Slot);
+    const auto last = static_cast<std::size_t>(std::min(hole, end)) / sizeof(Slot);
+    for (std::size_t i = first; i < last; i++) {
+      if (slots_[i].tag != 0) use(slots_[i]);
+    }
+  }
 }
 
 bool OpenTable::map(int& error) {
@@ -56,9 +74,9 @@ bool OpenTable::map(int& error) {
 OpenTable::~OpenTable() {
   if (slots_ == nullptr) return;
   if (descriptors_ > 0) {
-    for (std::size_t i = 0; i < SLOTS; i++) {
-      if (slots_[i].tag != 0 && slots_[i].descriptor != 0) ::close(slots_[i].descriptor);
-    }
+    forEachUsed([](Slot& slot) {
+      if (slot.descriptor != 0) ::close(slot.descriptor);
+    });
   }
   ::munmap(slots_, SLOTS * sizeof(Slot));
 }
@@ -98,7 +116,10 @@ std::optional<OpenTable::Opened> OpenTable::acquire(const link::ObjectName& name
     slot->tag = static_cast<std::uint8_t>(name.type + 1);
     used_++;
   }
-  slot->opens++;
+  if (slot->opens++ == 0) {
+    totals_.objects++;
+    totals_.bytes += slot->size;
+  }
   slot->isUsed = 1;
   return Opened{.backingId = slot->backingId,
                 .stampDigest = slot->stampDigest,
@@ -110,6 +131,8 @@ bool OpenTable::release(const link::ObjectName& name) {
   const std::lock_guard lock(mutex_);
   Slot* slot = find(name);
   if (slot == nullptr || slot->opens == 0 || --slot->opens > 0) return false;
+  totals_.objects--;
+  totals_.bytes -= slot->size;
   slot->isCached = 0;
   slot->wasRead = 0;
   if (slot->descriptor != 0) {
@@ -131,8 +154,8 @@ void OpenTable::setBacking(const link::ObjectName& name, std::int32_t backingId,
   const std::lock_guard lock(mutex_);
   Slot* slot = find(name);
   if (slot == nullptr) return;
-  if (slot->backingId == 0 && backingId != 0) backingIds_++;
-  if (slot->backingId != 0 && backingId == 0) backingIds_--;
+  if (slot->backingId == 0 && backingId != 0) totals_.backingIds++;
+  if (slot->backingId != 0 && backingId == 0) totals_.backingIds--;
   slot->backingId = backingId;
   slot->stampDigest = stampDigest;
 }
@@ -144,7 +167,7 @@ void OpenTable::setCached(const link::ObjectName& name) {
 
 std::optional<std::int32_t> OpenTable::takeIdleBacking(std::size_t max) {
   const std::lock_guard lock(mutex_);
-  if (backingIds_ < max) return std::nullopt;
+  if (totals_.backingIds < max) return std::nullopt;
   // Twice round: the first time takes the marks away.
   for (std::size_t steps = 0; steps < 2 * SLOTS; steps++) {
     Slot& slot = slots_[hand_];
@@ -155,7 +178,7 @@ std::optional<std::int32_t> OpenTable::takeIdleBacking(std::size_t max) {
       continue;
     }
     const std::int32_t backingId = slot.backingId;
-    backingIds_--;
+    totals_.backingIds--;
     remove(&slot);
     return backingId;
   }
@@ -168,7 +191,7 @@ std::optional<std::int32_t> OpenTable::takeForEviction(const link::ObjectName& n
   if (slot == nullptr) return 0;
   if (slot->opens > 0) return std::nullopt;
   const std::int32_t backingId = slot->backingId;
-  if (backingId != 0) backingIds_--;
+  if (backingId != 0) totals_.backingIds--;
   remove(slot);
   return backingId;
 }
@@ -203,14 +226,7 @@ void OpenTable::forgetRead(const link::ObjectName& name) {
 
 OpenTable::Totals OpenTable::totals() const {
   const std::lock_guard lock(mutex_);
-  Totals totals;
-  totals.backingIds = backingIds_;
-  for (std::size_t i = 0; i < SLOTS; i++) {
-    if (slots_[i].tag == 0 || slots_[i].opens == 0) continue;
-    totals.objects++;
-    totals.bytes += slots_[i].size;
-  }
-  return totals;
+  return totals_;
 }
 
 }  // namespace bobbin

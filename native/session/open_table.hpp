@@ -72,7 +72,7 @@ class OpenTable {
     std::uint64_t bytes = 0;
     std::uint64_t backingIds = 0;
   };
-  // Of what is open.
+  // Of what is open, and all backing ids.
   Totals totals() const;
   int memory() const { return memory_.get(); }
 
@@ -100,6 +100,8 @@ class OpenTable {
 
   OpenTable() = default;
   bool map(int& error);
+  template <typename Use>
+  void forEachUsed(Use use);
   Slot* find(const link::ObjectName& name) const;
   void remove(Slot* slot);
 
@@ -107,7 +109,7 @@ class OpenTable {
   Slot* slots_ = nullptr;
   mutable std::mutex mutex_;
   std::size_t used_ = 0;
-  std::size_t backingIds_ = 0;
+  Totals totals_;
   std::size_t descriptors_ = 0;
   std::size_t hand_ = 0;
 };

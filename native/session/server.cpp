@@ -144,10 +144,10 @@ int Server::run() {
     for (int i = 0; i < count && !exitCode_; i++) {
       try {
         onEvent(events[i].data.u64);
-      } catch (const std::bad_alloc&) {
-        // What the daemon was told or has told may be lost, so it is told anew.
-        log(Level::error, "out of memory");
-        if (channel_.fd() >= 0) dropLink("there was no memory for what it said");
+      } catch (const std::exception& error) {
+        // No memory, no threads. What the daemon was told or has told may be lost, so it is told anew.
+        log(Level::error, "an event could not be handled", field("error", error.what()));
+        if (channel_.fd() >= 0) dropLink("what it said may be lost");
       }
     }
     if (wantsUpgrade_ && !exitCode_) {
@@ -559,8 +559,12 @@ void Server::take(const link::Index& frame) {
   const auto found = mounts_.find(frame.mount);
   if (found == mounts_.end()) return;
   std::string reason;
+  Mount& mount = *found->second;
+  mount.pause();
+  const bool isReplaced = mount.replaceIndex(frame.index, frame.manifest, reason);
+  mount.start();
   auto requests = shared_.parked.answerIndex(frame.mount);
-  if (found->second->replaceIndex(frame.index, frame.manifest, reason)) {
+  if (isReplaced) {
     handleAgain(requests);
     return;
   }

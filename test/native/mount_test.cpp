@@ -274,7 +274,7 @@ TEST_F(MountTest, NeverGivesMetadataThatWasAltered) {
   EXPECT_EQ(fake_.takeFrames(), std::vector<std::uint16_t>{INDEX_DAMAGED});
 }
 
-TEST(Mount, ServesThreadsWhileTheServerEvictsBringsAndMakesItsIndexAgain) {
+TEST(Mount, ServesThreadsWhileTheServerEvictsAndBrings) {
   const PackageFolder folder;
   constexpr unsigned THREADS = 3;
   constexpr int ROUNDS = 1500;
@@ -309,9 +309,8 @@ TEST(Mount, ServesThreadsWhileTheServerEvictsBringsAndMakesItsIndexAgain) {
     // The server's thread. Parked requests are answered on the channel that they came from, which is
     // another thread's here: so they are dropped, as if the readers had been killed.
     Random random(99);
-    int indexes = 0;
     while (running > 0) {
-      switch (random.below(5)) {
+      switch (random.below(4)) {
         case 0:
           fake.evict();
           break;
@@ -320,12 +319,6 @@ TEST(Mount, ServesThreadsWhileTheServerEvictsBringsAndMakesItsIndexAgain) {
           fake.mount().totals();
           break;
         case 2:
-          if (indexes++ < 100) {
-            std::string reason;
-            EXPECT_TRUE(fake.mount().replaceIndex(folder.indexPath, folder.manifestPath, reason)) << reason;
-          }
-          break;
-        case 3:
           fake.shared().parked.drop(1);
           fake.shared().parked.sweep(Clock::now());
           break;
