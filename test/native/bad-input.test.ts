@@ -211,6 +211,36 @@ test('a mountpoint outside --mount-below, or behind a link that appeared, is ref
   t.equal(mountsBelow(folder).length, 1)
 })
 
+test('a mount that somebody detaches is noticed at once, and its open files last until they are closed', async t => {
+  if (!isRoot) return void t.comment('skipped: needs root')
+  const { daemon, written } = await small(t, { f: noise(9 * MIB, 1), g: noise(MIB, 2) }, NATIVE)
+  const { path } = await daemon.mount(written, 'mnt')
+  const [f, g] = [await open(join(path, 'f')), await open(join(path, 'g'))]
+  t.equal((await run('umount', ['-l', path])).status, 0)
+  await until('it is noticed', async () => (await daemon.client.status()).mounts.length === 0)
+  t.same((await f.read(Buffer.alloc(100), 0, 100, 8 * MIB)).buffer, noise(9 * MIB, 1).subarray(8 * MIB, 8 * MIB + 100))
+  t.ok((await daemon.client.status()).cache.pinnedBytes > 0)
+  const again = await daemon.mount(written, 'mnt')
+  t.ok((await readFile(join(again.path, 'g'))).equals(noise(MIB, 2)))
+  t.same((await g.read(Buffer.alloc(100), 0, 100, 0)).buffer, noise(MIB, 2).subarray(0, 100))
+  await Promise.all([f.close(), g.close()])
+  await until('nothing is open', async () => (await daemon.client.status()).cache.pinnedBytes === 0)
+  await daemon.client.unmount(again.path, false)
+})
+
+test('the sockets of the daemon and of the loader are held, and handed on', async t => {
+  const folder = testFolder(t)
+  const [socket, loaderSocket] = [join(folder, 'control'), join(folder, 'loader')]
+  const script = 'for fd in $BOBBIN_CONTROL_FD $BOBBIN_LOADER_FD; do readlink /proc/self/fd/$fd; done; exit 3'
+  const { status, stdout, stderr } = await run(findBobbinFuse().path!, [
+    ...['--cache', join(folder, 'cache'), '--socket', socket, '--loader-socket', loaderSocket],
+    ...['--', 'sh', '-c', script],
+  ])
+  t.equal(status, 3, stderr)
+  t.match(stdout.toString(), /^socket:\[\d+\]\nsocket:\[\d+\]\n$/)
+  t.same((await readdir(folder)).sort(), ['cache'], 'they go with bobbin-fuse')
+})
+
 test('a second bobbin-fuse on one cache is refused, and the first goes on (S15)', async t => {
   const { daemon, written } = await small(t, { f: 'f' }, NATIVE)
   const { path } = await daemon.mount(written, 'mnt')
