@@ -2,7 +2,7 @@
  * What was read through a mount: one file a mount, `<cache>/access/<top hash>-<time>-<number>.log`.
  *
  * A line of JSON says whose it is. Then come records of 24 bytes, as bobbin-fuse makes them:
- * {u64 ns since 1970, u32 inode number, u32 what, u64 bytes}, little-endian. An inode number is a place
+ * {u64 ns since 1970 (by a clock that ticks every 4 ms or less), u32 inode number, u32 what, u64 bytes}, little-endian. An inode number is a place
  * in the package's index, so a log means the same wherever that revision is mounted.
  */
 import {
