@@ -88,7 +88,7 @@ t.test('ensureDaemon ends with one daemon when many start it at once (S15)', asy
 
 t.test('a second daemon on one cache is refused, and the first goes on (S15)', async t => {
   const first = await startDaemon(t)
-  const main = first.process.spawnargs[1]!
+  const main = first.process.spawnargs.at(-2)!
   const second = await run(process.execPath, [main, JSON.stringify(optionsFor(first.cacheDir))])
   t.equal(second.status, 11)
   t.match(second.stderr, new RegExp(`belongs to process ${first.process.pid}`))

@@ -10,6 +10,13 @@ export interface Outcome {
 
 const TIMEOUT_MS = 100_000
 
+/**
+ * Without tap's loaders, which it puts into the environment of every child, and which make Node.js slow
+ * to start and, once in thousands of starts on a busy machine, end with "IsGraphAsync must be used on an
+ * instantiated module".
+ */
+export const AS_USERS_DO: readonly string[] = ['env', '-u', 'NODE_OPTIONS']
+
 /** Any program; never this process, which a mount that hangs would stop. */
 export function runProgram(
   command: string,
@@ -45,7 +52,8 @@ export class Bobbin {
   /** How it ended, whatever it was. */
   async try(...args: string[]): Promise<Outcome> {
     const env = { ...process.env, AWS_EC2_METADATA_DISABLED: 'true', ...this.env, BOBBIN_CACHE: this.cacheDir }
-    return runProgram(process.execPath, [bobbinPath, ...args], { env })
+    const [command, ...before] = AS_USERS_DO
+    return runProgram(command!, [...before, process.execPath, bobbinPath, ...args], { env })
   }
 
   /** stdout; throws unless it ends with 0. */

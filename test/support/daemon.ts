@@ -15,6 +15,7 @@ import { daemonCommand } from '../../daemon/control/bobbin-fuse.js'
 import { DaemonClient } from '../../daemon/control/client.js'
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
 import type { MountBody, MountFacts } from '../../daemon/control/schema.js'
+import { AS_USERS_DO } from './cli.js'
 
 export { cannotMount } from './can-mount.js'
 
@@ -71,7 +72,7 @@ export async function startDaemon(
     transport: 'fuse-native',
     ...daemonOptions,
   })
-  const [command, ...args] = [...prefix, ...argv]
+  const [command, ...args] = [...prefix, ...AS_USERS_DO, ...argv]
   const child = spawn(command!, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
   let said = ''
   child.stderr!.setEncoding('utf8').on('data', chunk => {
