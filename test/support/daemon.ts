@@ -72,7 +72,8 @@ export async function startDaemon(
     transport: 'fuse-native',
     ...daemonOptions,
   })
-  const [command, ...args] = [...prefix, ...AS_USERS_DO, ...argv]
+  const ownOptions = env?.NODE_OPTIONS === undefined ? [] : [`NODE_OPTIONS=${env.NODE_OPTIONS}`]
+  const [command, ...args] = [...prefix, ...AS_USERS_DO, ...ownOptions, ...argv]
   const child = spawn(command!, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
   let said = ''
   child.stderr!.setEncoding('utf8').on('data', chunk => {
