@@ -51,6 +51,16 @@ export const ERROR_CODES = [
   'DAEMON_UNAVAILABLE',
   /** The caller gave up (Ctrl-C, SIGTERM, an INTERRUPT from the kernel). */
   'INTERRUPTED',
+  /** This sidecar has no plan of that id. */
+  'PLAN_NOT_FOUND',
+  /** A cursor of another plan or of another top hash. */
+  'CURSOR_FOREIGN',
+  /** It takes longer than the caller can wait; asking again helps. */
+  'NOT_READY',
+  /** Too many callers at once, or the service is about to end. */
+  'BUSY',
+  /** A token is missing or wrong. */
+  'UNAUTHENTICATED',
   /** A path component is a file. */
   'NOT_A_DIRECTORY',
   /** The key is a directory where a file is needed. */

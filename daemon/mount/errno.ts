@@ -37,6 +37,11 @@ const errnoByCode = {
   CACHE_IN_USE: errno.EIO,
   FUSE_UNAVAILABLE: errno.EIO,
   DAEMON_UNAVAILABLE: errno.EIO,
+  PLAN_NOT_FOUND: errno.EIO,
+  CURSOR_FOREIGN: errno.EIO,
+  NOT_READY: errno.EIO,
+  BUSY: errno.EIO,
+  UNAUTHENTICATED: errno.EIO,
 } as const satisfies Record<ErrorCode, number>
 
 /** A positive errno; whatever is no BobbinError is a bug, and EIO. */
