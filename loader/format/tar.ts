@@ -1,0 +1,57 @@
+/**
+ * Headers of tar members: ustar (POSIX.1-1988), mode 0444, owner 0, time 0. Sizes that eleven octal digits
+ * cannot hold (8 GiB and more) are in base 256, as GNU tar has it and Python's tarfile reads it.
+ */
+import { BobbinError } from '../../daemon/model/index.js'
+
+export const BLOCK_BYTES = 512
+/** Two empty blocks end an archive. */
+export const TRAILER_BYTES = 2 * BLOCK_BYTES
+
+const NAME_BYTES_MAX = 100
+const OCTAL_SIZE_MAX = 0o777_7777_7777
+const SIZE_AT = 124
+const SIZE_BYTES = 12
+const CHECKSUM_AT = 148
+
+/** A header without name, size and checksum. */
+const BASE = baseHeader()
+const BASE_SUM = BASE.reduce((sum, byte) => sum + byte, 0)
+
+function baseHeader(): Buffer {
+  const header = Buffer.alloc(BLOCK_BYTES)
+  header.write('0000444\0', 100, 'latin1')
+  header.write('0000000\0', 108, 'latin1')
+  header.write('0000000\0', 116, 'latin1')
+  header.write('00000000000\0', 136, 'latin1')
+  // The checksum counts as spaces while it is computed.
+  header.write('        ', CHECKSUM_AT, 'latin1')
+  header.write('0', 156, 'latin1')
+  header.write('ustar\x0000', 257, 'latin1')
+  return header
+}
+
+/** Throws INVALID_ARGUMENT when the name has more than 100 bytes of UTF-8. */
+export function tarHeader(name: string, size: number): Buffer {
+  const header = Buffer.from(BASE)
+  const nameBytes = header.write(name, 0, NAME_BYTES_MAX, 'utf8')
+  if (nameBytes !== Buffer.byteLength(name))
+    throw new BobbinError('INVALID_ARGUMENT', `too long for a member of a tar: ${JSON.stringify(name)}`)
+  if (size <= OCTAL_SIZE_MAX) header.write(`${size.toString(8).padStart(11, '0')}\0`, SIZE_AT, 'latin1')
+  else writeBase256(header, size)
+  let sum = BASE_SUM
+  for (let i = 0; i < nameBytes; i++) sum += header[i]!
+  for (let i = SIZE_AT; i < SIZE_AT + SIZE_BYTES; i++) sum += header[i]!
+  header.write(`${sum.toString(8).padStart(6, '0')}\0 `, CHECKSUM_AT, 'latin1')
+  return header
+}
+
+function writeBase256(header: Buffer, size: number): void {
+  header[SIZE_AT] = 0x80
+  header.writeBigUInt64BE(BigInt(size), SIZE_AT + SIZE_BYTES - 8)
+}
+
+/** Zeros behind a content of so many bytes. */
+export function paddingBytes(size: number): number {
+  return (BLOCK_BYTES - (size % BLOCK_BYTES)) % BLOCK_BYTES
+}
