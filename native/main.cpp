@@ -26,7 +26,6 @@ and `bobbin daemon`, which start this program.
 
   --cache DIR           the cache folder; its owner is this process
   --socket PATH         where the daemon's API is reached (default: DIR/daemon.sock)
-  --loader-socket PATH  held for the loader, too
   --user NAME           becomes this user, and keeps CAP_SYS_ADMIN alone
   --mount-below DIR     mounts only below this folder (may be repeated); give it with --user, since the daemon
                         then asks for mounts that it could not make by itself
@@ -68,21 +67,9 @@ int main(int argc, char** argv) {
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
   std::string user;
-  enum Option {
-    cache = 1,
-    socket,
-    loaderSocket,
-    userName,
-    mountBelow,
-    threads,
-    patience,
-    version,
-    help,
-    stateVersion
-  };
+  enum Option { cache = 1, socket, userName, mountBelow, threads, patience, version, help, stateVersion };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
-                          {"loader-socket", required_argument, nullptr, loaderSocket},
                           {"user", required_argument, nullptr, userName},
                           {"mount-below", required_argument, nullptr, mountBelow},
                           {"threads", required_argument, nullptr, threads},
@@ -99,9 +86,6 @@ int main(int argc, char** argv) {
         break;
       case socket:
         options.socket = optarg;
-        break;
-      case loaderSocket:
-        options.loaderSocket = optarg;
         break;
       case userName:
         user = optarg;

@@ -128,10 +128,6 @@ int Server::run() {
       return refuse("open the store of " + options_.cache + ": " + errorText(error), EXIT_FAILED);
     if (const std::string problem = listenOn(options_.socket, control_); !problem.empty())
       return refuse(problem, EXIT_FAILED);
-    if (!options_.loaderSocket.empty()) {
-      if (const std::string problem = listenOn(options_.loaderSocket, loader_); !problem.empty())
-        return refuse(problem, EXIT_FAILED);
-    }
     writeOwner();
     recover(link::ServiceManager::stored());
     startDaemon();
@@ -270,7 +266,6 @@ void Server::startDaemon() {
   std::vector<link::Inherited> inherited = {{"BOBBIN_CONTROL_FD", control_.get()},
                                             {"BOBBIN_LINK_FD", theirs.get()},
                                             {"BOBBIN_OWNER_FD", owner_.get()}};
-  if (loader_) inherited.push_back({"BOBBIN_LOADER_FD", loader_.get()});
   if (const int error = supervisor_.start(inherited); error != 0) {
     log(Level::error, "the daemon cannot be started", field("error", errorText(error)));
     channel_.detach();
@@ -633,7 +628,6 @@ void Server::stopNow() {
 void Server::release() {
   mounts_.clear();
   ::unlink(options_.socket.c_str());
-  if (!options_.loaderSocket.empty()) ::unlink(options_.loaderSocket.c_str());
   if (owner_) ignoreResult(::ftruncate(owner_.get(), 0));
 }
 
@@ -728,7 +722,7 @@ void Server::recover(std::map<std::string, Fd> stored) {
 Fd Server::saveState() const {
   wire::Writer out;
   out.number(STATE_VERSION).number(supervisor_.child()).number(supervisor_.hasGreeted());
-  out.number(channel_.fd()).number(control_.get()).number(loader_.get()).number(owner_.get());
+  out.number(channel_.fd()).number(control_.get()).number(owner_.get());
   out.number(channel_.isOpen()).number(isReady_).number(isStoppedByDaemon_).number(lastMount_);
   putBlob(out, channel_.rest());
   putBlob(out, {reader_.rest().begin(), reader_.rest().end()});
@@ -753,7 +747,6 @@ bool Server::restore(int fd) {
   const bool hasGreeted = in.number<std::uint8_t>() != 0;
   Fd link(in.number<int>());
   control_.reset(in.number<int>());
-  loader_.reset(in.number<int>());
   owner_.reset(in.number<int>());
   const bool isOpen = in.number<std::uint8_t>() != 0;
   isReady_ = in.number<std::uint8_t>() != 0;
@@ -763,7 +756,7 @@ bool Server::restore(int fd) {
   const auto unread = takeBlob(in);
   if (!shared_.known.restore(takeBlob(in)) || !shared_.parked.restore(takeBlob(in))) return false;
   if (shared_.files.openFolder(options_.cache) != 0) return false;
-  for (const int inherited : {link.get(), control_.get(), loader_.get(), owner_.get()}) {
+  for (const int inherited : {link.get(), control_.get(), owner_.get()}) {
     if (inherited >= 0) setInherited(inherited, false);
   }
   for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
@@ -836,7 +829,7 @@ bool Server::isFitToUpgrade() const {
 
 std::vector<int> Server::inheritedDescriptors() const {
   std::vector<int> inherited;
-  for (const int fd : {channel_.fd(), control_.get(), loader_.get(), owner_.get()}) {
+  for (const int fd : {channel_.fd(), control_.get(), owner_.get()}) {
     if (fd >= 0) inherited.push_back(fd);
   }
   for (const auto& [id, mount] : mounts_) {

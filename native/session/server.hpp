@@ -19,8 +19,6 @@ struct ServerOptions {
   std::string cache;
   // Where the daemon's API is reached; empty: `<cache>/daemon.sock`.
   std::string socket;
-  // Where the loader's is; empty: nothing is held for it.
-  std::string loaderSocket;
   unsigned threads = 2;
   // Folders that mountpoints must lie in; empty: anywhere.
   std::vector<std::string> mountBelow;
@@ -101,7 +99,6 @@ class Server {
 
   Fd owner_;
   Fd control_;
-  Fd loader_;
   Fd epoll_;
   Fd signals_;
   Fd timer_;
@@ -120,6 +117,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 1;
+inline constexpr std::uint32_t STATE_VERSION = 2;
 
 }  // namespace bobbin

@@ -228,16 +228,16 @@ test('a mount that somebody detaches is noticed at once, and its open files last
   await daemon.client.unmount(again.path, false)
 })
 
-test('the sockets of the daemon and of the loader are held, and handed on', async t => {
+test('the socket of the daemon is held, and handed on', async t => {
   const folder = testFolder(t)
-  const [socket, loaderSocket] = [join(folder, 'control'), join(folder, 'loader')]
-  const script = 'for fd in $BOBBIN_CONTROL_FD $BOBBIN_LOADER_FD; do readlink /proc/self/fd/$fd; done; exit 3'
+  const socket = join(folder, 'control')
+  const script = 'readlink /proc/self/fd/$BOBBIN_CONTROL_FD; exit 3'
   const { status, stdout, stderr } = await run(findBobbinFuse().path!, [
-    ...['--cache', join(folder, 'cache'), '--socket', socket, '--loader-socket', loaderSocket],
+    ...['--cache', join(folder, 'cache'), '--socket', socket],
     ...['--', 'sh', '-c', script],
   ])
   t.equal(status, 3, stderr)
-  t.match(stdout.toString(), /^socket:\[\d+\]\nsocket:\[\d+\]\n$/)
+  t.match(stdout.toString(), /^socket:\[\d+\]\n$/)
   t.same((await readdir(folder)).sort(), ['cache'], 'they go with bobbin-fuse')
 })
 
