@@ -21,6 +21,13 @@ PKG is any of:
   'quilt+s3://BUCKET#package=NS/NAME@HASH&path=PATH'
   NS/NAME@HASH --registry s3://BUCKET       (BOBBIN_REGISTRY is the default registry)`
 
+const LOADER_HELP = `
+Training code reaches it with the Python package bobbin-loader (loader/python), with webdataset, or with curl:
+  export BOBBIN_SIDECAR=unix:/var/cache/bobbin/loader/loader.sock
+Containers get the socket's folder (-v /var/cache/bobbin/loader:/bobbin) and, to read files without a copy, the
+objects (-v /var/cache/bobbin/objects/v1:/bobbin/objects:ro -e BOBBIN_OBJECTS=/bobbin/objects).
+It uses the daemon of the cache, and starts one when none runs.`
+
 /** Flags of every verb. */
 function common(command: Command): Command {
   return command
@@ -113,6 +120,22 @@ common(program.command('doctor').description('can this machine do it, and how to
 common(program.command('daemon').description('the daemon, in the foreground'))
   .addOption(openMode())
   .action(async flags => (await import('./daemon.js')).daemon(flags))
+common(
+  program
+    .command('loader')
+    .description('the streaming service: shuffled, sharded, resumable batches for training, in the foreground'),
+)
+  .option('--socket <path>', 'the unix socket to listen on (default: loader/loader.sock in the cache folder)')
+  .option('--listen <host:port>', 'listen on TCP; needs a token')
+  .option('--token-file <file>', 'where the token for TCP is (or BOBBIN_LOADER_TOKEN)')
+  .option('--step-timeout <duration>', 'answer "ask again" when a step is not here after so long (default: 30s)')
+  .option('--lease-timeout <duration>', 'a client that is not heard of loses its files to eviction (default: 2m)')
+  .option('--drain-timeout <duration>', 'after SIGTERM, for answers under way (default: 30s)')
+  .option('--ahead <size>', 'how much to fetch ahead (default: 4GiB, at most a quarter of the cache)')
+  .option('--streams-max <number>', 'answers under way at once; each takes up to 4 MiB of memory (default: 64)')
+  .option('--rehash', 'hash every object again as it is served, against a disk that lies')
+  .addHelpText('after', LOADER_HELP)
+  .action(async flags => (await import('./loader.js')).loader(flags))
 
 for (const command of program.commands) command.exitOverride().configureHelp({ sortOptions: false })
 program.exitOverride()

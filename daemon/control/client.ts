@@ -1,15 +1,29 @@
 /** Speaks to the daemon that owns a cache. */
-import { request } from 'node:http'
+import { Agent, request } from 'node:http'
 import { BobbinError } from '../model/index.js'
 import { readOwner } from '../store/index.js'
 import { errorOf } from './errors.js'
-import type { MountBody, MountFacts, StatusFacts } from './schema.js'
+import type {
+  FindAnswer,
+  FindBody,
+  LeaseAnswer,
+  LeaseBody,
+  MountBody,
+  MountFacts,
+  ReleaseBody,
+  RenewAnswer,
+  RenewBody,
+  StatusFacts,
+} from './schema.js'
 
 /** A mount of a large package whose index has to be made again takes seconds; nothing takes longer. */
 const TIMEOUT_MS = 120_000
 const LIVEZ_TIMEOUT_MS = 5000
 
 export class DaemonClient {
+  /** Connections are kept: a loader asks hundreds of times a second. */
+  readonly #agent = new Agent({ keepAlive: true, maxFreeSockets: 64 })
+
   constructor(
     readonly socketPath: string,
     readonly pid: number,
@@ -31,6 +45,23 @@ export class DaemonClient {
     await this.#call('POST', '/v1/stop', { force })
   }
 
+  /** However long it takes: the daemon gives up by itself what makes no progress. */
+  leaseObjects(body: LeaseBody, signal?: AbortSignal): Promise<LeaseAnswer> {
+    return this.#call('POST', '/v1/objects/lease', body, 0, signal)
+  }
+
+  async releaseObjects(body: ReleaseBody): Promise<void> {
+    await this.#call('POST', '/v1/objects/release', body)
+  }
+
+  renewOwner(body: RenewBody): Promise<RenewAnswer> {
+    return this.#call('POST', '/v1/objects/renew', body, LIVEZ_TIMEOUT_MS)
+  }
+
+  findObjects(body: FindBody, signal?: AbortSignal): Promise<FindAnswer> {
+    return this.#call('POST', '/v1/objects/find', body, TIMEOUT_MS, signal)
+  }
+
   async isAlive(): Promise<boolean> {
     return this.#call('GET', '/livez', undefined, LIVEZ_TIMEOUT_MS).then(
       () => true,
@@ -38,7 +69,13 @@ export class DaemonClient {
     )
   }
 
-  #call<Answer>(method: string, path: string, body?: object, timeout = TIMEOUT_MS): Promise<Answer> {
+  #call<Answer>(
+    method: string,
+    path: string,
+    body?: object,
+    timeout = TIMEOUT_MS,
+    signal?: AbortSignal,
+  ): Promise<Answer> {
     const text = body === undefined ? undefined : JSON.stringify(body)
     return new Promise((resolve, reject) => {
       const fail = (reason: string, cause?: unknown) =>
@@ -55,6 +92,8 @@ export class DaemonClient {
           method,
           path,
           timeout,
+          agent: this.#agent,
+          ...(signal && { signal }),
           headers:
             text === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) },
         },

@@ -17,6 +17,7 @@ import { NativeTransport } from '../mount/native.js'
 import type { OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
 import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
+import { Leases } from './leases.js'
 import { Mounts } from './mounts.js'
 import type { StatusFacts } from './schema.js'
 import { startServer } from './server.js'
@@ -75,6 +76,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     },
     log,
   })
+  const leases = new Leases({ cacheDir, source, offline, fetcher, log })
   native?.start(verifiedObjects(store))
   await mounts.begin()
   const stopping = new Promise<string>(resolve => {
@@ -84,6 +86,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       socketPath,
       listenFd: inherited?.controlFd,
       mounts,
+      leases,
       log,
       status,
       stop: () => resolve('stop'),
@@ -132,6 +135,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   if (outlive) await mounts.settle()
   else await mounts.close()
   for (const server of servers) await server.close()
+  leases.close()
   await native?.close({ isFinal: reason === 'stop' })
   await fetcher.close()
   await store.close()

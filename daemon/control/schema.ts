@@ -33,6 +33,66 @@ export type UnmountBody = Static<typeof UnmountBody>
 export const StopBody = Type.Object({ force: Type.Optional(Type.Boolean()) }, Closed)
 export type StopBody = Static<typeof StopBody>
 
+const Word = Type.String({ pattern: '^[A-Za-z0-9_.-]{1,64}$' })
+
+export const LeaseBody = Type.Object(
+  {
+    owner: Word,
+    lease: Word,
+    registry: Type.String(),
+    package: Type.String(),
+    topHash: Type.String({ pattern: '^[0-9a-f]{64}$' }),
+    inos: Type.Array(Type.Integer({ minimum: 1 }), { maxItems: 200_000 }),
+    priority: Type.Union([Type.Literal('demand'), Type.Literal('ahead')]),
+  },
+  Closed,
+)
+export type LeaseBody = Static<typeof LeaseBody>
+
+export const LeaseAnswer = Type.Object({
+  failed: Type.Array(Type.Object({ ino: Type.Integer(), code: Type.String(), detail: Type.String() })),
+})
+export type LeaseAnswer = Static<typeof LeaseAnswer>
+
+export const ReleaseBody = Type.Object(
+  {
+    owner: Word,
+    leases: Type.Array(
+      Type.Object(
+        {
+          lease: Word,
+          /** Bytes until each object's next use, in the order of the inodes; negative: not known. */
+          distances: Type.Optional(Type.Array(Type.Number())),
+        },
+        Closed,
+      ),
+      { maxItems: 100_000 },
+    ),
+  },
+  Closed,
+)
+export type ReleaseBody = Static<typeof ReleaseBody>
+
+export const OwnerFacts = Type.Object({ pid: Type.Integer(), socket: Type.String() }, Closed)
+export type OwnerFacts = Static<typeof OwnerFacts>
+
+export const RenewBody = Type.Object({ owner: Word, facts: Type.Optional(OwnerFacts) }, Closed)
+export type RenewBody = Static<typeof RenewBody>
+
+export const RenewAnswer = Type.Object({ leases: Type.Integer() })
+export type RenewAnswer = Static<typeof RenewAnswer>
+
+export const FindBody = Type.Object(
+  { owner: Word, lease: Word, ids: Type.Array(Type.String({ maxLength: 100 }), { maxItems: 20_000 }) },
+  Closed,
+)
+export type FindBody = Static<typeof FindBody>
+
+export const FindAnswer = Type.Object({
+  found: Type.Array(Type.Union([Type.Object({ id: Type.String(), size: Type.Integer() }), Type.Null()])),
+})
+export type FindAnswer = Static<typeof FindAnswer>
+
 export const MountFacts = Type.Object({
   mountpoint: Type.String(),
   registry: Type.String(),

@@ -3,15 +3,27 @@ import { chmodSync, rmSync } from 'node:fs'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { BobbinError, type Log } from '../model/index.js'
 import { PROBLEM_TYPE, problemOf } from './errors.js'
+import type { Leases } from './leases.js'
 import { formatMetrics, METRICS_TYPE } from './metrics.js'
 import type { Mounts } from './mounts.js'
-import { MountBody, StatusFacts, StopBody, UnmountBody } from './schema.js'
+import {
+  LeaseAnswer,
+  LeaseBody,
+  MountBody,
+  ReleaseBody,
+  RenewAnswer,
+  RenewBody,
+  StatusFacts,
+  StopBody,
+  UnmountBody,
+} from './schema.js'
 
 export interface ServerOptions {
   readonly socketPath: string
   /** A socket that somebody else listens on for us, and whose file is theirs. */
   readonly listenFd?: number | undefined
   readonly mounts: Mounts
+  readonly leases: Leases
   readonly log: Log
   status(): Promise<StatusFacts>
   /** Ends the daemon, after the answer has been sent. */
@@ -20,9 +32,11 @@ export interface ServerOptions {
 
 /** Listens; whoever called has the cache, so a socket that lies there is nobody's. */
 export async function startServer(options: ServerOptions): Promise<FastifyInstance> {
-  const { mounts, log, socketPath } = options
+  const { mounts, leases, log, socketPath } = options
   const app = Fastify({
     forceCloseConnections: true,
+    // A lease of 200,000 inodes.
+    bodyLimit: 4 * 2 ** 20,
     // Fastify's own settings drop fields that a schema does not have, and turn text into numbers: a
     // misspelt option would be ignored.
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
@@ -56,6 +70,25 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
     reply.raw.once('finish', () => setImmediate(options.stop))
     return reply.code(204).send()
   })
+
+  app.post<{ Body: LeaseBody }>(
+    '/v1/objects/lease',
+    { schema: { body: LeaseBody, response: { 200: LeaseAnswer } } },
+    async (request, reply) => {
+      const gone = new AbortController()
+      reply.raw.once('close', () => gone.abort())
+      return leases.lease(request.body, gone.signal)
+    },
+  )
+  app.post<{ Body: ReleaseBody }>('/v1/objects/release', { schema: { body: ReleaseBody } }, async (request, reply) => {
+    await leases.release(request.body)
+    return reply.code(204).send()
+  })
+  app.post<{ Body: RenewBody }>(
+    '/v1/objects/renew',
+    { schema: { body: RenewBody, response: { 200: RenewAnswer } } },
+    async request => ({ leases: leases.renew(request.body.owner, request.body.facts) }),
+  )
 
   await app.ready()
   if (options.listenFd !== undefined) {

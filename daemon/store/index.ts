@@ -1,5 +1,5 @@
 /** Content-addressed objects on disk: admitted, pinned, evicted, recovered; one owner a store. */
-export { findObject, type ObjectId, objectId } from './layout.js'
+export { findObject, type ObjectId, objectId, objectPath, objectsFolder } from './layout.js'
 export {
   type ObjectHandle,
   type ObjectStore,

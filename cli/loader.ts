@@ -1,0 +1,118 @@
+import { readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/model/index.js'
+import { LOADER_DEFAULTS, type LoaderOptions } from '../loader/http/options.js'
+import { runLoader } from '../loader/http/service.js'
+import { Output } from './output.js'
+import { type CommonFlags, readSettings } from './settings.js'
+
+interface LoaderFlags extends CommonFlags {
+  readonly socket?: string
+  readonly listen?: string
+  readonly tokenFile?: string
+  readonly stepTimeout?: string
+  readonly leaseTimeout?: string
+  readonly drainTimeout?: string
+  readonly ahead?: string
+  readonly streamsMax?: string
+  readonly rehash?: boolean
+}
+
+/** The first descriptor that systemd hands over. */
+const LISTEN_FDS_START = 3
+const TOKEN_LENGTH_MIN = 16
+/** sun_path holds 108 bytes, with its final NUL. */
+const SOCKET_PATH_BYTES_MAX = 107
+
+/** In the foreground, until SIGTERM or Ctrl-C; what it has to say goes to stderr as JSON lines. */
+export async function loader(flags: LoaderFlags): Promise<void> {
+  const settings = readSettings(flags)
+  const output = new Output(flags)
+  const listenFds = inheritedSockets()
+  const listen = flags.listen === undefined ? undefined : parseListen(flags.listen)
+  const token = listen && readToken(flags)
+  const isElsewhere = listenFds.length > 0 || (listen !== undefined && flags.socket === undefined)
+  const socketPath = isElsewhere
+    ? undefined
+    : socketOf(flags.socket ?? join(settings.cacheDir, 'loader', 'loader.sock'))
+  const options: LoaderOptions = {
+    daemon: settings,
+    defaultRegistry: settings.registry,
+    socketPath,
+    listenFds,
+    listen,
+    token,
+    stepTimeoutMs: duration('--step-timeout', flags.stepTimeout) ?? LOADER_DEFAULTS.stepTimeoutMs,
+    leaseTimeoutMs: duration('--lease-timeout', flags.leaseTimeout) ?? LOADER_DEFAULTS.leaseTimeoutMs,
+    drainTimeoutMs: duration('--drain-timeout', flags.drainTimeout) ?? LOADER_DEFAULTS.drainTimeoutMs,
+    aheadBytesMax: flags.ahead === undefined ? undefined : named('--ahead', () => parseBytes(flags.ahead!)),
+    streamsMax: flags.streamsMax === undefined ? LOADER_DEFAULTS.streamsMax : count('--streams-max', flags.streamsMax),
+    rehash: flags.rehash ?? false,
+  }
+  await runLoader(options, addresses => {
+    void output
+      .row({ addresses, pid: process.pid }, addresses.map(address => `listening on ${address}`).join('\n'))
+      .then(() => output.flush())
+  })
+}
+
+/** sd_listen_fds(3): sockets that systemd listens on, so that clients wait while we are started again. */
+function inheritedSockets(): number[] {
+  const { LISTEN_PID, LISTEN_FDS } = process.env
+  for (const name of ['LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES']) delete process.env[name]
+  if (LISTEN_FDS === undefined || Number(LISTEN_PID) !== process.pid) return []
+  return Array.from({ length: Number(LISTEN_FDS) }, (_, i) => LISTEN_FDS_START + i)
+}
+
+function socketOf(text: string): string {
+  const path = resolve(text.replace(/^unix:/, ''))
+  if (Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX) return path
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `a socket's path has at most ${SOCKET_PATH_BYTES_MAX} bytes: give a shorter one with --socket instead of ${path}`,
+  )
+}
+
+function parseListen(text: string): { host: string; port: number } {
+  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:]+)):(\d{1,5})$/.exec(text)
+  if (match && Number(match[3]) <= 65_535) return { host: (match[1] ?? match[2])!, port: Number(match[3]) }
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `--listen: ${JSON.stringify(text)} is no HOST:PORT (like 127.0.0.1:8099 or [::1]:8099)`,
+  )
+}
+
+/** Over TCP anybody could ask, so there is no listening without a token. */
+function readToken({ tokenFile }: LoaderFlags): string {
+  let token = process.env.BOBBIN_LOADER_TOKEN ?? ''
+  delete process.env.BOBBIN_LOADER_TOKEN
+  if (tokenFile !== undefined) {
+    try {
+      token = readFileSync(tokenFile, 'utf8').trim()
+    } catch (error) {
+      throw localError(`read ${tokenFile}`, error)
+    }
+  }
+  if (token.length >= TOKEN_LENGTH_MIN) return token
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `--listen needs a token of at least ${TOKEN_LENGTH_MIN} characters, in a file (--token-file) or in BOBBIN_LOADER_TOKEN: openssl rand -hex 32 > token`,
+  )
+}
+
+function duration(name: string, text: string | undefined): number | undefined {
+  return text === undefined ? undefined : named(name, () => parseDurationMs(text))
+}
+
+function count(name: string, text: string): number {
+  if (/^[1-9]\d{0,5}$/.test(text)) return Number(text)
+  throw new BobbinError('INVALID_ARGUMENT', `${name}: ${JSON.stringify(text)} is no number from 1 on`)
+}
+
+function named<T>(name: string, parse: () => T): T {
+  try {
+    return parse()
+  } catch (error) {
+    throw new BobbinError('INVALID_ARGUMENT', `${name}: ${error instanceof Error ? error.message : error}`)
+  }
+}

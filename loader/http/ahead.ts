@@ -1,0 +1,239 @@
+/**
+ * Fetches ahead of the order. A rank that asks for a step will ask for the next ones: their leases are asked for
+ * beforehand, in a window that moves with the steps it asks for, over the end of the epoch too. What is
+ * leased ahead is taken over by the request that comes for it, or let go when nobody came.
+ */
+import { LRUCache } from 'lru-cache'
+import { type BobbinError, type Log, throwIfAborted } from '../../daemon/model/index.js'
+import type { Lease, Objects } from './objects.js'
+import type { OpenPlan, RankOf, StepContent } from './open-plan.js'
+
+/** The objects of one step for one rank: here, or on their way. */
+export interface LeasedStep {
+  readonly content: StepContent
+  /** Settled when every object is here or has failed. */
+  readonly lease: Promise<Lease>
+  isReady(): boolean
+  /** Lets the objects go, as soon as they are here, and says when they are needed next. */
+  release(): void
+}
+
+interface Stream {
+  readonly steps: Map<string, LeasedStep>
+  /** Steps that were handed out lately: other workers of the rank have them, so they are not fetched again. */
+  readonly taken: LRUCache<string, true>
+  /** When it was last asked. */
+  seenMs: number
+}
+
+/** A window is bounded by bytes, and for tiny samples by steps. */
+const STEPS_AHEAD_MAX = 64
+const STREAMS_MAX = 1024
+/** Nobody asks a stream for so long: what it holds is let go. */
+const IDLE_MS = 120_000
+const SWEEP_MS = 5000
+
+export class Ahead {
+  readonly #streams = new Map<string, Stream>()
+  readonly #timer: NodeJS.Timeout
+  #bytes = 0
+
+  constructor(
+    private readonly objects: Objects,
+    private readonly options: {
+      /** Of all streams together: leased ahead and not yet taken. Bytes. */
+      readonly bytesMax: number
+      readonly log: Log
+    },
+  ) {
+    this.#timer = setInterval(() => this.#sweep(), SWEEP_MS)
+    this.#timer.unref()
+  }
+
+  get bytes(): number {
+    return this.#bytes
+  }
+
+  /** The step that somebody waits for. Who takes it releases it, or gives it back. */
+  take(plan: OpenPlan, epoch: number, step: number, of: RankOf): LeasedStep {
+    const stream = this.#stream(plan, of)
+    const key = stepKey(epoch, step)
+    stream.seenMs = Date.now()
+    const waiting = stream.steps.get(key)
+    stream.taken.set(key, true)
+    if (waiting === undefined) return this.lease(plan, plan.step(epoch, step, of))
+    stream.steps.delete(key)
+    this.#bytes -= waiting.content.bytes
+    return this.#demanded(plan, waiting)
+  }
+
+  /** Fetches what comes behind a step; called once that step's own objects were asked for. */
+  extend(plan: OpenPlan, epoch: number, step: number, of: RankOf): void {
+    const stream = this.#stream(plan, of)
+    const steps = plan.stepsPerEpoch
+    for (let i = 1; i <= STEPS_AHEAD_MAX; i++) {
+      const next = step + i
+      const [inEpoch, at] = [epoch + Math.floor(next / steps), next % steps]
+      const key = stepKey(inEpoch, at)
+      if (stream.steps.has(key) || stream.taken.has(key)) continue
+      if (this.#bytes >= this.options.bytesMax) return
+      const content = plan.step(inEpoch, at, of)
+      if (this.#bytes + content.bytes > this.options.bytesMax) return
+      this.#bytes += content.bytes
+      stream.steps.set(key, this.#start(plan, content, 'ahead'))
+    }
+  }
+
+  /** Not waited for any longer: who asks again finds it. */
+  giveBack(plan: OpenPlan, of: RankOf, leased: LeasedStep): void {
+    const { epoch, step, bytes } = leased.content
+    const stream = this.#stream(plan, of)
+    const key = stepKey(epoch, step ?? 0)
+    if (stream.steps.has(key)) {
+      leased.release()
+      return
+    }
+    stream.taken.delete(key)
+    stream.steps.set(key, leased)
+    this.#bytes += bytes
+  }
+
+  /** Objects that somebody waits for, without a place in an order. */
+  lease(plan: OpenPlan, content: StepContent): LeasedStep {
+    return this.#start(plan, content, 'demand')
+  }
+
+  /** How many steps from here on are here already. */
+  readySteps(plan: OpenPlan, epoch: number, step: number, of: RankOf): number {
+    const stream = this.#streams.get(streamKey(plan, of))
+    let ready = 0
+    while (stream?.steps.get(stepKey(epoch, step + ready))?.isReady()) ready++
+    return ready
+  }
+
+  close(): void {
+    clearInterval(this.#timer)
+    for (const stream of this.#streams.values()) this.#drop(stream)
+    this.#streams.clear()
+  }
+
+  /** One that was leased ahead may not have been fetched yet, or not with success: now it matters. */
+  #demanded(plan: OpenPlan, waiting: LeasedStep): LeasedStep {
+    const { content } = waiting
+    if (!waiting.isReady()) {
+      const ours = this.#start(plan, content, 'demand')
+      // The objects are the same ones, and are moved to the front; the first lease has done its part.
+      waiting.release()
+      return ours
+    }
+    const lease = waiting.lease.then(async first => {
+      if (first.failed.size === 0) return first
+      const again = await this.objects.lease(plan.address, content.inos, { priority: 'demand' })
+      first.release()
+      return again
+    })
+    return leasedStep(plan, content, lease)
+  }
+
+  #start(plan: OpenPlan, content: StepContent, priority: 'demand' | 'ahead'): LeasedStep {
+    const controller = new AbortController()
+    const lease = this.objects.lease(plan.address, content.inos, { priority, signal: controller.signal })
+    return leasedStep(plan, content, lease, controller)
+  }
+
+  #stream(plan: OpenPlan, of: RankOf): Stream {
+    const key = streamKey(plan, of)
+    let stream = this.#streams.get(key)
+    if (stream === undefined) {
+      stream = { steps: new Map(), taken: new LRUCache({ max: 4 * STEPS_AHEAD_MAX }), seenMs: Date.now() }
+      this.#streams.set(key, stream)
+      if (this.#streams.size > STREAMS_MAX) this.#sweep(true)
+    }
+    return stream
+  }
+
+  #sweep(isCrowded = false): void {
+    const oldest = [...this.#streams].sort(([, a], [, b]) => a.seenMs - b.seenMs)
+    for (const [i, [key, stream]] of oldest.entries()) {
+      const isIdle = Date.now() - stream.seenMs > IDLE_MS
+      if (!isIdle && !(isCrowded && i < STREAMS_MAX / 8)) continue
+      this.#drop(stream)
+      this.#streams.delete(key)
+    }
+  }
+
+  #drop({ steps }: Stream): void {
+    for (const leased of steps.values()) {
+      this.#bytes -= leased.content.bytes
+      leased.release()
+    }
+    steps.clear()
+  }
+}
+
+function leasedStep(
+  plan: OpenPlan,
+  content: StepContent,
+  lease: Promise<Lease>,
+  controller?: AbortController,
+): LeasedStep {
+  let isSettled = false
+  lease.then(
+    () => {
+      isSettled = true
+    },
+    () => {
+      isSettled = true
+    },
+  )
+  return {
+    content,
+    lease,
+    isReady: () => isSettled,
+    release() {
+      if (!isSettled) controller?.abort()
+      lease.then(
+        held => held.release(content.step === null ? undefined : plan.distances(content)),
+        () => {},
+      )
+    },
+  }
+}
+
+/** Waits for a leased step. Throws what its lease throws, `late()` after the time, INTERRUPTED when the caller has gone. */
+export async function settled(
+  leased: LeasedStep,
+  options: { readonly timeoutMs: number; readonly signal: AbortSignal; late(): BobbinError },
+): Promise<Lease> {
+  const { timeoutMs, signal, late } = options
+  throwIfAborted(signal)
+  let timer: NodeJS.Timeout | undefined
+  let onAbort: (() => void) | undefined
+  try {
+    return await Promise.race([
+      leased.lease,
+      new Promise<never>((_, reject) => {
+        timer = setTimeout(() => reject(late()), timeoutMs)
+        onAbort = () => {
+          try {
+            throwIfAborted(signal)
+          } catch (error) {
+            reject(error)
+          }
+        }
+        signal.addEventListener('abort', onAbort, { once: true })
+      }),
+    ])
+  } finally {
+    clearTimeout(timer)
+    if (onAbort) signal.removeEventListener('abort', onAbort)
+  }
+}
+
+function streamKey(plan: OpenPlan, { rank, world }: RankOf): string {
+  return `${plan.id} ${world} ${rank}`
+}
+
+function stepKey(epoch: number, step: number): string {
+  return `${epoch} ${step}`
+}

@@ -1,0 +1,98 @@
+/** The service's HTTP: its routes, who may use them, and what becomes of errors. */
+import { createHash, timingSafeEqual } from 'node:crypto'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import swagger from '@fastify/swagger'
+import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
+import { BobbinError } from '../../daemon/model/index.js'
+import { batchRoutes } from './batch-routes.js'
+import type { Context } from './context.js'
+import { entryRoutes } from './entry-routes.js'
+import { healthRoutes } from './health-routes.js'
+import { planRoutes } from './plan-routes.js'
+import { problemAnswer } from './problem.js'
+
+/** A list of 10,000 entries with long keys fits. */
+const BODY_BYTES_MAX = 8 * 2 ** 20
+/** A client that takes no byte, or a connection that nobody uses, for so long. */
+const STUCK_MS = 30_000
+const OPEN_TO_ALL = ['/livez', '/readyz', '/metrics']
+
+/** `token`: asked of everybody; `undefined`: whoever reaches the socket is let in. */
+export async function createApp(context: Context, token: string | undefined): Promise<FastifyInstance> {
+  const app = Fastify({
+    bodyLimit: BODY_BYTES_MAX,
+    keepAliveTimeout: STUCK_MS,
+    // A misspelt option is an error, not ignored; numbers are no text.
+    ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
+    routerOptions: { maxParamLength: 4096 },
+  })
+  dropStuckClients(app)
+
+  app.setErrorHandler((error, request, reply) => {
+    const { status, headers, body } = problemAnswer(error)
+    if (!(error instanceof BobbinError) && status >= 500)
+      context.log.error(
+        { url: request.url, error: error instanceof Error ? error.stack : String(error) },
+        'a request failed',
+      )
+    return reply.code(status).headers(headers).send(body)
+  })
+  app.setNotFoundHandler((request, reply) => {
+    const { headers, body } = problemAnswer(
+      new BobbinError('ENTRY_NOT_FOUND', `no ${request.method} ${request.url} here; /openapi.json says what there is`),
+    )
+    return reply.code(404).headers(headers).send(body)
+  })
+  if (token !== undefined) {
+    app.addHook('onRequest', async request => {
+      if (!OPEN_TO_ALL.includes(request.url) && !hasToken(request, token))
+        throw new BobbinError(
+          'UNAUTHENTICATED',
+          'this address asks for a token: Authorization: Bearer TOKEN, or http://bobbin:TOKEN@HOST',
+        )
+    })
+  }
+
+  await app.register(swagger, {
+    openapi: {
+      info: { title: 'bobbin loader', version: '1', description: 'Batches of a Quilt package; loader/protocol.md' },
+    },
+  })
+  healthRoutes(app, context)
+  planRoutes(app, context)
+  batchRoutes(app, context)
+  entryRoutes(app, context)
+  app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
+  await app.ready()
+  return app
+}
+
+/**
+ * A client that stopped reading would hold its leases and buffers for ever. Node.js fires this only when not a byte
+ * of what is written has moved; a request that waits for its objects has nothing to write, and is left alone.
+ */
+function dropStuckClients(app: FastifyInstance): void {
+  const answering = new WeakSet<Socket>()
+  app.server.on('request', ({ socket }: IncomingMessage, response: ServerResponse) => {
+    answering.add(socket)
+    response.once('close', () => answering.delete(socket))
+  })
+  app.server.setTimeout(STUCK_MS)
+  app.server.on('timeout', (socket: Socket) => {
+    if (answering.has(socket) && socket.writableLength === 0) socket.setTimeout(STUCK_MS)
+    else socket.destroy()
+  })
+}
+
+function hasToken(request: FastifyRequest, token: string): boolean {
+  const [scheme = '', value = ''] = (request.headers.authorization ?? '').split(' ')
+  const given = /^bearer$/i.test(scheme)
+    ? value
+    : /^basic$/i.test(scheme)
+      ? Buffer.from(value, 'base64').toString('utf8').split(':').slice(1).join(':')
+      : ''
+  // Of one length, so that the comparison takes the same time whatever is given.
+  const digest = (text: string) => createHash('sha256').update(text).digest()
+  return timingSafeEqual(digest(given), digest(token))
+}

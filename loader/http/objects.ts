@@ -1,0 +1,209 @@
+/**
+ * The loader's side of the daemon: asks it to have objects here, checked and protected from eviction, for as
+ * long as a lease is held.
+ *
+ * The daemon may die at any moment and come back without our leases: every renewal compares how many it has,
+ * and what is still held is asked for again. Calls wait for the next daemon, up to PATIENCE_MS.
+ */
+import { randomBytes } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { DaemonClient } from '../../daemon/control/client.js'
+import type { DaemonOptions } from '../../daemon/control/daemon.js'
+import { ensureDaemon } from '../../daemon/control/launch.js'
+import { BobbinError, ERROR_CODES, hasCode, type Log, throwIfAborted } from '../../daemon/model/index.js'
+
+/** Which package, as the daemon wants it. */
+export interface PackageAddress {
+  readonly registry: string
+  readonly package: string
+  readonly topHash: string
+}
+
+export type Priority = 'demand' | 'ahead'
+
+export interface Lease {
+  readonly id: string
+  /** By inode number: what could not be had. */
+  readonly failed: ReadonlyMap<number, BobbinError>
+  /** Once. Distances: bytes until each object's next use, in the order of the inodes. */
+  release(distances?: readonly number[]): void
+}
+
+export interface FoundObject {
+  readonly id: string
+  /** Bytes. */
+  readonly size: number
+}
+
+interface Held {
+  readonly address: PackageAddress
+  readonly inos: readonly number[]
+}
+
+/** A daemon is back after a second; who restarts it by hand takes longer. */
+const PATIENCE_MS = 60_000
+const RETRY_MS = 100
+const RENEW_MS = 10_000
+/** Releases wait so long for others to go with them. */
+const RELEASE_MS = 20
+
+export class Objects {
+  readonly #owner = randomBytes(9).toString('base64url')
+  readonly #held = new Map<string, Held>()
+  readonly #timer: NodeJS.Timeout
+  #releases: { lease: string; distances?: readonly number[] }[] = []
+  #releaseTimer: NodeJS.Timeout | undefined
+  #client: DaemonClient | undefined
+  #leases = 0
+  #isClosed = false
+
+  constructor(
+    private readonly daemon: DaemonOptions,
+    private readonly facts: { readonly pid: number; readonly socket: string },
+    private readonly log: Log,
+  ) {
+    this.#timer = setInterval(() => void this.#renew(), RENEW_MS)
+    this.#timer.unref()
+  }
+
+  get leases(): number {
+    return this.#held.size
+  }
+
+  /** Starts the daemon when none runs. */
+  async connect(): Promise<DaemonClient> {
+    if (this.#client !== undefined) return this.#client
+    const { client, isStarted } = await ensureDaemon(this.daemon)
+    if (isStarted) this.log.info({ pid: client.pid }, 'started the daemon')
+    this.#client = client
+    return client
+  }
+
+  /** Is there a daemon that answers? */
+  async isReady(): Promise<boolean> {
+    const client = await this.connect().catch(() => undefined)
+    if ((await client?.isAlive()) === true) return true
+    this.#client = undefined
+    return false
+  }
+
+  /**
+   * Waits until every object is here or has failed. Throws INTERRUPTED, DAEMON_UNAVAILABLE (after a minute without
+   * one), and what concerns the whole package (PACKAGE_REFUSED, REVISION_NOT_FOUND, …).
+   */
+  async lease(
+    address: PackageAddress,
+    inos: readonly number[],
+    options: { readonly priority: Priority; readonly signal?: AbortSignal | undefined },
+  ): Promise<Lease> {
+    const id = `${this.#owner}.${++this.#leases}`
+    const { priority, signal } = options
+    const failed = await this.#fill(id, address, inos, priority, signal)
+    this.#held.set(id, { address, inos })
+    let isHeld = true
+    return {
+      id,
+      failed,
+      release: distances => {
+        if (!isHeld) return
+        isHeld = false
+        this.#held.delete(id)
+        this.#release(id, distances)
+      },
+    }
+  }
+
+  /** Objects of the store by their SHA-256 values, leased; null: not there. */
+  async find(
+    ids: readonly string[],
+    signal?: AbortSignal,
+  ): Promise<{ readonly found: readonly (FoundObject | null)[]; release(): void }> {
+    const lease = `${this.#owner}.${++this.#leases}`
+    const { found } = await this.#call(
+      client => client.findObjects({ owner: this.#owner, lease, ids: [...ids] }, signal),
+      signal,
+    )
+    return { found, release: () => this.#release(lease) }
+  }
+
+  /** Lets everything go. */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    clearInterval(this.#timer)
+    for (const lease of this.#held.keys()) this.#releases.push({ lease })
+    this.#held.clear()
+    await this.#flush()
+  }
+
+  async #fill(
+    lease: string,
+    address: PackageAddress,
+    inos: readonly number[],
+    priority: Priority,
+    signal: AbortSignal | undefined,
+  ): Promise<Map<number, BobbinError>> {
+    const body = { owner: this.#owner, lease, ...address, inos: [...inos], priority }
+    try {
+      const { failed } = await this.#call(client => client.leaseObjects(body, signal), signal)
+      return new Map(failed.map(({ ino, code, detail }) => [ino, errorOf(code, detail)]))
+    } catch (error) {
+      // The daemon may have it, or have it in a moment.
+      this.#release(lease)
+      throw error
+    }
+  }
+
+  async #call<T>(run: (client: DaemonClient) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    for (const deadline = Date.now() + PATIENCE_MS; ; ) {
+      throwIfAborted(signal)
+      try {
+        return await run(await this.connect())
+      } catch (error) {
+        throwIfAborted(signal)
+        if (!hasCode(error, 'DAEMON_UNAVAILABLE') || this.#isClosed || Date.now() > deadline) throw error
+        this.#client = undefined
+        await sleep(RETRY_MS)
+      }
+    }
+  }
+
+  #release(lease: string, distances?: readonly number[]): void {
+    this.#releases.push({ lease, ...(distances && { distances }) })
+    this.#releaseTimer ??= setTimeout(() => void this.#flush(), RELEASE_MS)
+  }
+
+  async #flush(): Promise<void> {
+    clearTimeout(this.#releaseTimer)
+    this.#releaseTimer = undefined
+    const leases = this.#releases
+    this.#releases = []
+    if (leases.length === 0 || this.#client === undefined) return
+    // A daemon that is not there holds nothing of ours.
+    await this.#client
+      .releaseObjects({
+        owner: this.#owner,
+        leases: leases.map(({ lease, distances }) => (distances ? { lease, distances: [...distances] } : { lease })),
+      })
+      .catch(() => {})
+  }
+
+  async #renew(): Promise<void> {
+    if (this.#client === undefined) return
+    const held = [...this.#held]
+    try {
+      const { leases } = await this.#client.renewOwner({ owner: this.#owner, facts: this.facts })
+      if (leases > 0 || held.length === 0) return
+      this.log.warn({ leases: held.length }, 'the daemon is another one: what is in use is leased again')
+      for (const [lease, { address, inos }] of held) {
+        if (this.#held.has(lease)) await this.#fill(lease, address, inos, 'demand', undefined)
+      }
+    } catch (error) {
+      this.log.warn({ error: String(error) }, 'the daemon does not answer')
+      this.#client = undefined
+    }
+  }
+}
+
+function errorOf(code: string, detail: string): BobbinError {
+  return new BobbinError(ERROR_CODES.find(candidate => candidate === code) ?? 'INTERNAL', detail)
+}

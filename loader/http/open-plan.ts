@@ -1,0 +1,243 @@
+/** A plan at work: which samples a step has, what is known of each, and which objects they need. */
+import { LRUCache } from 'lru-cache'
+import { BobbinError, type Entry, hasCode } from '../../daemon/model/index.js'
+import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
+import { objectId } from '../../daemon/store/index.js'
+import { sampleBody } from '../format/paths.js'
+import { hashText, type ShardSample } from '../format/shard.js'
+import { formatCursor } from '../plan/cursor.js'
+import { Epoch } from '../plan/epoch.js'
+import type { PlanDocument, PlanId } from '../plan/plan-document.js'
+import type { SampleTable } from '../plan/sample-table.js'
+import { sampleNameOf } from '../plan/samples.js'
+import type { PackageAddress } from './objects.js'
+
+export interface SampleEntry {
+  readonly ino: number
+  readonly suffix: string
+  readonly entry: Entry
+  /** Below the objects folder. */
+  readonly path: string
+}
+
+/** What is the same in every epoch. */
+export interface SampleFacts {
+  readonly entries: readonly SampleEntry[]
+  /** JSON text: metadata by suffix. */
+  readonly meta: string
+  /** Its part of a line of paths. */
+  readonly body: string
+  /** Of its files together. */
+  readonly bytes: number
+}
+
+export interface PlacedSample {
+  readonly pos: number
+  readonly isPad: boolean
+  readonly facts: SampleFacts
+}
+
+/** One rank's part of a step, or samples that were asked for one by one (step null). */
+export interface StepContent {
+  readonly epoch: number
+  readonly step: number | null
+  readonly samples: readonly PlacedSample[]
+  /** Of all their files, in order; repeated samples are in it twice. */
+  readonly inos: readonly number[]
+  readonly bytes: number
+}
+
+export interface RankOf {
+  readonly rank: number
+  readonly world: number
+}
+
+/** About half a kilobyte a sample of one file: all of a small package, and of a large one what repeats soon. */
+const CACHED_CHARACTERS_MAX = 8 * 2 ** 20
+const EPOCHS_MAX = 8
+
+export class OpenPlan {
+  readonly #samples = new LRUCache<number, SampleFacts>({
+    maxSize: CACHED_CHARACTERS_MAX,
+    sizeCalculation: ({ meta, body }) => meta.length + body.length + 200,
+  })
+  readonly #epochs = new LRUCache<number, Epoch>({ max: EPOCHS_MAX })
+  #users = 0
+  #isClosing = false
+
+  constructor(
+    readonly id: PlanId,
+    readonly document: PlanDocument,
+    readonly address: PackageAddress,
+    private readonly opened: OpenedPackage,
+    private readonly table: SampleTable,
+  ) {}
+
+  get facts() {
+    return this.table.facts
+  }
+
+  get stepsPerEpoch(): number {
+    return this.epoch(0).steps
+  }
+
+  epoch(number: number): Epoch {
+    let epoch = this.#epochs.get(number)
+    if (epoch === undefined) {
+      epoch = new Epoch(this.document, this.table.facts.samples, number)
+      this.#epochs.set(number, epoch)
+    }
+    return epoch
+  }
+
+  /** The resume point in front of a step; behind the last one it is the next epoch's first. */
+  cursorAt(epoch: number, step: number): string {
+    const isOver = step >= this.stepsPerEpoch
+    return formatCursor({
+      topHash: this.document.topHash,
+      planId: this.id,
+      epoch: isOver ? epoch + 1 : epoch,
+      position: isOver ? 0 : step * this.document.batch.global,
+    })
+  }
+
+  /** Throws INVALID_ARGUMENT for a rank or a world size that the plan cannot have, or a step that the epoch has not. */
+  step(epochNumber: number, step: number, { rank, world }: RankOf): StepContent {
+    const { first, end } = this.epoch(epochNumber).slice(step, rank, world)
+    const positions = Array.from({ length: end - first }, (_, i) => first + i)
+    return this.#place(epochNumber, step, positions)
+  }
+
+  at(epochNumber: number, positions: readonly number[]): StepContent {
+    const epoch = this.epoch(epochNumber)
+    for (const position of positions) {
+      if (position >= epoch.positions)
+        throw new BobbinError('INVALID_ARGUMENT', `position ${position}: an epoch of this plan has ${epoch.positions}`)
+    }
+    return this.#place(epochNumber, null, positions)
+  }
+
+  /** Where a cursor points. */
+  place({ epoch, position }: { readonly epoch: number; readonly position: number }): { epoch: number; step: number } {
+    return { epoch, step: Math.floor(position / this.document.batch.global) }
+  }
+
+  /** The text of a sample of which some files cannot be had. */
+  bodyWithErrors({ entries, meta }: SampleFacts, failed: ReadonlyMap<number, BobbinError>): string {
+    const texts = entries.map(({ ino, suffix, entry, path }) => {
+      const error = failed.get(ino)
+      return [suffix, fileText(entry, path, error)] as const
+    })
+    return sampleBody(texts, this.document.meta === null ? null : meta)
+  }
+
+  /** Bytes until each of the content's objects is needed again by this plan, in the order of `inos`. */
+  distances(content: StepContent): number[] {
+    const epoch = this.epoch(content.epoch)
+    const meanBytes = this.facts.bytes / this.facts.samples
+    return content.samples.flatMap(({ pos, facts }) => {
+      const distance = Math.round(epoch.nextUse(pos) * meanBytes)
+      return facts.entries.map(() => distance)
+    })
+  }
+
+  #place(epochNumber: number, step: number | null, positions: readonly number[]): StepContent {
+    const epoch = this.epoch(epochNumber)
+    const samples = positions.map(pos => {
+      const { sample, isPad } = epoch.sampleAt(pos)
+      return { pos, isPad, facts: this.#sample(sample) }
+    })
+    return {
+      epoch: epochNumber,
+      step,
+      samples,
+      inos: samples.flatMap(({ facts }) => facts.entries.map(({ ino }) => ino)),
+      bytes: samples.reduce((sum, { facts }) => sum + facts.bytes, 0),
+    }
+  }
+
+  entriesOf(sample: number): Entry[] {
+    return this.#sample(sample).entries.map(({ entry }) => entry)
+  }
+
+  #sample(sample: number): SampleFacts {
+    const cached = this.#samples.get(sample)
+    if (cached !== undefined) return cached
+    const { index } = this.opened
+    const files = this.table.members(sample).map(ino => {
+      const entry = index.entry(ino)
+      const { suffix } = sampleNameOf(entry.key.slice(entry.key.lastIndexOf('/') + 1))
+      const id = objectId(entry)
+      const slashAt = id.indexOf('/')
+      return {
+        ino,
+        suffix,
+        entry,
+        path: `${id.slice(0, slashAt)}/${id.slice(slashAt + 1, slashAt + 3)}/${id.slice(slashAt + 1)}`,
+      }
+    })
+    const meta = `{${files.map(({ ino, suffix }) => `${JSON.stringify(suffix)}:${index.metadata(ino) ?? 'null'}`).join(',')}}`
+    const texts = files.map(({ suffix, entry, path }) => [suffix, fileText(entry, path)] as const)
+    const facts = {
+      entries: files,
+      meta,
+      body: sampleBody(texts, this.document.meta === null ? null : meta),
+      bytes: files.reduce((sum, { entry }) => sum + entry.size, 0),
+    }
+    this.#samples.set(sample, facts)
+    return facts
+  }
+
+  /** Runs with the plan open, whatever is closed meanwhile; a damaged index is made again, once. */
+  async use<T>(run: () => Promise<T>): Promise<T> {
+    this.#users++
+    try {
+      try {
+        return await run()
+      } catch (error) {
+        if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+        await this.opened.rebuild()
+        return await run()
+      }
+    } finally {
+      this.#users--
+      if (this.#isClosing) this.closeWhenIdle()
+    }
+  }
+
+  closeWhenIdle(): void {
+    this.#isClosing = true
+    if (this.#users === 0) this.close()
+  }
+
+  close(): void {
+    this.#users = Number.POSITIVE_INFINITY
+    this.opened.close()
+    this.table.close()
+  }
+}
+
+function fileText({ key, size, hash }: Entry, path: string, error?: BobbinError): string {
+  const facts = { key, size, hash: hashText(hash) }
+  return JSON.stringify(
+    error === undefined ? { path, ...facts } : { error: { code: error.code, detail: error.message }, ...facts },
+  )
+}
+
+/** For a tar: files numbered through the whole answer, from `firstObject` on, in the order of `inos`. */
+export function shardSamples({ step, samples }: StepContent, firstObject: number): ShardSample[] {
+  let object = firstObject
+  return samples.map(({ pos, isPad, facts }) => ({
+    pos,
+    step,
+    isPad,
+    files: facts.entries.map(({ suffix, entry: { key, size, hash } }) => ({
+      suffix,
+      key,
+      size,
+      hash,
+      object: object++,
+    })),
+    meta: facts.meta,
+  }))
+}

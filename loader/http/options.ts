@@ -1,0 +1,35 @@
+import type { DaemonOptions } from '../../daemon/control/daemon.js'
+
+export interface LoaderOptions {
+  readonly daemon: DaemonOptions
+  readonly defaultRegistry?: string | undefined
+  /** Where to listen; `undefined`: not on a unix socket. */
+  readonly socketPath?: string | undefined
+  /** Sockets that somebody else listens on for us (systemd). */
+  readonly listenFds: readonly number[]
+  /** TCP, too; needs a token. */
+  readonly listen?: { readonly host: string; readonly port: number } | undefined
+  readonly token?: string | undefined
+  /** Until the first step of an answer is here; then 503. */
+  readonly stepTimeoutMs: number
+  /** A session of path leases that is not heard of for so long loses them. */
+  readonly leaseTimeoutMs: number
+  /** For the end, after SIGTERM. */
+  readonly drainTimeoutMs: number
+  /** Leased ahead of all streams together; `undefined`: AHEAD_BYTES, or a quarter of the store where that is less. */
+  readonly aheadBytesMax?: number | undefined
+  /** Answers under way; each holds up to two chunks (4 MiB). */
+  readonly streamsMax: number
+  /** Hash every object again as it is served. */
+  readonly rehash: boolean
+}
+
+export const LOADER_DEFAULTS = {
+  stepTimeoutMs: 30_000,
+  leaseTimeoutMs: 120_000,
+  drainTimeoutMs: 30_000,
+  streamsMax: 64,
+} as const
+
+/** A minute of a 1 Gb/s link, a few batches of the largest samples. */
+export const AHEAD_BYTES = 4 * 2 ** 30

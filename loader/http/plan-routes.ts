@@ -1,0 +1,100 @@
+/** Plans and cursors. */
+import type { FastifyInstance } from 'fastify'
+import { BobbinError, formatBytes } from '../../daemon/model/index.js'
+import { findObject } from '../../daemon/store/index.js'
+import { parseCursor } from '../plan/cursor.js'
+import { PlanBody } from '../plan/plan-document.js'
+import type { TableFacts } from '../plan/sample-table.js'
+import { shardNameTemplate, stepsPerShard } from '../plan/shard-name.js'
+import type { Context } from './context.js'
+import type { OpenPlan } from './open-plan.js'
+import { CursorBody, CursorFacts, PlanFacts, PlanParams } from './schema.js'
+
+/** Looking at more files takes too long for an answer. */
+const COUNTED_MAX = 20_000
+
+export function planRoutes(app: FastifyInstance, context: Context): void {
+  const { plans } = context
+
+  app.post<{ Body: PlanBody }>(
+    '/v1/plans',
+    { schema: { body: PlanBody, response: { 200: PlanFacts, 201: PlanFacts }, summary: 'Makes a plan, or finds it' } },
+    async (request, reply) => {
+      const { plan, isNew } = await plans.create(request.body, facts => refuseTooLarge(context, facts))
+      return reply.code(isNew ? 201 : 200).send(await plan.use(() => factsOf(context, plan)))
+    },
+  )
+
+  app.get<{ Params: { id: string } }>(
+    '/v1/plans/:id',
+    { schema: { params: PlanParams, response: { 200: PlanFacts }, summary: 'A plan that this sidecar knows' } },
+    async request => {
+      const plan = await plans.get(request.params.id)
+      return plan.use(() => factsOf(context, plan))
+    },
+  )
+
+  app.post<{ Body: CursorBody }>(
+    '/v1/cursor/check',
+    {
+      schema: {
+        body: CursorBody,
+        response: { 200: CursorFacts },
+        summary: 'Is this a cursor of that plan, and what is left',
+      },
+    },
+    async request => {
+      const plan = await plans.get(request.body.plan)
+      const cursor = parseCursor(request.body.cursor, { topHash: plan.document.topHash, planId: plan.id })
+      const { epoch, step } = plan.place(cursor)
+      const { steps, positions } = plan.epoch(epoch)
+      return {
+        epoch,
+        step,
+        position: cursor.position,
+        stepsLeft: Math.max(0, steps - step),
+        samplesLeft: Math.max(0, positions - cursor.position),
+      }
+    },
+  )
+}
+
+/** Better now than in the middle of an epoch. */
+async function refuseTooLarge({ objects }: Context, { maxStepBytes }: TableFacts): Promise<void> {
+  const { cache } = await (await objects.connect()).status()
+  if (maxStepBytes <= cache.limitBytes) return
+  throw new BobbinError(
+    'STORE_FULL',
+    `one global batch of this plan may need ${formatBytes(maxStepBytes)}, and the store holds ${formatBytes(cache.limitBytes)}: make batches smaller, or the store larger (--cache-limit, BOBBIN_CACHE_LIMIT)`,
+  )
+}
+
+async function factsOf({ plans, options }: Context, plan: OpenPlan): Promise<PlanFacts> {
+  const { samples, entries, bytes, maxStepBytes } = plan.facts
+  const { stepsPerEpoch, address } = plan
+  const perShard = stepsPerShard(stepsPerEpoch)
+  return {
+    planId: plan.id,
+    plan: plan.document,
+    package: `${address.registry}/${address.package}@${address.topHash}`,
+    topHash: address.topHash,
+    samples,
+    entries,
+    bytes,
+    bytesCached: entries > COUNTED_MAX ? null : cachedBytes(options.daemon.cacheDir, plan),
+    stepsPerEpoch,
+    maxStepBytes,
+    shardsPerEpoch: Math.ceil(stepsPerEpoch / perShard),
+    stepsPerShard: perShard,
+    shards: shardNameTemplate(plan.document.topHash, plan.id),
+    objects: plans.objectsFolder,
+  }
+}
+
+function cachedBytes(cacheDir: string, plan: OpenPlan): number {
+  let sum = 0
+  for (let sample = 0; sample < plan.facts.samples; sample++) {
+    for (const entry of plan.entriesOf(sample)) if (findObject(cacheDir, entry) !== undefined) sum += entry.size
+  }
+  return sum
+}

@@ -1,0 +1,257 @@
+/**
+ * The plans that this sidecar knows: their documents and sample tables lie in the cache, so they are known
+ * again after a restart.
+ *
+ *   <cache>/loader/v1/<plan id>.json    the document, and where the package is
+ *   <cache>/loader/v1/<plan id>.table   which inodes each sample has (loader/plan/sample-table.ts)
+ */
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { Piscina } from 'piscina'
+import {
+  BobbinError,
+  type Log,
+  localError,
+  parsePackageName,
+  type Source,
+  systemCode,
+} from '../../daemon/model/index.js'
+import { openPackage } from '../../daemon/quilt/package-cache.js'
+import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
+import { objectsFolder } from '../../daemon/store/index.js'
+import type { TableTask } from '../batch/table-worker.js'
+import {
+  normalisePlan,
+  type PlanBody,
+  type PlanDocument,
+  type PlanId,
+  parsePlanId,
+  planIdOf,
+} from '../plan/plan-document.js'
+import { SampleTable, type TableFacts } from '../plan/sample-table.js'
+import type { PackageAddress } from './objects.js'
+import { OpenPlan } from './open-plan.js'
+
+export interface PlansOptions {
+  readonly cacheDir: string
+  readonly source: Source
+  readonly offline: boolean
+  readonly defaultRegistry: string | undefined
+  readonly log: Log
+}
+
+interface StoredPlan {
+  readonly document: PlanDocument
+  readonly address: PackageAddress
+}
+
+/** Open at once; each holds four descriptors and up to 24 MiB. */
+const OPEN_MAX = 32
+/** In the cache; the oldest go. */
+const STORED_MAX = 1000
+
+export class Plans {
+  readonly #open = new Map<PlanId, Promise<OpenPlan>>()
+  readonly #building = new Map<PlanId, Promise<OpenPlan>>()
+  readonly #folder: string
+  /** A thread of its own: a plan of a million entries takes seconds. */
+  readonly #builder = new Piscina<TableTask, TableFacts>({
+    filename: fileURLToPath(new URL('../batch/table-worker.js', import.meta.url)),
+    minThreads: 0,
+    maxThreads: 1,
+    execArgv: [],
+  })
+
+  constructor(private readonly options: PlansOptions) {
+    this.#folder = join(options.cacheDir, 'loader', 'v1')
+    try {
+      mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
+    } catch (error) {
+      throw localError(`make the folder ${this.#folder}`, error)
+    }
+  }
+
+  get openOptions(): { readonly cacheDir: string; readonly source: Source; readonly offline: boolean } {
+    const { cacheDir, source, offline } = this.options
+    return { cacheDir, source, offline }
+  }
+
+  get objectsFolder(): string {
+    return objectsFolder(this.options.cacheDir)
+  }
+
+  /**
+   * Throws INVALID_ARGUMENT (a plan that makes no sense, with what is wrong), and what resolving and opening the
+   * package throw. `admit` may refuse the plan before it is kept.
+   */
+  async create(
+    body: PlanBody,
+    admit: (facts: TableFacts) => Promise<void>,
+  ): Promise<{ plan: OpenPlan; isNew: boolean }> {
+    const { defaultRegistry } = this.options
+    const reference = parseReference(body.package, {
+      ...(body.topHash != null && { topHash: body.topHash }),
+      ...(defaultRegistry !== undefined && { defaultRegistry }),
+    })
+    const opened = await openPackage(reference, this.openOptions)
+    try {
+      const document = normalisePlan(body, opened.topHash)
+      const id = planIdOf(document)
+      const known = await this.#find(id)
+      if (known !== undefined) return { plan: known, isNew: false }
+      const address = { registry: formatRegistry(opened.registry), package: opened.name, topHash: opened.topHash }
+      let building = this.#building.get(id)
+      const isNew = building === undefined
+      if (building === undefined) {
+        building = this.#build(id, { document, address }, opened, admit).finally(() => this.#building.delete(id))
+        this.#building.set(id, building)
+      }
+      return { plan: await building, isNew }
+    } finally {
+      opened.close()
+    }
+  }
+
+  /** Throws PLAN_NOT_FOUND. */
+  async get(text: string): Promise<OpenPlan> {
+    const plan = await this.#find(parsePlanId(text))
+    if (plan !== undefined) return plan
+    throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${text}: post it to /v1/plans first`)
+  }
+
+  /** By the first digits of its id. */
+  async byPrefix(prefix: string): Promise<OpenPlan> {
+    const names = readdirSync(this.#folder).filter(name => name.startsWith(prefix) && name.endsWith('.json'))
+    if (names.length === 1) return this.get(names[0]!.slice(0, -'.json'.length))
+    throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${prefix}…: post it to /v1/plans first`)
+  }
+
+  /** Of all plans, the newest first. */
+  addresses(): PackageAddress[] {
+    return this.#stored().flatMap(({ id }) => this.#read(id)?.address ?? [])
+  }
+
+  async close(): Promise<void> {
+    await this.#builder.destroy()
+    for (const opening of this.#open.values()) (await opening.catch(() => undefined))?.close()
+  }
+
+  async #build(
+    id: PlanId,
+    stored: StoredPlan,
+    opened: { readonly indexPath: string; readonly manifestPath: string },
+    admit: (facts: TableFacts) => Promise<void>,
+  ): Promise<OpenPlan> {
+    const { log } = this.options
+    const path = this.#path(id, 'table')
+    const started = Date.now()
+    const { indexPath, manifestPath } = opened
+    const facts = await this.#run({ indexPath, manifestPath, document: stored.document, path })
+    try {
+      await admit(facts)
+    } catch (error) {
+      rmSync(path, { force: true })
+      throw error
+    }
+    writeFileSync(`${path}.new`, JSON.stringify(stored), { mode: 0o640 })
+    renameSync(`${path}.new`, this.#path(id, 'json'))
+    this.#forgetOldest()
+    log.info({ plan: id, ...stored.address, samples: facts.samples, ms: Date.now() - started }, 'made a plan')
+    return (await this.#find(id))!
+  }
+
+  async #run(task: TableTask): Promise<TableFacts> {
+    const outcome = (await this.#builder.run(task)) as TableFacts | { code: BobbinError['code']; message: string }
+    if ('code' in outcome) throw new BobbinError(outcome.code, outcome.message)
+    return outcome
+  }
+
+  async #find(id: PlanId): Promise<OpenPlan | undefined> {
+    let opening = this.#open.get(id)
+    if (opening === undefined) {
+      const stored = this.#read(id)
+      if (stored === undefined) return undefined
+      opening = this.#openStored(id, stored)
+      this.#open.set(id, opening)
+      opening.catch(() => this.#open.delete(id))
+      this.#closeIdle()
+    } else {
+      // The last in the map is the one that was used last.
+      this.#open.delete(id)
+      this.#open.set(id, opening)
+    }
+    return opening
+  }
+
+  async #openStored(id: PlanId, { document, address }: StoredPlan): Promise<OpenPlan> {
+    const reference = {
+      registry: parseRegistry(address.registry),
+      name: parsePackageName(address.package),
+      revision: { kind: 'hash', prefix: address.topHash },
+    } as const
+    const opened = await openPackage(reference, this.openOptions)
+    const path = this.#path(id, 'table')
+    try {
+      let table: SampleTable
+      try {
+        table = new SampleTable(path, id)
+      } catch {
+        // Damaged, of another version, or gone: it follows from the package and the document.
+        const { indexPath, manifestPath } = opened
+        await this.#run({ indexPath, manifestPath, document, path })
+        table = new SampleTable(path, id)
+      }
+      const now = new Date()
+      utimesSync(this.#path(id, 'json'), now, now)
+      return new OpenPlan(id, document, address, opened, table)
+    } catch (error) {
+      opened.close()
+      throw error
+    }
+  }
+
+  #closeIdle(): void {
+    for (const [id, opening] of this.#open) {
+      if (this.#open.size <= OPEN_MAX) return
+      this.#open.delete(id)
+      // Who uses it at this moment has read what it needs, or opens it again.
+      void opening.then(
+        plan => plan.closeWhenIdle(),
+        () => {},
+      )
+    }
+  }
+
+  #read(id: string): StoredPlan | undefined {
+    try {
+      return JSON.parse(readFileSync(this.#path(id, 'json'), 'utf8')) as StoredPlan
+    } catch (error) {
+      if (systemCode(error) === 'ENOENT') return undefined
+      this.options.log.error({ plan: id, error: String(error) }, 'a stored plan cannot be read, and is dropped')
+      rmSync(this.#path(id, 'json'), { force: true })
+      return undefined
+    }
+  }
+
+  #stored(): { id: string; usedMs: number }[] {
+    return readdirSync(this.#folder)
+      .filter(name => /^[0-9a-f]{64}\.json$/.test(name))
+      .map(name => ({
+        id: name.slice(0, 64),
+        usedMs: statSync(join(this.#folder, name), { throwIfNoEntry: false })?.mtimeMs ?? 0,
+      }))
+      .sort((a, b) => b.usedMs - a.usedMs)
+  }
+
+  #forgetOldest(): void {
+    for (const { id } of this.#stored().slice(STORED_MAX)) {
+      if (this.#open.has(id as PlanId)) continue
+      for (const kind of ['json', 'table'] as const) rmSync(this.#path(id, kind), { force: true })
+    }
+  }
+
+  #path(id: string, kind: 'json' | 'table'): string {
+    return join(this.#folder, `${id}.${kind}`)
+  }
+}

@@ -1,0 +1,36 @@
+/** Errors on their way to clients: the daemon's table of statuses, as whole RFC 9457 problems. */
+import { type ServerResponse, STATUS_CODES } from 'node:http'
+import { PROBLEM_TYPE, problemOf } from '../../daemon/control/errors.js'
+
+/** Whoever is told to come back is told when. */
+const RETRY_AFTER_S = 1
+
+export function problemAnswer(error: unknown): {
+  readonly status: number
+  readonly headers: Readonly<Record<string, string>>
+  readonly body: string
+} {
+  const { status, code, detail } = problemOf(error)
+  const isTemporary = status === 503 || status === 429
+  return {
+    status,
+    headers: {
+      'content-type': PROBLEM_TYPE,
+      'cache-control': 'no-store',
+      ...(isTemporary && { 'retry-after': String(RETRY_AFTER_S) }),
+      ...(status === 401 && { 'www-authenticate': 'Basic realm="bobbin"' }),
+    },
+    body: JSON.stringify({ title: STATUS_CODES[status] ?? 'Error', status, code, detail }),
+  }
+}
+
+export function sendProblem(response: ServerResponse, error: unknown): void {
+  if (response.headersSent || response.destroyed) {
+    response.destroy()
+    return
+  }
+  const { status, headers, body } = problemAnswer(error)
+  // What was set for the answer that does not come.
+  for (const name of response.getHeaderNames()) response.removeHeader(name)
+  response.writeHead(status, { ...headers, 'content-length': Buffer.byteLength(body) }).end(body)
+}

@@ -1,0 +1,135 @@
+/**
+ * The sidecar: starts in one line of steps, each undone by the end in reverse, and ends when it is told to: no new
+ * request is taken, those under way are finished, and what it holds is let go.
+ */
+import { chmodSync, mkdirSync, rmSync, statSync } from 'node:fs'
+import { connect } from 'node:net'
+import { dirname } from 'node:path'
+import type { FastifyInstance } from 'fastify'
+import { pino } from 'pino'
+import { createSource } from '../../daemon/fetch/source/index.js'
+import { BobbinError, localError } from '../../daemon/model/index.js'
+import { Packing } from '../batch/packing.js'
+import { Ahead } from './ahead.js'
+import { createApp } from './app.js'
+import { type Context, Streams } from './context.js'
+import { Deliveries } from './deliveries.js'
+import { Metrics } from './metrics.js'
+import { Objects } from './objects.js'
+import { AHEAD_BYTES, type LoaderOptions } from './options.js'
+import { Plans } from './plans.js'
+import { Sessions } from './sessions.js'
+
+const PROBE_MS = 2000
+
+/**
+ * Runs until SIGTERM or SIGINT. `onReady` is told where it listens. Throws CACHE_IN_USE (the socket has a sidecar), LOCAL_IO
+ * (a socket cannot be made), DAEMON_UNAVAILABLE.
+ */
+export async function runLoader(
+  options: LoaderOptions,
+  onReady: (addresses: readonly string[]) => void,
+): Promise<void> {
+  const log = pino({ base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
+  const { cacheDir, ioTimeoutMs, offline } = options.daemon
+  if (options.socketPath !== undefined) await claimSocket(options.socketPath)
+  const source = createSource({ ioTimeoutMs, offline })
+  const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, log)
+  const daemon = await objects.connect()
+  const { cache } = await daemon.status()
+  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: options.defaultRegistry, log })
+  const ahead = new Ahead(objects, {
+    bytesMax: options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(cache.limitBytes / 4)),
+    log,
+  })
+  const sessions = new Sessions(options.leaseTimeoutMs)
+  const packing = new Packing({ rehash: options.rehash })
+  const deliveries = new Deliveries(cacheDir, log)
+  const streams = new Streams(options.streamsMax)
+  const metrics = new Metrics({
+    streams: () => streams.count,
+    leases: () => objects.leases,
+    pathLeases: () => sessions.leases,
+    aheadBytes: () => ahead.bytes,
+  })
+  const context: Context = { options, log, plans, objects, ahead, sessions, packing, deliveries, metrics, streams }
+
+  const apps: FastifyInstance[] = []
+  const addresses: string[] = []
+  const stopping = new Promise<string>(resolve => {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve(signal))
+  })
+  try {
+    const listen = async (
+      token: string | undefined,
+      what: string,
+      where: { fd: number } | { path: string } | { host: string; port: number },
+    ) => {
+      const app = await createApp(context, token)
+      apps.push(app)
+      await new Promise<void>((resolve, reject) => {
+        app.server.once('error', error => reject(localError(`listen on ${what}`, error)))
+        app.server.listen(where, resolve)
+      })
+      addresses.push(what)
+      return app
+    }
+    if (options.socketPath !== undefined) {
+      await listen(undefined, `unix:${options.socketPath}`, { path: options.socketPath })
+      // The cache's group, as the objects are; the folder keeps others out.
+      chmodSync(options.socketPath, 0o660)
+    }
+    for (const fd of options.listenFds) await listen(undefined, `descriptor ${fd}`, { fd })
+    if (options.listen !== undefined) {
+      const { host } = options.listen
+      const app = await listen(options.token, `http://${host}:${options.listen.port}`, options.listen)
+      const address = app.server.address()
+      if (typeof address === 'object' && address !== null)
+        addresses[addresses.length - 1] = `http://${host}:${address.port}`
+    }
+    log.info({ addresses, cache: cacheDir }, 'the loader is ready')
+    onReady(addresses)
+    const reason = await stopping
+    log.info({ reason, streams: streams.count }, 'the loader stops')
+    // Idle connections get no more answers; what is under way goes on.
+    for (const app of apps) app.server.close()
+    if (!(await streams.drain(options.drainTimeoutMs)))
+      log.warn({ streams: streams.count }, 'answers were not finished in time and are cut off')
+  } finally {
+    for (const app of apps) {
+      app.server.closeAllConnections()
+      await app.close()
+    }
+    if (options.socketPath !== undefined && addresses.length > 0) rmSync(options.socketPath, { force: true })
+    sessions.close()
+    ahead.close()
+    await deliveries.flush()
+    await objects.close()
+    await packing.close()
+    await plans.close()
+    source.close()
+  }
+}
+
+/** Makes the folder, and removes a socket that nobody listens on. Throws CACHE_IN_USE. */
+async function claimSocket(path: string): Promise<void> {
+  try {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o750 })
+    const stats = statSync(path, { throwIfNoEntry: false })
+    if (stats === undefined) return
+    if (!stats.isSocket()) throw new BobbinError('INVALID_ARGUMENT', `${path} is there, and is no socket`)
+  } catch (error) {
+    throw localError(`make the socket ${path}`, error)
+  }
+  const isTaken = await new Promise<boolean>(resolve => {
+    const probe = connect(path)
+    probe.setTimeout(PROBE_MS, () => probe.destroy(new Error('no answer')))
+    probe.once('connect', () => {
+      probe.destroy()
+      resolve(true)
+    })
+    probe.once('error', error => resolve('code' in error && error.code !== 'ECONNREFUSED'))
+  })
+  if (isTaken) throw new BobbinError('CACHE_IN_USE', `another loader listens on ${path}`)
+  rmSync(path, { force: true })
+}

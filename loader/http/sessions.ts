@@ -1,0 +1,84 @@
+/** Leases of paths that clients hold: let go when they say so, or when nothing was heard of them for a while. */
+import { randomBytes } from 'node:crypto'
+import { BobbinError } from '../../daemon/model/index.js'
+import type { LeasedStep } from './ahead.js'
+
+interface Session {
+  /** By number, ascending. */
+  readonly leases: Map<number, LeasedStep>
+  next: number
+  seenMs: number
+}
+
+/** Beyond it the longest unheard of goes. */
+const SESSIONS_MAX = 10_000
+const SWEEP_MS = 1000
+const LEASE = /^([A-Za-z0-9_-]{8,32})-(\d{1,15})$/
+
+export class Sessions {
+  readonly #sessions = new Map<string, Session>()
+  readonly #timer: NodeJS.Timeout
+
+  constructor(private readonly leaseTimeoutMs: number) {
+    this.#timer = setInterval(() => this.#sweep(), SWEEP_MS)
+    this.#timer.unref()
+  }
+
+  /** One that is not known (any more) is begun anew under its own name. */
+  open(name: string = randomBytes(9).toString('base64url').replaceAll('-', '_')): string {
+    if (!/^[A-Za-z0-9_]{8,32}$/.test(name))
+      throw new BobbinError('INVALID_ARGUMENT', `not a session: ${JSON.stringify(name)}`)
+    // Numbers go on rising over a restart, so that an old lease names none of ours.
+    const known = this.#sessions.get(name)
+    // The last in the map is the one that was heard of last.
+    this.#sessions.delete(name)
+    this.#sessions.set(name, known ?? { leases: new Map(), next: Date.now(), seenMs: 0 })
+    this.#sessions.get(name)!.seenMs = Date.now()
+    if (this.#sessions.size > SESSIONS_MAX) this.#end(this.#sessions.keys().next().value!)
+    return name
+  }
+
+  /** Names a lease; it is held from now on. */
+  hold(name: string, leased: LeasedStep): string {
+    const session = this.#sessions.get(this.open(name))!
+    const number = session.next++
+    session.leases.set(number, leased)
+    return `${name}-${number}`
+  }
+
+  /** That lease, and all before it in its session; unknown ones are no error: whoever held them has been restarted. */
+  release(text: string): void {
+    const match = LEASE.exec(text)
+    if (!match) throw new BobbinError('INVALID_ARGUMENT', `not a lease: ${JSON.stringify(text)}`)
+    const session = this.#sessions.get(match[1]!)
+    if (session === undefined) return
+    session.seenMs = Date.now()
+    for (const [number, leased] of session.leases) {
+      if (number > Number(match[2])) break
+      session.leases.delete(number)
+      leased.release()
+    }
+  }
+
+  get leases(): number {
+    let sum = 0
+    for (const { leases } of this.#sessions.values()) sum += leases.size
+    return sum
+  }
+
+  close(): void {
+    clearInterval(this.#timer)
+    for (const name of [...this.#sessions.keys()]) this.#end(name)
+  }
+
+  #sweep(): void {
+    for (const [name, { seenMs }] of this.#sessions) {
+      if (Date.now() - seenMs >= this.leaseTimeoutMs) this.#end(name)
+    }
+  }
+
+  #end(name: string): void {
+    for (const leased of this.#sessions.get(name)?.leases.values() ?? []) leased.release()
+    this.#sessions.delete(name)
+  }
+}
