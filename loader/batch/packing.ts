@@ -97,9 +97,6 @@ export class Packing {
         case 'bytes':
           bytes.set(segment.bytes.subarray(start - segment.at, end - segment.at), at)
           break
-        case 'zeros':
-          bytes.fill(0, at, end - from)
-          break
         case 'object': {
           const { path, size, hash } = objectOf(segment.object)
           const isNew = this.options.rehash && !rehashed.has(segment.object)

@@ -9,18 +9,26 @@ export interface SampleFile {
   /** Bytes. */
   readonly size: number
   readonly hash: ObjectHash
-  /** The answer's number of the object. */
-  readonly object: number
+}
+
+/** What of a sample's members is the same wherever it stands. */
+export interface SampleMembers {
+  /** Of the index member: the text of the sample's member `files`. */
+  readonly indexText: string
+  /** In the byte order of their suffixes; a number is the file's number in the sample. */
+  readonly members: readonly {
+    readonly suffix: string
+    readonly content: Buffer | { readonly file: number; readonly size: number }
+  }[]
 }
 
 export interface ShardSample {
   readonly pos: number
   readonly step: number | null
   readonly isPad: boolean
-  /** In order of suffix. */
-  readonly files: readonly SampleFile[]
-  /** JSON text of the metadata member. */
-  readonly meta: string
+  readonly facts: SampleMembers
+  /** The answer's number of its first file. */
+  readonly firstObject: number
 }
 
 export interface ShardHead {
@@ -34,8 +42,6 @@ export interface ShardHead {
   readonly cursor: string | null
   /** Behind the last step. */
   readonly nextCursor: string | null
-  /** Suffix of the metadata members; null: there are none. */
-  readonly metaSuffix: string | null
 }
 
 const INDEX_NAME = '__bobbin__/index.json'
@@ -51,52 +57,62 @@ export function positionName(pos: number): string {
   return String(pos).padStart(POSITION_DIGITS, '0')
 }
 
+/** `files` in the byte order of their suffixes. `metaSuffix`: of the metadata member; null: there is none. */
+export function sampleMembers(files: readonly SampleFile[], metaSuffix: string | null, meta: string): SampleMembers {
+  const members: SampleMembers['members'][number][] = files.map(({ suffix, size }, file) => ({
+    suffix,
+    content: { file, size },
+  }))
+  if (metaSuffix !== null) {
+    members.push({ suffix: metaSuffix, content: Buffer.from(meta) })
+    members.sort((a, b) => Buffer.compare(Buffer.from(a.suffix), Buffer.from(b.suffix)))
+  }
+  const indexText = JSON.stringify(
+    Object.fromEntries(files.map(({ suffix, key, size, hash }) => [suffix, { key, size, hash: hashText(hash) }])),
+  )
+  return { indexText, members }
+}
+
+const EMPTY = Buffer.alloc(0)
+
 /** Throws INVALID_ARGUMENT for a name that does not fit into a header; plans with such names are refused earlier. */
 export function shardLayout(head: ShardHead, samples: readonly ShardSample[]): Layout {
   const layout = new Layout()
   const index = Buffer.from(indexText(head, samples))
   layout.member(INDEX_NAME, index)
-  let members = 1
-  for (const sample of samples) {
-    const base = positionName(sample.pos)
-    const others = [
-      ...(head.metaSuffix === null ? [] : [{ suffix: head.metaSuffix, bytes: Buffer.from(sample.meta) }]),
-      ...(sample.isPad ? [{ suffix: 'pad', bytes: Buffer.alloc(0) }] : []),
-    ]
-    for (const item of sorted([...sample.files, ...others])) {
-      const name = `${base}.${item.suffix}`
-      if ('bytes' in item) layout.member(name, item.bytes)
-      else layout.objectMember(name, item.object, 0, item.size)
-      members++
+  let count = 1
+  for (const { pos, isPad, facts, firstObject } of samples) {
+    const base = positionName(pos)
+    for (const { suffix, content } of facts.members) {
+      const name = `${base}.${suffix}`
+      if ('file' in content) layout.objectMember(name, firstObject + content.file, 0, content.size)
+      else layout.member(name, content)
     }
+    // Behind the others, whatever their suffixes: webdataset takes members of one name in any order.
+    if (isPad) layout.member(`${base}.pad`, EMPTY)
+    count += facts.members.length + (isPad ? 1 : 0)
   }
-  end(layout, { members, samples: samples.length, cursor: head.nextCursor, index })
+  end(layout, { members: count, samples: samples.length, cursor: head.nextCursor, index })
   return layout
 }
 
-function sorted<T extends { readonly suffix: string }>(items: T[]): T[] {
-  return items.sort((a, b) => Buffer.compare(Buffer.from(a.suffix), Buffer.from(b.suffix)))
-}
-
+/** Put together as text: it is made for each answer, and its largest part is the same each time. */
 function indexText(head: ShardHead, samples: readonly ShardSample[]): string {
-  return JSON.stringify({
+  const { planId, topHash, epoch, world, rank, steps, cursor } = head
+  const before = JSON.stringify({
     schema: 'bobbin-index-1',
-    plan: head.planId,
-    topHash: head.topHash,
-    epoch: head.epoch,
-    world: head.world,
-    rank: head.rank,
-    steps: head.steps,
-    cursor: head.cursor,
-    samples: samples.map(({ pos, step, isPad, files }) => ({
-      pos,
-      pad: isPad,
-      step,
-      files: Object.fromEntries(
-        files.map(({ suffix, key, size, hash }) => [suffix, { key, size, hash: hashText(hash) }]),
-      ),
-    })),
-  })
+    plan: planId,
+    topHash,
+    epoch,
+    world,
+    rank,
+    steps,
+    cursor,
+  }).slice(0, -1)
+  const rows = samples.map(
+    ({ pos, step, isPad, facts }) => `{"pos":${pos},"pad":${isPad},"step":${step},"files":${facts.indexText}}`,
+  )
+  return `${before},"samples":[${rows.join(',')}]}`
 }
 
 export interface ListedEntry {
@@ -142,9 +158,10 @@ function end(
   // Not of the bytes so far: the index names the hash of everything behind it, so its own hash proves as much
   // and is known before a byte was read; hashing what is served would halve the speed and make ranges wait.
   const indexSha256 = createHash('sha256').update(index).digest('hex')
-  const document = { schema: 'bobbin-end-1', members, samples, bytes: layout.bytes, cursor, indexSha256 }
+  // What was written so far is in segments only when something else begins.
+  const document = { schema: 'bobbin-end-1', members, samples, bytes: layout.written, cursor, indexSha256 }
   layout.member(END_NAME, Buffer.from(JSON.stringify(document)))
-  layout.end()
+  layout.end({ isTar: true })
 }
 
 /** With `onMissing: mark`: what stands in the place of an entry that cannot be had. */

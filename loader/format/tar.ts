@@ -13,6 +13,7 @@ const OCTAL_SIZE_MAX = 0o777_7777_7777
 const SIZE_AT = 124
 const SIZE_BYTES = 12
 const CHECKSUM_AT = 148
+const DIGIT_0 = 0x30
 
 /** A header without name, size and checksum. */
 const BASE = baseHeader()
@@ -31,24 +32,31 @@ function baseHeader(): Buffer {
   return header
 }
 
-/** Throws INVALID_ARGUMENT when the name has more than 100 bytes of UTF-8. */
-export function tarHeader(name: string, size: number): Buffer {
-  const header = Buffer.from(BASE)
-  const nameBytes = header.write(name, 0, NAME_BYTES_MAX, 'utf8')
-  if (nameBytes !== Buffer.byteLength(name))
+/** Writes one at an offset. Throws INVALID_ARGUMENT when the name has more than 100 bytes of UTF-8. */
+export function writeTarHeader(into: Buffer, at: number, name: string, size: number): void {
+  BASE.copy(into, at)
+  const nameBytes = into.write(name, at, NAME_BYTES_MAX, 'utf8')
+  if (nameBytes < name.length || (nameBytes === NAME_BYTES_MAX && Buffer.byteLength(name) > nameBytes))
     throw new BobbinError('INVALID_ARGUMENT', `too long for a member of a tar: ${JSON.stringify(name)}`)
-  if (size <= OCTAL_SIZE_MAX) header.write(`${size.toString(8).padStart(11, '0')}\0`, SIZE_AT, 'latin1')
-  else writeBase256(header, size)
+  if (size <= OCTAL_SIZE_MAX) writeOctal(into, at + SIZE_AT, SIZE_BYTES - 1, size)
+  else {
+    into[at + SIZE_AT] = 0x80
+    into.writeBigUInt64BE(BigInt(size), at + SIZE_AT + SIZE_BYTES - 8)
+  }
   let sum = BASE_SUM
-  for (let i = 0; i < nameBytes; i++) sum += header[i]!
-  for (let i = SIZE_AT; i < SIZE_AT + SIZE_BYTES; i++) sum += header[i]!
-  header.write(`${sum.toString(8).padStart(6, '0')}\0 `, CHECKSUM_AT, 'latin1')
-  return header
+  for (let i = at; i < at + nameBytes; i++) sum += into[i]!
+  for (let i = at + SIZE_AT; i < at + SIZE_AT + SIZE_BYTES; i++) sum += into[i]!
+  writeOctal(into, at + CHECKSUM_AT, 6, sum)
+  into[at + CHECKSUM_AT + 6] = 0
 }
 
-function writeBase256(header: Buffer, size: number): void {
-  header[SIZE_AT] = 0x80
-  header.writeBigUInt64BE(BigInt(size), SIZE_AT + SIZE_BYTES - 8)
+function writeOctal(into: Buffer, at: number, digits: number, value: number): void {
+  // Not by shifting: a size may have 33 bits.
+  for (let i = digits - 1, rest = value; i >= 0; i--) {
+    const next = Math.floor(rest / 8)
+    into[at + i] = DIGIT_0 + rest - next * 8
+    rest = next
+  }
 }
 
 /** Zeros behind a content of so many bytes. */

@@ -203,7 +203,7 @@ function leasedStep(
 /** Waits for a leased step. Throws what its lease throws, `late()` after the time, INTERRUPTED when the caller has gone. */
 export async function settled(
   leased: LeasedStep,
-  options: { readonly timeoutMs: number; readonly signal: AbortSignal; late(): BobbinError },
+  options: { readonly timeoutMs: number | undefined; readonly signal: AbortSignal; late(): BobbinError },
 ): Promise<Lease> {
   const { timeoutMs, signal, late } = options
   throwIfAborted(signal)
@@ -213,7 +213,7 @@ export async function settled(
     return await Promise.race([
       leased.lease,
       new Promise<never>((_, reject) => {
-        timer = setTimeout(() => reject(late()), timeoutMs)
+        if (timeoutMs !== undefined) timer = setTimeout(() => reject(late()), timeoutMs)
         onAbort = () => {
           try {
             throwIfAborted(signal)

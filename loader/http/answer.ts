@@ -9,14 +9,20 @@ import { CHUNK_BYTES, ObjectVanished, type PackedObject, type Packing } from '..
 import type { Layout } from '../format/layout.js'
 import { BLOCK_BYTES } from '../format/tar.js'
 
+/** Numbers of objects: first ≤ number ≤ last. */
+export interface ObjectSpan {
+  readonly first: number
+  readonly last: number
+}
+
 /** Where an answer's objects come from. */
 export interface AnswerObjects {
   /** Waits until these are here. Throws what is the matter with the first one that cannot be had. */
-  prepare(objects: readonly number[]): Promise<void>
+  prepare(objects: ObjectSpan): Promise<void>
   /** Of one that was prepared. */
   get(object: number): PackedObject
   /** The file of one vanished although it was leased: has it made new, once. */
-  renew(objects: readonly number[]): Promise<void>
+  renew(objects: ObjectSpan): Promise<void>
   /** Everything before this offset was sent. */
   sent(offset: number): void
 }
@@ -92,15 +98,16 @@ export async function sendLayout(options: {
   const fill = async (from: number, to: number): Promise<Uint8Array> => {
     // A header must not be sent before its object is known to come.
     const needed = layout.objectsWithin(from, to + BLOCK_BYTES)
-    await objects.prepare(needed)
+    if (needed !== undefined) await objects.prepare(needed)
     throwIfAborted(signal)
     const get = (object: number) => objects.get(object)
     try {
       return await packing.fill(layout, from, to, get, rehashed)
     } catch (error) {
-      if (!(error instanceof ObjectVanished) && !hasCode(error, 'OBJECT_CORRUPT')) throw error
+      const isLost = error instanceof ObjectVanished || hasCode(error, 'OBJECT_CORRUPT')
+      if (!isLost || needed === undefined) throw error
       await objects.renew(needed)
-      for (const object of needed) rehashed.delete(object)
+      for (let object = needed.first; object <= needed.last; object++) rehashed.delete(object)
       return packing.fill(layout, from, to, get, rehashed)
     }
   }

@@ -136,7 +136,6 @@ async function sendTar(context: Context, request: FastifyRequest, reply: Fastify
     const { ahead, options, packing } = context
     const objects = new ShardObjects(source, shard, {
       ahead,
-      cacheDir: options.daemon.cacheDir,
       timeoutMs: options.stepTimeoutMs,
       signal,
       onWait: ms => context.metrics.waited(ms),
@@ -181,7 +180,7 @@ async function sendPaths(
       try {
         const started = performance.now()
         const lease = await settled(leased, {
-          timeoutMs: i === 0 ? options.stepTimeoutMs : 2 ** 30,
+          timeoutMs: i === 0 ? options.stepTimeoutMs : undefined,
           signal,
           late: () => notReady(options.stepTimeoutMs),
         })

@@ -79,6 +79,7 @@ async function sendOne(
 ): Promise<void> {
   const layout = new Layout()
   layout.object(0, 0, wished.size)
+  layout.end({ isTar: false })
   const { type, hex } = wished.hash
   const head: AnswerHead = {
     contentType: 'application/octet-stream',

@@ -74,7 +74,7 @@ export class Objects {
   async connect(): Promise<DaemonClient> {
     if (this.#client !== undefined) return this.#client
     const { client, isStarted } = await ensureDaemon(this.daemon)
-    if (isStarted) this.log.info({ pid: client.pid }, 'started the daemon')
+    if (isStarted) this.log.info({ daemon: client.pid }, 'started the daemon')
     this.#client = client
     return client
   }

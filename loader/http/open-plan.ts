@@ -3,8 +3,9 @@ import { LRUCache } from 'lru-cache'
 import { BobbinError, type Entry, hasCode } from '../../daemon/model/index.js'
 import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
 import { objectId } from '../../daemon/store/index.js'
+import type { PackedObject } from '../batch/packing.js'
 import { sampleBody } from '../format/paths.js'
-import { hashText, type ShardSample } from '../format/shard.js'
+import { hashText, type SampleMembers, sampleMembers } from '../format/shard.js'
 import { formatCursor } from '../plan/cursor.js'
 import { Epoch } from '../plan/epoch.js'
 import type { PlanDocument, PlanId } from '../plan/plan-document.js'
@@ -18,6 +19,7 @@ export interface SampleEntry {
   readonly entry: Entry
   /** Below the objects folder. */
   readonly path: string
+  readonly packed: PackedObject
 }
 
 /** What is the same in every epoch. */
@@ -25,6 +27,7 @@ export interface SampleFacts {
   readonly entries: readonly SampleEntry[]
   /** JSON text: metadata by suffix. */
   readonly meta: string
+  readonly members: SampleMembers
   /** Its part of a line of paths. */
   readonly body: string
   /** Of its files together. */
@@ -52,9 +55,11 @@ export interface RankOf {
   readonly world: number
 }
 
-/** About half a kilobyte a sample of one file: all of a small package, and of a large one what repeats soon. */
+/** A few kilobytes a sample: about 15,000 samples, 50 MiB. */
 const CACHED_CHARACTERS_MAX = 8 * 2 ** 20
 const EPOCHS_MAX = 8
+/** A distance that nobody knows. */
+const UNKNOWN = -1
 
 export class OpenPlan {
   readonly #samples = new LRUCache<number, SampleFacts>({
@@ -71,6 +76,7 @@ export class OpenPlan {
     readonly address: PackageAddress,
     private readonly opened: OpenedPackage,
     private readonly table: SampleTable,
+    private readonly objectsFolder: string,
   ) {}
 
   get facts() {
@@ -135,25 +141,27 @@ export class OpenPlan {
   distances(content: StepContent): number[] {
     const epoch = this.epoch(content.epoch)
     const meanBytes = this.facts.bytes / this.facts.samples
-    return content.samples.flatMap(({ pos, facts }) => {
+    const distances: number[] = []
+    for (const { pos, facts } of content.samples) {
       const distance = Math.round(epoch.nextUse(pos) * meanBytes)
-      return facts.entries.map(() => distance)
-    })
+      for (let i = 0; i < facts.entries.length; i++) distances.push(Number.isFinite(distance) ? distance : UNKNOWN)
+    }
+    return distances
   }
 
   #place(epochNumber: number, step: number | null, positions: readonly number[]): StepContent {
     const epoch = this.epoch(epochNumber)
-    const samples = positions.map(pos => {
+    const samples: PlacedSample[] = []
+    const inos: number[] = []
+    let bytes = 0
+    for (const pos of positions) {
       const { sample, isPad } = epoch.sampleAt(pos)
-      return { pos, isPad, facts: this.#sample(sample) }
-    })
-    return {
-      epoch: epochNumber,
-      step,
-      samples,
-      inos: samples.flatMap(({ facts }) => facts.entries.map(({ ino }) => ino)),
-      bytes: samples.reduce((sum, { facts }) => sum + facts.bytes, 0),
+      const facts = this.#sample(sample)
+      samples.push({ pos, isPad, facts })
+      for (const { ino } of facts.entries) inos.push(ino)
+      bytes += facts.bytes
     }
+    return { epoch: epochNumber, step, samples, inos, bytes }
   }
 
   entriesOf(sample: number): Entry[] {
@@ -169,18 +177,20 @@ export class OpenPlan {
       const { suffix } = sampleNameOf(entry.key.slice(entry.key.lastIndexOf('/') + 1))
       const id = objectId(entry)
       const slashAt = id.indexOf('/')
-      return {
-        ino,
-        suffix,
-        entry,
-        path: `${id.slice(0, slashAt)}/${id.slice(slashAt + 1, slashAt + 3)}/${id.slice(slashAt + 1)}`,
-      }
+      const path = `${id.slice(0, slashAt)}/${id.slice(slashAt + 1, slashAt + 3)}/${id.slice(slashAt + 1)}`
+      const { size, hash } = entry
+      return { ino, suffix, entry, path, packed: { path: `${this.objectsFolder}/${path}`, size, hash } }
     })
     const meta = `{${files.map(({ ino, suffix }) => `${JSON.stringify(suffix)}:${index.metadata(ino) ?? 'null'}`).join(',')}}`
     const texts = files.map(({ suffix, entry, path }) => [suffix, fileText(entry, path)] as const)
     const facts = {
       entries: files,
       meta,
+      members: sampleMembers(
+        files.map(({ suffix, entry: { key, size, hash } }) => ({ suffix, key, size, hash })),
+        this.document.meta,
+        meta,
+      ),
       body: sampleBody(texts, this.document.meta === null ? null : meta),
       bytes: files.reduce((sum, { entry }) => sum + entry.size, 0),
     }
@@ -222,22 +232,4 @@ function fileText({ key, size, hash }: Entry, path: string, error?: BobbinError)
   return JSON.stringify(
     error === undefined ? { path, ...facts } : { error: { code: error.code, detail: error.message }, ...facts },
   )
-}
-
-/** For a tar: files numbered through the whole answer, from `firstObject` on, in the order of `inos`. */
-export function shardSamples({ step, samples }: StepContent, firstObject: number): ShardSample[] {
-  let object = firstObject
-  return samples.map(({ pos, isPad, facts }) => ({
-    pos,
-    step,
-    isPad,
-    files: facts.entries.map(({ suffix, entry: { key, size, hash } }) => ({
-      suffix,
-      key,
-      size,
-      hash,
-      object: object++,
-    })),
-    meta: facts.meta,
-  }))
 }

@@ -46,8 +46,8 @@ interface StoredPlan {
   readonly address: PackageAddress
 }
 
-/** Open at once; each holds four descriptors and up to 24 MiB. */
-const OPEN_MAX = 32
+/** Open at once; each holds four descriptors and up to 80 MiB. */
+const OPEN_MAX = 8
 /** In the cache; the oldest go. */
 const STORED_MAX = 1000
 
@@ -204,7 +204,7 @@ export class Plans {
       }
       const now = new Date()
       utimesSync(this.#path(id, 'json'), now, now)
-      return new OpenPlan(id, document, address, opened, table)
+      return new OpenPlan(id, document, address, opened, table, this.objectsFolder)
     } catch (error) {
       opened.close()
       throw error

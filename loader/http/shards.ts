@@ -1,13 +1,12 @@
 /** A rank's part of some steps as one tar: its layout, and where its objects come from. */
 import { BobbinError, hasCode } from '../../daemon/model/index.js'
-import { objectId, objectPath } from '../../daemon/store/index.js'
 import type { PackedObject } from '../batch/packing.js'
 import type { Layout } from '../format/layout.js'
-import { markMissing, shardLayout } from '../format/shard.js'
+import { markMissing, type ShardSample, shardLayout } from '../format/shard.js'
 import { type Ahead, type LeasedStep, settled } from './ahead.js'
-import type { AnswerObjects } from './answer.js'
+import type { AnswerObjects, ObjectSpan } from './answer.js'
 import type { Lease } from './objects.js'
-import { type OpenPlan, type RankOf, type SampleEntry, type StepContent, shardSamples } from './open-plan.js'
+import type { OpenPlan, RankOf, SampleEntry, StepContent } from './open-plan.js'
 
 export interface ShardSource {
   readonly plan: OpenPlan
@@ -28,32 +27,34 @@ export interface Shard {
 }
 
 export function layOut({ plan, of, epoch, steps, contents }: ShardSource): Shard {
-  const entries = contents.flatMap(({ samples }) => samples.flatMap(({ facts }) => facts.entries))
+  const entries: SampleEntry[] = []
+  const samples: ShardSample[] = []
   const firsts: number[] = []
-  let count = 0
-  for (const { inos } of contents) {
-    firsts.push(count)
-    count += inos.length
+  for (const { step, samples: placed } of contents) {
+    firsts.push(entries.length)
+    for (const { pos, isPad, facts } of placed) {
+      samples.push({ pos, step, isPad, facts: facts.members, firstObject: entries.length })
+      for (const entry of facts.entries) entries.push(entry)
+    }
   }
-  const samples = contents.flatMap((content, i) => shardSamples(content, firsts[i]!))
   const contentOf = (object: number) => firsts.findLastIndex(first => object >= first)
   const isStretch = steps.length > 0
-  const layout = shardLayout(
-    {
-      planId: plan.id,
-      topHash: plan.document.topHash,
-      epoch,
-      ...of,
-      steps,
-      cursor: isStretch ? plan.cursorAt(epoch, steps[0]!) : null,
-      nextCursor: isStretch ? plan.cursorAt(epoch, steps.at(-1)! + 1) : null,
-      metaSuffix: plan.document.meta,
-    },
-    samples,
-  )
+  const head = {
+    planId: plan.id,
+    topHash: plan.document.topHash,
+    epoch,
+    ...of,
+    steps,
+    cursor: isStretch ? plan.cursorAt(epoch, steps[0]!) : null,
+    nextCursor: isStretch ? plan.cursorAt(epoch, steps.at(-1)! + 1) : null,
+  }
+  const layout = shardLayout(head, samples)
   const ends = contents.map(() => 0)
+  let content = 0
   for (const segment of layout.within(0, layout.bytes)) {
-    if (segment.kind === 'object') ends[contentOf(segment.object)] = segment.at + segment.length
+    if (segment.kind !== 'object') continue
+    while (content + 1 < firsts.length && segment.object >= firsts[content + 1]!) content++
+    ends[content] = segment.at + segment.length
   }
   return { layout, entries, ends, contentOf }
 }
@@ -73,32 +74,31 @@ export class ShardObjects implements AnswerObjects {
     private readonly shard: Shard,
     private readonly options: {
       readonly ahead: Ahead
-      readonly cacheDir: string
       readonly timeoutMs: number
       readonly signal: AbortSignal
       readonly onWait: (ms: number) => void
     },
   ) {}
 
-  async prepare(objects: readonly number[]): Promise<void> {
-    for (const i of new Set(objects.map(object => this.shard.contentOf(object)))) await this.#settle(i)
-    for (const object of objects) this.#check(object)
+  async prepare(objects: ObjectSpan): Promise<void> {
+    const last = this.shard.contentOf(objects.last)
+    for (let i = this.shard.contentOf(objects.first); i <= last; i++) await this.#settle(i)
+    this.#check(objects)
   }
 
   get(object: number): PackedObject {
-    const { entry } = this.shard.entries[object]!
-    return { path: objectPath(this.options.cacheDir, objectId(entry)), size: entry.size, hash: entry.hash }
+    return this.shard.entries[object]!.packed
   }
 
-  async renew(objects: readonly number[]): Promise<void> {
-    for (const i of new Set(objects.map(object => this.shard.contentOf(object)))) {
+  async renew(objects: ObjectSpan): Promise<void> {
+    const last = this.shard.contentOf(objects.last)
+    for (let i = this.shard.contentOf(objects.first); i <= last; i++) {
       this.#leased.get(i)?.release()
       this.#settled.delete(i)
-      const again = this.options.ahead.lease(this.source.plan, this.source.contents[i]!)
-      this.#leased.set(i, again)
+      this.#leased.set(i, this.options.ahead.lease(this.source.plan, this.source.contents[i]!))
       await this.#settle(i)
     }
-    for (const object of objects) this.#check(object)
+    this.#check(objects)
   }
 
   sent(offset: number): void {
@@ -117,7 +117,7 @@ export class ShardObjects implements AnswerObjects {
   async #settle(i: number): Promise<void> {
     if (this.#settled.has(i)) return
     const { plan, of, epoch, steps, contents } = this.source
-    const { ahead, timeoutMs, signal } = this.options
+    const { ahead, timeoutMs, signal, onWait } = this.options
     let leased = this.#leased.get(i)
     if (leased === undefined) {
       leased = steps.length > 0 ? ahead.take(plan, epoch, steps[i]!, of) : ahead.lease(plan, contents[i]!)
@@ -127,11 +127,12 @@ export class ShardObjects implements AnswerObjects {
     const started = performance.now()
     try {
       const lease = await settled(leased, {
-        timeoutMs: this.#isFirst ? timeoutMs : 2 ** 30,
+        // Behind the first byte a client cannot be told to ask again; the daemon gives up what makes no progress.
+        timeoutMs: this.#isFirst ? timeoutMs : undefined,
         signal,
         late: () => notReady(timeoutMs),
       })
-      if (this.#isFirst) this.options.onWait(performance.now() - started)
+      if (this.#isFirst) onWait(performance.now() - started)
       this.#isFirst = false
       this.#settled.set(i, lease)
     } catch (error) {
@@ -143,10 +144,18 @@ export class ShardObjects implements AnswerObjects {
     }
   }
 
-  /** Throws for an object that cannot be had, or puts a message in its place. */
-  #check(object: number): void {
+  /** Throws for the first object that cannot be had, or puts messages in the places of such. */
+  #check({ first, last }: ObjectSpan): void {
+    for (let i = this.shard.contentOf(first); i <= this.shard.contentOf(last); i++) {
+      if (this.#settled.get(i)!.failed.size === 0) continue
+      for (let object = first; object <= last; object++)
+        if (this.shard.contentOf(object) === i) this.#checkOne(object, this.#settled.get(i)!)
+    }
+  }
+
+  #checkOne(object: number, { failed }: Lease): void {
     const { entry, ino } = this.shard.entries[object]!
-    const error = this.#settled.get(this.shard.contentOf(object))?.failed.get(ino)
+    const error = failed.get(ino)
     if (error === undefined || this.#marked.has(object)) return
     if (this.source.plan.document.onMissing === 'fail')
       throw new BobbinError(error.code, withKey(error.message, entry.key))
