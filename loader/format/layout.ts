@@ -50,7 +50,8 @@ export class Layout {
 
   /** A tar member whose content is an object's, or a part of it. */
   objectMember(name: string, object: number, start: number, length: number): void {
-    writeTarHeader(this.#slab, this.#room(BLOCK_BYTES), name, length)
+    const at = this.#room(BLOCK_BYTES)
+    writeTarHeader(this.#slab, at, name, length)
     this.object(object, start, length)
     this.#zeros(paddingBytes(length))
   }
