@@ -149,7 +149,8 @@ export async function startLoader(t: Test, options: LoaderOptions): Promise<Runn
 export function untar(bytes: Buffer): { readonly name: string; readonly content: Buffer }[] {
   const members: { name: string; content: Buffer }[] = []
   for (let at = 0; bytes[at] !== 0; ) {
-    const field = (from: number, length: number) => bytes.toString('utf8', at + from, at + from + length).replace(/\0.*$/s, '')
+    const field = (from: number, length: number) =>
+      bytes.toString('utf8', at + from, at + from + length).replace(/\0.*$/s, '')
     const size = Number.parseInt(field(124, 12), 8)
     const stored = Number.parseInt(field(148, 8), 8)
     let sum = 0
