@@ -55,11 +55,19 @@ export async function startScanPool(registryKind: Registry['kind'], manifestByte
     concurrentTasksPerWorker: 2,
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
+  // An answer that crosses the end of the pool belongs to a piece that was given up.
+  let isClosing = false
+  pool.on('error', error => {
+    if (!isClosing) throw error
+  })
   return {
     ...common,
     width: threads * 2 + 1,
     scan: piece => pool.run({ bytes: piece.bytes, offset: piece.offset, registryKind, memory: slots.resultsOf(piece) }),
-    close: () => pool.destroy(),
+    close: () => {
+      isClosing = true
+      return pool.destroy()
+    },
   }
 }
 

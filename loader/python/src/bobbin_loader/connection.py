@@ -1,0 +1,154 @@
+"""One keep-alive connection to a sidecar, over a unix socket or TCP."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+from typing import Any, NamedTuple, Optional
+from urllib.parse import unquote, urlsplit
+
+from .errors import BobbinError, Cut
+
+SIDECAR_DEFAULT = "unix:/var/cache/bobbin/loader/loader.sock"
+_CONNECT_S = 10.0
+# More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time.
+_ANSWER_S = 120.0
+
+
+class Address(NamedTuple):
+    """Where a sidecar listens; ``socket_path`` is empty for TCP."""
+
+    socket_path: str
+    host: str
+    port: int
+    token: str
+
+    @classmethod
+    def parse(cls, text: Optional[str] = None) -> Address:
+        """``unix:/path`` or ``http://host:port``; without it BOBBIN_SIDECAR, then the service's own place.
+
+        A token comes from the URL (``http://bobbin:TOKEN@host:port``) or from BOBBIN_LOADER_TOKEN.
+        """
+        text = text or os.environ.get("BOBBIN_SIDECAR") or SIDECAR_DEFAULT
+        token = os.environ.get("BOBBIN_LOADER_TOKEN", "")
+        if text.startswith("unix:"):
+            return cls(text[len("unix:") :], "bobbin", 80, "")
+        if text.startswith("/"):
+            return cls(text, "bobbin", 80, "")
+        url = urlsplit(text)
+        if url.scheme != "http" or not url.hostname:
+            raise BobbinError("INVALID_ARGUMENT", f"a sidecar is unix:/path or http://host:port, not {text!r}")
+        return cls("", url.hostname, url.port or 80, unquote(url.password or "") or token)
+
+    def __str__(self) -> str:
+        return f"unix:{self.socket_path}" if self.socket_path else f"http://{self.host}:{self.port}"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("bobbin", timeout=_CONNECT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_CONNECT_S)
+        self.sock.connect(self._path)
+
+
+class Connection:
+    """``send``, then ``receive``; what is sent while the caller works is answered meanwhile.
+
+    Of one process and one thread. A connection that failed is made anew by the next ``send``.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._pid = os.getpid()
+        self._http: Optional[http.client.HTTPConnection] = None
+        self._headers = {}
+        if address.token:
+            credentials = base64.b64encode(f"bobbin:{address.token}".encode()).decode()
+            self._headers["authorization"] = f"Basic {credentials}"
+
+    def send(self, method: str, path: str, *, body: Optional[Any] = None, accept: str = "*/*") -> None:
+        """Raises Cut when nobody listens."""
+        headers = {**self._headers, "accept": accept}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["content-type"] = "application/json"
+        if self._pid != os.getpid():
+            # The socket is our parent's, too.
+            self._http, self._pid = None, os.getpid()
+        try:
+            if self._http is None:
+                self._http = self._connect()
+            self._http.request(method, path, body=data, headers=headers)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Cut(f"{self.address}: {error}") from error
+
+    def receive(self) -> http.client.HTTPResponse:
+        """The answer to what was sent: read it to its end. Raises Refused for a problem, Cut where there is no answer."""
+        assert self._http is not None, "nothing was sent"
+        try:
+            response = self._http.getresponse()
+            if response.status < 300:
+                return response
+            raise refused(response.status, response.getheader("retry-after"), response.read())
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Cut(f"{self.address}: {error}") from error
+
+    def json(self, method: str, path: str, body: Optional[Any] = None) -> Any:
+        """One document. Raises Refused, Cut."""
+        self.send(method, path, body=body)
+        response = self.receive()
+        try:
+            text = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Cut(f"{self.address}: {error}") from error
+        return json.loads(text) if text else None
+
+    def close(self) -> None:
+        """Forgets what was sent and not received."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def _connect(self) -> http.client.HTTPConnection:
+        address = self.address
+        if address.socket_path:
+            connection: http.client.HTTPConnection = _UnixConnection(address.socket_path)
+        else:
+            connection = http.client.HTTPConnection(address.host, address.port, timeout=_CONNECT_S)
+        connection.connect()
+        connection.sock.settimeout(_ANSWER_S)
+        return connection
+
+
+class Refused(BobbinError):
+    """An answer that is a problem; ``retry_after`` in seconds, where asking again later may help."""
+
+    def __init__(self, code: str, detail: str, status: int, retry_after: Optional[float] = None) -> None:
+        super().__init__(code, detail, status)
+        self.retry_after = retry_after
+
+
+def refused(status: int, retry_text: Optional[str], body: bytes) -> Refused:
+    try:
+        problem = json.loads(body)
+        code, detail = str(problem["code"]), str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        code, detail = "SIDECAR_UNREACHABLE", body[:200].decode("utf-8", "replace")
+    retry_after = None
+    if status in (429, 503):
+        try:
+            retry_after = float(retry_text or 1)
+        except ValueError:
+            retry_after = 1.0
+    return Refused(code, detail, status, retry_after)

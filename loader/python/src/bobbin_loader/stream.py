@@ -1,0 +1,269 @@
+"""A rank's batches, step after step, over whatever happens to the sidecar."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from urllib.parse import urlencode
+
+from .batches import Batch, Sample, read_index, samples_of_line, steps_of_tar
+from .connection import Connection, Refused
+from .errors import BobbinError, Cut, damaged
+from .patience import Patience, log
+from .plan import Plan
+from .tar import TarReader
+
+PATHS = "application/vnd.bobbin.paths+ndjson"
+TAR = "application/x-tar"
+
+# One answer: enough samples that its round trip is little beside reading them, few enough that the leases are.
+_SAMPLES_AN_ANSWER = 256
+_BYTES_AN_ANSWER = 64 * 2**20
+_STEPS_MAX = 64
+# Steps whose files could not be opened, one after the other: the store is not what it was taken for.
+_MISSES_MAX = 8
+
+
+class BatchStream:
+    """Asks for some steps at a time, and for the next ones before the caller works on those that came.
+
+    Without threads: what was asked for is prepared by the sidecar while the caller is busy, and waits in the socket.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        epoch: int,
+        step: int,
+        rank: int,
+        world: int,
+        stride: int,
+        transport: str,
+        verify: Optional[bool],
+        patience: float,
+        until: Optional[int] = None,
+    ) -> None:
+        batch = plan.batch_size(world)
+        if not 0 <= rank < world:
+            raise BobbinError("INVALID_ARGUMENT", f"there is no rank {rank} of {world}, the first is 0")
+        self._plan = plan
+        self._epoch, self._step = epoch, step
+        self._until = plan.steps_per_epoch if until is None else until
+        self._rank, self._world, self._stride = rank, world, stride
+        self._objects = "" if transport == "tar" else transport
+        self._verify = verify
+        self._connection = Connection(plan.address)
+        self._seconds = patience
+        self._patience = Patience(plan.address, patience)
+        self._session = secrets.token_hex(8)
+        self._lease: Optional[str] = None
+        self._asked: Optional[Tuple[int, bool]] = None
+        self._misses = 0
+        step_bytes = max(1, plan.max_step_bytes // world)
+        self._count_max = max(1, min(_STEPS_MAX, _SAMPLES_AN_ANSWER // batch, _BYTES_AN_ANSWER // step_bytes))
+        # The first answer is one step, to have it soon.
+        self._count = 1
+
+    def batches(self) -> Iterator[Batch]:
+        try:
+            while self._step < self._until:
+                try:
+                    for samples in self._answer():
+                        step = self._step
+                        self._step += self._stride
+                        self._patience.progress()
+                        yield Batch(samples, self._epoch, step, self._plan.cursor(self._epoch, step + 1))
+                except (Cut, Refused) as error:
+                    self._connection.close()
+                    self._asked = None
+                    if isinstance(error, Refused) and error.code == "PLAN_NOT_FOUND":
+                        self._plan.post_again()
+                    else:
+                        self._patience.wait(error)
+        finally:
+            self._close()
+
+    def _answer(self) -> Iterator[List[Sample]]:
+        return self._from_paths() if self._objects else self._from_tar()
+
+    def _from_paths(self) -> Iterator[List[Sample]]:
+        lines = _lines_of(self._receive(PATHS))
+        leases = [line["lease"] for line in lines]
+        # While the caller works on these steps the next ones are made ready. Those before them are done with.
+        self._ask_for(self._step + len(lines) * self._stride, PATHS)
+        for line in lines:
+            if line["step"] != self._step or line["epoch"] != self._epoch:
+                raise damaged(f"step {self._step} of epoch {self._epoch} was asked for, not {line['step']}")
+            yield self._samples(line)
+        self._lease = leases[-1]
+
+    def _samples(self, line: Dict[str, Any]) -> List[Sample]:
+        try:
+            samples = samples_of_line(line, self._objects, bool(self._verify))
+            self._misses = 0
+            return samples
+        except OSError as error:
+            # The sidecar or its daemon was started anew, and its leases went with it; or the folder is another one.
+            self._misses += 1
+            if self._misses == 1:
+                log.warning("step %d is read as tar: %s", line["step"], error)
+            if self._misses == _MISSES_MAX:
+                log.warning("%s is not the sidecar's folder of objects: tar from here on", self._objects)
+                self._objects = ""
+                self._forget()
+            return self._tar_step()
+
+    def _tar_step(self) -> List[Sample]:
+        """One step on a connection of its own, since the next answer is on its way on the other."""
+        stream = BatchStream(
+            self._plan,
+            epoch=self._epoch,
+            step=self._step,
+            rank=self._rank,
+            world=self._world,
+            stride=self._stride,
+            transport="tar",
+            verify=self._verify,
+            patience=self._seconds,
+            until=self._step + 1,
+        )
+        (batch,) = stream.batches()
+        samples: List[Sample] = batch.samples
+        return samples
+
+    def _from_tar(self) -> Iterator[List[Sample]]:
+        plan = self._plan
+        reader = TarReader(self._receive(TAR))
+        index = read_index(reader, "bobbin-index-1")
+        document = index.document
+        steps: List[int] = document["steps"]
+        expected = [self._step + i * self._stride for i in range(len(steps))]
+        if (document["plan"], document["topHash"], document["epoch"]) != (plan.plan_id, plan.top_hash, self._epoch):
+            raise damaged("the answer is of another plan or epoch")
+        if steps != expected or not steps:
+            raise damaged(f"steps {expected} were asked for, not {steps}")
+        got = 0
+        for step, samples in steps_of_tar(reader, index, plan.document["meta"], self._verify is not False):
+            # A rank may have no sample in the last step, with the tail `uneven`.
+            while got < len(steps) - 1 and steps[got] != step:
+                got += 1
+                yield []
+            got += 1
+            if got == len(steps):
+                self._ask_for(steps[-1] + self._stride, TAR)
+            yield samples
+        while got < len(steps):
+            got += 1
+            yield []
+
+    def _receive(self, accept: str) -> http.client.HTTPResponse:
+        if self._asked != (self._step, accept == PATHS):
+            self._forget()
+            self._ask(self._step, accept)
+        self._asked = None
+        return self._connection.receive()
+
+    def _ask_for(self, step: int, accept: str) -> None:
+        self._count = min(self._count * 2, self._count_max)
+        if step < self._until:
+            try:
+                self._ask(step, accept)
+            except Cut:
+                # It is asked again when its turn comes.
+                self._asked = None
+
+    def _ask(self, step: int, accept: str) -> None:
+        query: Dict[str, Any] = {
+            "epoch": self._epoch,
+            "step": step,
+            "rank": self._rank,
+            "world": self._world,
+            "n": self._count,
+            "stride": self._stride,
+        }
+        if accept == PATHS:
+            query["session"] = self._session
+            if self._lease is not None:
+                query["release"] = self._lease
+        path = f"/v1/plans/{self._plan.plan_id}/batches?{urlencode(query)}"
+        self._connection.send("GET", path, accept=accept)
+        self._asked = (step, accept == PATHS)
+
+    def _forget(self) -> None:
+        if self._asked is not None:
+            self._connection.close()
+            self._asked = None
+
+    def _close(self) -> None:
+        """Lets the leases go, so that the store need not wait until they time out."""
+        self._forget()
+        if self._objects:
+            try:
+                # Of this session all, whatever their numbers.
+                self._connection.json("POST", "/v1/release", {"lease": f"{self._session}-{10**15 - 1}"})
+            except (Cut, BobbinError):
+                pass
+        self._connection.close()
+
+
+class SamplesReader:
+    """Samples by their positions, one request each time."""
+
+    def __init__(self, plan: Plan, transport: str, patience: float = 600.0) -> None:
+        self._plan = plan
+        self._objects = "" if transport == "tar" else transport
+        self._connection = Connection(plan.address)
+        self._seconds = patience
+        self._session = secrets.token_hex(8)
+        self._lease: Optional[str] = None
+
+    def read(self, epoch: int, positions: Sequence[int]) -> List[Sample]:
+        patience = Patience(self._plan.address, self._seconds)
+        body: Dict[str, Any] = {"epoch": epoch, "positions": [int(position) for position in positions]}
+        while True:
+            try:
+                if self._objects:
+                    try:
+                        return self._from_paths(body)
+                    except OSError as error:
+                        log.warning("positions are read as tar: %s", error)
+                return self._from_tar(body)
+            except (Cut, Refused) as error:
+                self._connection.close()
+                if isinstance(error, Refused) and error.code == "PLAN_NOT_FOUND":
+                    self._plan.post_again()
+                else:
+                    patience.wait(error)
+
+    def _from_paths(self, body: Dict[str, Any]) -> List[Sample]:
+        released = {} if self._lease is None else {"release": self._lease}
+        lines = _lines_of(self._ask({**body, "session": self._session, **released}, PATHS))
+        self._lease = lines[0]["lease"]
+        return samples_of_line(lines[0], self._objects, False)
+
+    def _from_tar(self, body: Dict[str, Any]) -> List[Sample]:
+        reader = TarReader(self._ask(body, TAR))
+        index = read_index(reader, "bobbin-index-1")
+        return [
+            sample
+            for _, samples in steps_of_tar(reader, index, self._plan.document["meta"], True)
+            for sample in samples
+        ]
+
+    def _ask(self, body: Dict[str, Any], accept: str) -> http.client.HTTPResponse:
+        self._connection.send("POST", f"/v1/plans/{self._plan.plan_id}/samples", body=body, accept=accept)
+        return self._connection.receive()
+
+
+def _lines_of(response: http.client.HTTPResponse) -> List[Dict[str, Any]]:
+    """A line a step. Raises Cut unless the last line says that it is the last."""
+    try:
+        lines: List[Dict[str, Any]] = [json.loads(line) for line in response.read().splitlines()]
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Cut(f"the answer was cut ({error})") from error
+    if len(lines) < 2 or not lines[-1].get("end"):
+        raise Cut("the answer was cut")
+    return lines[:-1]
