@@ -60,7 +60,11 @@ export function* findSamples(index: PackageIndex, document: PlanDocument): Gener
   if (open !== undefined) yield sampleOf(open.files)
   if (isAny) return
   const why = selector.firstError === undefined ? '' : `; "where" does not fit: ${selector.firstError}`
-  throw new BobbinError('INVALID_ARGUMENT', `the plan selects nothing of the package${why}`)
+  const { select, exclude, where } = document
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `the plan selects nothing of the package, with ${JSON.stringify({ select, exclude, where })}${why}`,
+  )
 }
 
 function sampleOf(files: { ino: number; suffix: string; size: number }[]): FoundSample {

@@ -1,14 +1,16 @@
 /** `bobbin loader` as people run it, on a cache of its own, with the daemon that it starts; and a plain client. */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { request } from 'node:http'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { AS_USERS_DO, Bobbin } from './cli.js'
 import { bobbinPath } from './parts.js'
 
 export interface LoaderOptions {
-  /** Of the cache; short, for its sockets. */
-  readonly folder: string
+  /** Of the cache; short, for its sockets. Default: one of its own. */
+  readonly folder?: string
   readonly args?: readonly string[]
   readonly env?: Readonly<Record<string, string | undefined>>
 }
@@ -39,8 +41,11 @@ export class RunningLoader {
   readonly cacheDir: string
   readonly cli: Bobbin
 
+  readonly #folder: string
+
   constructor(private readonly options: LoaderOptions) {
-    this.cacheDir = join(options.folder, 'cache')
+    this.#folder = options.folder ?? mkdtempSync(join(tmpdir(), 'bobbin-loader-'))
+    this.cacheDir = join(this.#folder, 'cache')
     this.cli = new Bobbin(this.cacheDir, options.env)
   }
 
@@ -87,6 +92,7 @@ export class RunningLoader {
   async stop(): Promise<void> {
     await this.end('SIGKILL')
     await this.cli.try('stop', '--force')
+    if (this.options.folder === undefined) rmSync(this.#folder, { recursive: true, force: true })
   }
 
   ask(path: string, { method, headers, body, base }: AskOptions = {}): Promise<Answer> {
@@ -138,7 +144,7 @@ export interface PlanAnswer {
   readonly objects: string
 }
 
-export async function startLoader(t: Test, options: LoaderOptions): Promise<RunningLoader> {
+export async function startLoader(t: Test, options: LoaderOptions = {}): Promise<RunningLoader> {
   const loader = new RunningLoader(options)
   t.teardown(() => loader.stop())
   await loader.start()

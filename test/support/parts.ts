@@ -13,12 +13,17 @@ const PARTS = {
   minio: 'bin/minio',
   /** Python with quilt3 8.0.0. */
   quilt3: 'quilt3/bin/python',
+  /** Python with torch, torchdata, webdataset, Ray and others that read batches. */
+  loader: 'loader/bin/python',
 } as const
 
 /** The part's program. A missing one is a failure, never a skip. */
 export function part(name: keyof typeof PARTS): string {
   const path = join(process.env.BOBBIN_PARTS ?? join(repository, '.parts'), PARTS[name])
-  if (!existsSync(path)) throw new Error(`${name} is not at ${path}: run  npm run setup -- --for interop`)
+  if (!existsSync(path))
+    throw new Error(
+      `${name} is not at ${path}: run  npm run setup -- --for ${name === 'loader' ? 'loader' : 'interop'}`,
+    )
   return path
 }
 

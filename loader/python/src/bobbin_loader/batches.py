@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from .errors import Cut, damaged
+from .errors import damaged
 from .hashes import check_object
 from .tar import TarReader
 
-INDEX_NAME = "__bobbin__/index.json"
-END_NAME = "__bobbin__/end.json"
+_INDEX_NAME = "__bobbin__/index.json"
+_INDEX_SCHEMA = "bobbin-index-1"
+_END_NAME = "__bobbin__/end.json"
 _READ_MAX = 2**30
 
 
@@ -91,19 +93,46 @@ def samples_of_line(line: Mapping[str, Any], objects: str, verify: bool) -> List
     return samples
 
 
+@contextmanager
+def _well_formed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(f"{what} is not what it should be ({error!r})") from error
+
+
+class _Row(NamedTuple):
+    position: int
+    is_pad: bool
+    step: Optional[int]
+    files: Dict[str, Dict[str, Any]]
+
+
 class TarIndex(NamedTuple):
-    document: Dict[str, Any]
+    plan_id: str
+    top_hash: str
+    epoch: int
+    steps: List[int]
+    rows: List[_Row]
     sha256: str
 
 
-def read_index(reader: TarReader, schema: str) -> TarIndex:
+def read_index(reader: TarReader) -> TarIndex:
     member = reader.next()
-    if member is None or member.name != INDEX_NAME:
+    if member is None or member.name != _INDEX_NAME:
         raise damaged("the answer does not begin with its index")
-    document = json.loads(member.content)
-    if document.get("schema") != schema:
-        raise damaged(f"the index is {document.get('schema')!r}, not {schema!r}")
-    return TarIndex(document, hashlib.sha256(member.content).hexdigest())
+    with _well_formed("the index"):
+        document = json.loads(member.content)
+        if document["schema"] != _INDEX_SCHEMA:
+            raise damaged(f"the index is {document['schema']!r}, not {_INDEX_SCHEMA!r}")
+        return TarIndex(
+            document["plan"],
+            document["topHash"],
+            document["epoch"],
+            document["steps"],
+            [_Row(int(row["pos"]), row["pad"], row["step"], row["files"]) for row in document["samples"]],
+            hashlib.sha256(member.content).hexdigest(),
+        )
 
 
 def steps_of_tar(
@@ -113,28 +142,28 @@ def steps_of_tar(
     members = 1
     step: Optional[int] = None
     samples: List[Sample] = []
-    for row in index.document["samples"]:
-        if samples and row["step"] != step:
+    for row in index.rows:
+        if samples and row.step != step:
             yield step, samples
             samples = []
-        step = row["step"]
-        sample, count = _sample_of_tar(reader, row, meta_suffix, verify)
+        step = row.step
+        with _well_formed(f"sample {row.position}"):
+            sample, count = _sample_of_tar(reader, row, meta_suffix, verify)
         members += count
         samples.append(sample)
-    _read_end(reader, index, members)
+    with _well_formed("the end member"):
+        _read_end(reader, index, members)
     if samples:
         yield step, samples
 
 
-def _sample_of_tar(
-    reader: TarReader, row: Mapping[str, Any], meta_suffix: Optional[str], verify: bool
-) -> Tuple[Sample, int]:
+def _sample_of_tar(reader: TarReader, row: _Row, meta_suffix: Optional[str], verify: bool) -> Tuple[Sample, int]:
     sample = Sample()
-    sample.position = row["pos"]
-    sample.is_pad = row["pad"]
+    files = row.files
+    sample.position = row.position
+    sample.is_pad = row.is_pad
     sample.meta = {}
     sample.errors = {}
-    files = row["files"]
     sample.logical_keys = {suffix: file["key"] for suffix, file in files.items()}
     base = "%08d." % sample.position
     suffixes = sorted(files if meta_suffix is None else [*files, meta_suffix])
@@ -167,13 +196,10 @@ def _sample_of_tar(
 def _read_end(reader: TarReader, index: TarIndex, members: int) -> None:
     before = reader.read
     member = reader.next()
-    if member is None or member.name != END_NAME:
+    if member is None or member.name != _END_NAME:
         raise damaged(f"the end member should come now, not {member and member.name!r}")
     end = json.loads(member.content)
     if (end["members"], end["bytes"], end["indexSha256"]) != (members, before, index.sha256):
         raise damaged("the end member does not fit what came before it")
     if reader.next() is not None:
         raise damaged("there is a member behind the end member")
-
-
-__all__ = ["Batch", "Cut", "Sample"]

@@ -92,7 +92,7 @@ class Connection:
             raise Cut(f"{self.address}: {error}") from error
 
     def receive(self) -> http.client.HTTPResponse:
-        """The answer to what was sent: read it to its end. Raises Refused for a problem, Cut where there is no answer."""
+        """The answer to what was sent: read it to its end. Raises Refused for a problem, Cut where there is none."""
         assert self._http is not None, "nothing was sent"
         try:
             response = self._http.getresponse()

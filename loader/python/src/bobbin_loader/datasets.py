@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
-from .batches import Batch, Sample
+from .batches import Sample
 from .errors import BobbinError
 from .place import Place, Start, Worker
 from .plan import Plan
@@ -67,9 +67,11 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         self._restart(Start(epoch, 0, 0))
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Of ``state_dict``, or ``{"cursor": batch.cursor}``. Raises CURSOR_FOREIGN for one of another plan or package."""
+        """Of ``state_dict``, or ``{"cursor": batch.cursor}``. Raises CURSOR_FOREIGN for one of another plan."""
         epoch, step = self.plan.place(state["cursor"])
-        start = Start(epoch, step, int(state.get("sample", 0)))
+        # Nothing is left of the pass, and it is for the caller to end it.
+        start = Start(epoch - 1, self.plan.steps_per_epoch, 0) if state.get("isOver") else Start(epoch, step, 0)
+        start = start._replace(sample=int(state.get("sample", 0)))
         worker = Worker.here()
         if state.get("workers", worker.total) != worker.total or state.get("worker", worker.number) != worker.number:
             raise BobbinError(
@@ -93,6 +95,8 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
             )
         epoch, step, sample = self._now or self._next(worker)
         state: Dict[str, Any] = {"cursor": self.plan.cursor(epoch, step), "sample": sample}
+        if step >= self.plan.steps_per_epoch:
+            state["isOver"] = True
         if worker.total > 1:
             state.update(worker=worker.number, workers=worker.total)
         return state
@@ -127,8 +131,6 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         skip = start.sample
         for batch in batches:
             behind = Start(batch.epoch, batch.step + stride, 0)
-            if behind.step >= plan.steps_per_epoch:
-                behind = Start(batch.epoch + 1, worker.number, 0)
             samples = batch.samples if self._decode is None else [self._decode(sample) for sample in batch.samples]
             if self._batched:
                 self._now = behind
@@ -180,7 +182,7 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
         self._place.set(Start(epoch, 0, 0))
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Number 0 is then the first sample behind the cursor. Raises CURSOR_FOREIGN for one of another plan or package."""
+        """Number 0 is then the first sample behind the cursor. Raises CURSOR_FOREIGN for one of another plan."""
         epoch, step = self.plan.place(state["cursor"])
         self._place.set(Start(epoch, step, 0))
 

@@ -61,11 +61,12 @@ class Plan:
     ) -> Plan:
         """Makes the plan, or finds it.
 
-        ``package``: any spelling of bobbin's command line, ``s3://BUCKET/NS/NAME@HASH``. ``select``, ``exclude``: globs
-        on logical keys. ``where``: JMESPath over ``{key, size, hash, meta}``. ``group``: ``stem`` or ``entry``. ``order``:
-        ``qperm-1`` (shuffled) or ``sequential``. ``tail``: ``pad``, ``drop`` or ``uneven``. ``on_missing``: ``fail`` or
-        ``mark``. ``meta``: the suffix of the metadata member in tars, None for none. ``sidecar``: ``unix:/path`` or
-        ``http://host:port``, else BOBBIN_SIDECAR. ``patience``: seconds to wait for a sidecar that is just starting.
+        ``package``: any spelling of bobbin's command line, ``s3://BUCKET/NS/NAME@HASH``. ``select``, ``exclude``:
+        globs on logical keys. ``where``: JMESPath over ``{key, size, hash, meta}``. ``group``: ``stem`` or ``entry``.
+        ``order``: ``qperm-1`` (shuffled) or ``sequential``. ``tail``: ``pad``, ``drop`` or ``uneven``. ``on_missing``:
+        ``fail`` or ``mark``. ``meta``: the suffix of the metadata member in tars, None for none. ``sidecar``:
+        ``unix:/path`` or ``http://host:port``, else BOBBIN_SIDECAR. ``patience``: seconds to wait for a sidecar that
+        is just starting.
         """
         body: Dict[str, Any] = {
             "package": package,
@@ -85,7 +86,7 @@ class Plan:
         return plan
 
     def batch_size(self, world: int = 1) -> int:
-        """Samples of one rank in a full step. Raises INVALID_ARGUMENT when the world does not divide the global batch."""
+        """Samples of one rank in a full step. Raises INVALID_ARGUMENT unless the world divides the global batch."""
         if world < 1 or self.global_batch % world:
             raise BobbinError(
                 "INVALID_ARGUMENT", f"{world} ranks do not divide the global batch of {self.global_batch} samples"
@@ -124,10 +125,10 @@ class Plan:
     ) -> Iterator[Batch]:
         """A rank's batches, from a step (or a cursor) to the end of that epoch, each ``stride``-th.
 
-        ``transport``: ``paths`` reads the store's own files, ``tar`` streams; ``auto`` takes paths where BOBBIN_OBJECTS, or
-        the sidecar's own folder of objects, can be read here. ``verify``: hash what was received; by default tar is
-        hashed and paths are not, since the sidecar names only what was hashed. ``patience``: seconds without progress,
-        over restarts of the sidecar, before SIDECAR_UNREACHABLE is raised.
+        ``transport``: ``paths`` reads the store's own files, ``tar`` streams; ``auto`` takes paths where
+        BOBBIN_OBJECTS, or the sidecar's own folder of objects, can be read here. ``verify``: hash what was received; by
+        default tar is hashed and paths are not, since the sidecar names only what was hashed. ``patience``: seconds
+        without progress, over restarts of the sidecar, before SIDECAR_UNREACHABLE is raised.
         """
         from .stream import BatchStream
 
@@ -162,8 +163,8 @@ class Plan:
         ]
         address = self.address
         if address.socket_path:
-            curl = f"pipe:curl --silent --show-error --fail --retry 10 --retry-connrefused --unix-socket '{address.socket_path}'"
-            return [f"{curl} http://bobbin/wds/{name}" for name in names]
+            curl = "curl --silent --show-error --fail --retry 10 --retry-connrefused --unix-socket"
+            return [f"pipe:{curl} '{address.socket_path}' http://bobbin/wds/{name}" for name in names]
         login = f"bobbin:{address.token}@" if address.token else ""
         return [f"http://{login}{address.host}:{address.port}/wds/{name}" for name in names]
 
@@ -180,8 +181,8 @@ class Plan:
             return "tar"
         raise BobbinError(
             "INVALID_ARGUMENT",
-            f"paths: {objects} cannot be read here. Bind the sidecar's folder of objects into this container, read-only, "
-            "and say in BOBBIN_OBJECTS where it is",
+            f"paths: {objects} cannot be read here. Bind the sidecar's folder of objects into this container, "
+            "read-only, and say in BOBBIN_OBJECTS where it is",
         )
 
     def ask(self, method: str, path: str, body: Optional[Any] = None, *, patience: float = _START_S) -> Any:

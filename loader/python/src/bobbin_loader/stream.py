@@ -137,11 +137,10 @@ class BatchStream:
     def _from_tar(self) -> Iterator[List[Sample]]:
         plan = self._plan
         reader = TarReader(self._receive(TAR))
-        index = read_index(reader, "bobbin-index-1")
-        document = index.document
-        steps: List[int] = document["steps"]
+        index = read_index(reader)
+        steps = index.steps
         expected = [self._step + i * self._stride for i in range(len(steps))]
-        if (document["plan"], document["topHash"], document["epoch"]) != (plan.plan_id, plan.top_hash, self._epoch):
+        if (index.plan_id, index.top_hash, index.epoch) != (plan.plan_id, plan.top_hash, self._epoch):
             raise damaged("the answer is of another plan or epoch")
         if steps != expected or not steps:
             raise damaged(f"steps {expected} were asked for, not {steps}")
@@ -246,7 +245,7 @@ class SamplesReader:
 
     def _from_tar(self, body: Dict[str, Any]) -> List[Sample]:
         reader = TarReader(self._ask(body, TAR))
-        index = read_index(reader, "bobbin-index-1")
+        index = read_index(reader)
         return [
             sample
             for _, samples in steps_of_tar(reader, index, self._plan.document["meta"], True)

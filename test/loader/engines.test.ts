@@ -1,0 +1,34 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { startLoader } from '../support/loader.js'
+import { runScript } from '../support/python.js'
+import { sampleKeys, writeSamples } from '../support/samples.js'
+
+const TOKEN = 'a-token-of-the-test-0123456789'
+
+t.test('engines read batches', async t => {
+  const folder = mkdtempSync(join(tmpdir(), 'bobbin-engines-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  const written = await writeSamples(join(folder, 'registry'), 150)
+  const keys = sampleKeys(written)
+  const tokenFile = join(folder, 'token')
+  writeFileSync(tokenFile, `${TOKEN}\n`)
+  const loader = await startLoader(t, {
+    args: ['--socket', join(folder, 'loader.sock'), '--listen', '127.0.0.1:0', '--token-file', tokenFile],
+  })
+  const tcp = loader.addresses.find(address => address.startsWith('http:'))!
+  const options = { reference: written.reference, keys, tcp: tcp.replace('http://', `http://bobbin:${TOKEN}@`) }
+  const env = { BOBBIN_SIDECAR: `unix:${join(folder, 'loader.sock')}` }
+
+  await t.test("torch's DataLoader and torchdata's StatefulDataLoader", t =>
+    runScript(t, 'torch_loader.py', { options, env }),
+  )
+  await t.test('webdataset, unchanged', t => runScript(t, 'webdataset_read.py', { options, env }))
+  await t.test('torchrun and Ray, on two sidecars', async t => {
+    const other = await startLoader(t)
+    const sidecars = [env.BOBBIN_SIDECAR, `unix:${other.socket}`]
+    await runScript(t, 'engines.py', { options: { ...options, sidecars }, env })
+  })
+})
