@@ -3,7 +3,7 @@
  * dist/, bobbin-fuse in build/native, and for the interop suite the real parts. Plain Node.js: it runs
  * before anything is installed.
  *
- *   node .ci/setup.mjs --for demo | test | interop | bench
+ *   node .ci/setup.mjs --for demo | test | interop | clients | bench
  *
  * Each step runs only when something is missing or older than its sources.
  */
@@ -13,7 +13,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
-const purposes = ['demo', 'test', 'interop', 'bench']
+const purposes = ['demo', 'test', 'interop', 'clients', 'bench']
 const purpose = process.argv[process.argv.indexOf('--for') + 1] ?? ''
 if (!purposes.includes(purpose)) fail(`usage: node .ci/setup.mjs --for ${purposes.join(' | ')}`)
 
@@ -21,7 +21,8 @@ const VERSITYGW = 'github.com/versity/versitygw/cmd/versitygw@v1.8.0'
 const MINIO = 'github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c'
 const QUILT3 = 'quilt3==8.0.0'
 const parts = process.env.BOBBIN_PARTS ?? join(root, '.parts')
-const needsParts = purpose === 'interop' || purpose === 'bench'
+const needsServers = purpose === 'interop' || purpose === 'bench'
+const needsClients = purpose === 'clients' || purpose === 'bench'
 /** The demo never asks for a compiler. */
 const wantsNative = purpose !== 'demo'
 const bobbinFuse = join(root, 'build', 'native', 'bobbin-fuse')
@@ -29,12 +30,13 @@ const bobbinFuse = join(root, 'build', 'native', 'bobbin-fuse')
 checkNode()
 installSystemPackages()
 if (wantsNative) installNativeTools()
-if (!needsParts) checkFuse()
+if (!needsServers) checkFuse()
 installNodeModules()
 build()
 buildNative()
 linkCommand()
-if (needsParts) installParts()
+if (needsServers) installServers()
+if (needsClients) installClients()
 
 function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number)
@@ -62,16 +64,22 @@ function installSystemPackages() {
     ...(purpose === 'demo'
       ? []
       : [{ isThere: () => hasProgram('python3'), packages: ['python3'], why: 'python3, another reader of mounts' }]),
-    ...(needsParts
+    ...(needsServers || needsClients
+      ? [{ isThere: () => hasModule('ensurepip'), packages: ['python3-venv'], why: "python3's venv" }]
+      : []),
+    ...(purpose === 'demo' ? [] : [{ isThere: () => hasProgram('curl'), packages: ['curl'], why: 'curl' }]),
+    ...(needsServers
       ? [
-          { isThere: () => hasModule('ensurepip'), packages: ['python3-venv'], why: "python3's venv, for quilt3" },
           { isThere: () => hasProgram('openssl'), packages: ['openssl'], why: 'openssl, to compare with' },
           { isThere: () => hasProgram('git'), packages: ['git'], why: 'git' },
           { isThere: () => hasProgram('gcc'), packages: ['build-essential'], why: 'a compiler, for the S3 servers' },
         ]
       : []),
     ...(purpose === 'bench'
-      ? [{ isThere: () => hasProgram('fio'), packages: ['fio'], why: 'fio, which reads mounts to measure them' }]
+      ? [
+          { isThere: () => hasProgram('fio'), packages: ['fio'], why: 'fio, which reads mounts to measure them' },
+          { isThere: () => hasProgram('nginx'), packages: ['nginx-light', 'nginx'], why: 'nginx, to compare with' },
+        ]
       : []),
   ].filter(({ isThere }) => !isThere())
   if (wanted.length === 0) return
@@ -230,7 +238,7 @@ function linkCommand() {
   if (!existsSync(link)) symlinkSync('../../dist/cli/main.js', link)
 }
 
-function installParts() {
+function installServers() {
   const bin = join(parts, 'bin')
   for (const [name, source] of Object.entries({ versitygw: VERSITYGW, minio: MINIO })) {
     if (existsSync(join(bin, name))) continue
@@ -245,6 +253,19 @@ function installParts() {
     run('python3', ['-m', 'venv', venv])
     run(join(venv, 'bin', 'pip'), ['install', '--quiet', '--disable-pip-version-check', QUILT3])
     writeFileSync(join(venv, '.installed'), '')
+  })
+}
+
+/** Gigabytes, most of it torch; PyPI has no smaller one for this processor. */
+function installClients() {
+  const venv = join(parts, 'loader')
+  const list = join(root, '.ci', purpose === 'bench' ? 'bench-requirements.txt' : 'clients-requirements.txt')
+  const stamp = join(venv, `.${purpose}-installed`)
+  if (mtime(stamp) >= mtime(list)) return
+  step('pip install torch, Ray and other clients (takes minutes)', () => {
+    if (!existsSync(join(venv, 'bin', 'pip'))) run('python3', ['-m', 'venv', venv])
+    run(join(venv, 'bin', 'pip'), ['install', '--quiet', '--disable-pip-version-check', '-r', list])
+    writeFileSync(stamp, '')
   })
 }
 

@@ -22,7 +22,7 @@ export function part(name: keyof typeof PARTS): string {
   const path = join(process.env.BOBBIN_PARTS ?? join(repository, '.parts'), PARTS[name])
   if (!existsSync(path))
     throw new Error(
-      `${name} is not at ${path}: run  npm run setup -- --for ${name === 'loader' ? 'loader' : 'interop'}`,
+      `${name} is not at ${path}: run  npm run setup -- --for ${name === 'loader' ? 'clients' : 'interop'}`,
     )
   return path
 }

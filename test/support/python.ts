@@ -1,4 +1,4 @@
-/** Python scripts of test/loader, with the client from this checkout: each line that says `ok` is a test. */
+/** Python scripts of test/clients, with the client from this checkout: each line that says `ok` is a test. */
 import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -22,7 +22,7 @@ const TIMEOUT_MS = 240_000
 /** Resolves when the script has ended; it has to end well, and to have checked something. */
 export function runScript(t: Test, name: string, options: ScriptOptions = {}): Promise<void> {
   const python = options.python === 'system' ? 'python3' : part('loader')
-  const path = join(repository, 'test/loader', name)
+  const path = join(repository, 'test/clients', name)
   if (!existsSync(path)) throw new Error(`there is no ${path}`)
   const [command, ...before] = AS_USERS_DO
   const args = [...before, python, '-B', path, JSON.stringify(options.options ?? {})]
