@@ -2,6 +2,7 @@
 const benchmarks: Readonly<Record<string, () => Promise<{ run(): Promise<void> }>>> = {
   'access-log': () => import('./access-log.js'),
   crash: () => import('./crash.js'),
+  loader: () => import('./loader.js'),
   mount: () => import('./mount.js'),
   quilt3: () => import('./quilt3.js'),
 }
