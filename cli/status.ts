@@ -11,13 +11,17 @@ export async function status(flags: CommonFlags): Promise<void> {
       throw new BobbinError('DAEMON_UNAVAILABLE', `no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`)
     }
     const facts = await client.status()
-    const { daemon, mounts, cache, fetch } = facts
+    const { daemon, mounts, cache, fetch, loader } = facts
     const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
     const lines = [
       `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}, for ${age}`,
       `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
       `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
       `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
+      ...(loader?.owners ?? []).map(
+        ({ pid, socket, leases, bytes }) =>
+          `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
+      ),
       mounts.length === 0 ? 'mounts   none' : 'mounts',
       table(
         mounts.map(mount => [

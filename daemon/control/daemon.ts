@@ -76,7 +76,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     },
     log,
   })
-  const leases = new Leases({ cacheDir, source, offline, fetcher, log })
+  const leases = new Leases({ cacheDir, source, offline, fetcher, store, log })
   native?.start(verifiedObjects(store))
   await mounts.begin()
   const stopping = new Promise<string>(resolve => {
@@ -124,7 +124,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       mounts: mounts.list(),
       cache: { bytes, limitBytes, objects, pinnedBytes: pinnedBytes + pinnedElsewhere, evictions },
       fetch: { ...fetched, hits: fetched.hits + hits },
-      loader: null,
+      loader: leases.facts(),
       runs: [],
     }
   }

@@ -6,17 +6,25 @@
  * of its leases. They end with this process: who still needs them asks again, and `renew` tells how many there are.
  */
 
-import type { Fetcher } from '../fetch/fetcher.js'
-import { BobbinError, hasCode, type Log, parsePackageName, type Source } from '../model/index.js'
+import type { Fetcher, Pin } from '../fetch/fetcher.js'
+import {
+  BobbinError,
+  hasCode,
+  type Log,
+  type ObjectSpec,
+  parsePackageName,
+  parsePhysicalKey,
+  type Source,
+} from '../model/index.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { parseRegistry } from '../quilt/reference.js'
-import type { ObjectHandle } from '../store/index.js'
+import type { ObjectId, ObjectStore } from '../store/index.js'
 import { problemOf } from './errors.js'
-import type { LeaseAnswer, LeaseBody, OwnerFacts, ReleaseBody } from './schema.js'
+import type { FindAnswer, FindBody, LeaseAnswer, LeaseBody, LoaderFacts, OwnerFacts, ReleaseBody } from './schema.js'
 
 interface Lease {
   /** In the order of the inodes that were asked for; a hole: it could not be had. */
-  readonly pins: (ObjectHandle | undefined)[]
+  readonly pins: (Pin | undefined)[]
   bytes: number
 }
 
@@ -38,12 +46,17 @@ const OWNERS_MAX = 1000
 const LEASES_MAX = 100_000
 /** Kept open after their last use. */
 const PACKAGES_MAX = 16
+/** CRC64NVME is no name for an object that anybody can ask for: others may have the same. */
+const OBJECT_ID = /^(sha256|sha2-256-chunked)\/([0-9a-f]{64})$/
+/** Only the name of a CRC64NVME has to do with it. */
+const ANYWHERE = parsePhysicalKey('file:///')
 
 export interface LeasesOptions {
   readonly cacheDir: string
   readonly source: Source
   readonly offline: boolean
   readonly fetcher: Fetcher
+  readonly store: ObjectStore
   readonly log: Log
 }
 
@@ -63,34 +76,79 @@ export class Leases {
    */
   async lease(body: LeaseBody, signal: AbortSignal): Promise<LeaseAnswer> {
     const opened = await this.#use(body)
+    const { index } = opened.package
+    const { fetcher } = this.options
     const failed: LeaseAnswer['failed'] = []
-    const pins: (ObjectHandle | undefined)[] = await Promise.all(
-      body.inos.map(async ino => {
-        try {
-          const entry = opened.package.index.entry(ino)
-          return await this.options.fetcher.open(entry, { signal, label: entry.key })
-        } catch (error) {
-          const { code, detail } = problemOf(error)
-          failed.push({ ino, code, detail })
-          return undefined
-        }
-      }),
-    ).finally(() => opened.done())
+    const pins: (Pin | undefined)[] = new Array(body.inos.length)
+    const pinOrFetch = async (ino: number, i: number) => {
+      try {
+        const entry = index.entry(ino)
+        pins[i] = await fetcher.pin(entry, { signal, label: entry.key, priority: body.priority })
+      } catch (error) {
+        const { code, detail } = problemOf(error)
+        failed.push({ ino, code, detail })
+      }
+    }
+    try {
+      const waiting: Promise<void>[] = []
+      for (const [i, ino] of body.inos.entries()) {
+        // Most are here, and a promise each would cost more than the pin.
+        const pin = this.#pinNow(opened.package, ino)
+        if (pin === undefined) waiting.push(pinOrFetch(ino, i))
+        else pins[i] = pin
+      }
+      await Promise.all(waiting)
+    } finally {
+      opened.done()
+    }
     if (signal.aborted) {
-      for (const pin of pins) void pin?.close()
+      for (const pin of pins) pin?.release()
       throw new BobbinError('INTERRUPTED', 'the caller has gone')
     }
     this.#add(body.owner, body.lease, pins)
     return { failed }
   }
 
-  async release({ owner: name, leases }: ReleaseBody): Promise<void> {
+  /** Objects that are in the store, whatever package they are of: leased, or null. */
+  async find({ owner, lease, ids }: FindBody): Promise<FindAnswer> {
+    const { store } = this.options
+    const pins: (Pin | undefined)[] = []
+    const found: FindAnswer['found'] = []
+    for (const id of ids) {
+      const [, type, hex] = OBJECT_ID.exec(id) ?? []
+      if (type === undefined) throw new BobbinError('INVALID_ARGUMENT', `not an object's id: ${JSON.stringify(id)}`)
+      const size = store.sizeOf(id as ObjectId)
+      const hash = { type: type === 'sha256' ? 'SHA256' : 'sha2-256-chunked', hex: hex! } as const
+      const spec = { hash, size: size ?? 0, physicalKey: ANYWHERE }
+      // One that was not checked since it was touched is hashed first, and may turn out to be none.
+      const pin = size === undefined ? undefined : (store.pinNow(spec) ?? (await pinOf(store, spec)))
+      pins.push(pin)
+      found.push(pin === undefined ? null : { id, size: pin.size })
+    }
+    this.#add(owner, lease, pins)
+    return { found }
+  }
+
+  release({ owner: name, leases }: ReleaseBody): void {
     const owner = this.#owner(name)
-    for (const { lease } of leases) {
+    for (const { lease, distances } of leases) {
       const held = owner.leases.get(lease)
       owner.leases.delete(lease)
-      for (const pin of held?.pins ?? []) await pin?.close()
+      for (const [i, pin] of held?.pins.entries() ?? []) {
+        const distance = distances?.[i]
+        pin?.release(distance !== undefined && distance >= 0 ? distance : undefined)
+      }
     }
+  }
+
+  facts(): LoaderFacts | null {
+    if (this.#owners.size === 0) return null
+    const owners = [...this.#owners].map(([owner, { facts, leases, seenMs }]) => {
+      let bytes = 0
+      for (const lease of leases.values()) bytes += lease.bytes
+      return { owner, ...facts, leases: leases.size, bytes, lastSeen: new Date(seenMs).toISOString() }
+    })
+    return { owners, leasedBytes: owners.reduce((sum, { bytes }) => sum + bytes, 0) }
   }
 
   renew(name: string, facts: OwnerFacts | undefined): number {
@@ -105,12 +163,21 @@ export class Leases {
     for (const { opening } of this.#packages.values()) void opening.then(opened => opened.close()).catch(() => {})
   }
 
-  #add(name: string, leaseName: string, pins: readonly (ObjectHandle | undefined)[]): void {
+  #pinNow({ index }: OpenedPackage, ino: number): Pin | undefined {
+    try {
+      return this.options.fetcher.pinNow(index.object(ino))
+    } catch {
+      // Told by who goes the long way.
+      return undefined
+    }
+  }
+
+  #add(name: string, leaseName: string, pins: readonly (Pin | undefined)[]): void {
     const { leases } = this.#owner(name)
     let lease = leases.get(leaseName)
     if (lease === undefined) {
       if (leases.size >= LEASES_MAX) {
-        for (const pin of pins) void pin?.close()
+        for (const pin of pins) pin?.release()
         throw new BobbinError('BUSY', `the owner ${name} has ${LEASES_MAX} leases already`)
       }
       lease = { pins: [], bytes: 0 }
@@ -143,7 +210,7 @@ export class Leases {
   }
 
   #end(name: string): void {
-    for (const { pins } of this.#owners.get(name)?.leases.values() ?? []) for (const pin of pins) void pin?.close()
+    for (const { pins } of this.#owners.get(name)?.leases.values() ?? []) for (const pin of pins) pin?.release()
     this.#owners.delete(name)
   }
 
@@ -194,4 +261,11 @@ export class Leases {
       void opening.then(opened => opened.close()).catch(() => {})
     }
   }
+}
+
+async function pinOf(store: ObjectStore, spec: ObjectSpec): Promise<Pin | undefined> {
+  const object = await store.open(spec)
+  const pin = object?.pin()
+  await object?.close()
+  return pin
 }

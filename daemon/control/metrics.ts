@@ -3,7 +3,7 @@ import type { StatusFacts } from './schema.js'
 
 export const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
 
-export function formatMetrics({ daemon, mounts, cache, fetch }: StatusFacts): string {
+export function formatMetrics({ daemon, mounts, cache, fetch, loader }: StatusFacts): string {
   const metrics: readonly (readonly [name: string, type: 'gauge' | 'counter', help: string, value: number])[] = [
     ['start_time_seconds', 'gauge', 'When the daemon started, unix time', Date.parse(daemon.startedAt) / 1000],
     ['mounts', 'gauge', 'Mounts', mounts.length],
@@ -20,6 +20,8 @@ export function formatMetrics({ daemon, mounts, cache, fetch }: StatusFacts): st
     ['fetch_errors_total', 'counter', 'Fetches that failed for another reason', fetch.errors],
     ['fetch_in_flight', 'gauge', 'Fetches under way', fetch.inFlight],
     ['fetch_queued', 'gauge', 'Fetches that wait for their turn', fetch.queued],
+    ['leases', 'gauge', 'Leases that loaders hold', loader?.owners.reduce((sum, { leases }) => sum + leases, 0) ?? 0],
+    ['leased_bytes', 'gauge', 'Objects in these, counted for each', loader?.leasedBytes ?? 0],
   ]
   return metrics
     .map(

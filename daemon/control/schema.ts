@@ -93,6 +93,22 @@ export const FindAnswer = Type.Object({
 })
 export type FindAnswer = Static<typeof FindAnswer>
 
+export const LoaderFacts = Type.Object({
+  owners: Type.Array(
+    Type.Object({
+      owner: Type.String(),
+      pid: Type.Optional(Type.Integer()),
+      socket: Type.Optional(Type.String()),
+      leases: Type.Integer(),
+      /** Of the objects that they hold, counted for each lease. */
+      bytes: Type.Integer(),
+      lastSeen: Type.String(),
+    }),
+  ),
+  leasedBytes: Type.Integer(),
+})
+export type LoaderFacts = Static<typeof LoaderFacts>
+
 export const MountFacts = Type.Object({
   mountpoint: Type.String(),
   registry: Type.String(),
@@ -137,7 +153,7 @@ export const StatusFacts = Type.Object({
     inFlight: Type.Integer(),
     queued: Type.Integer(),
   }),
-  loader: Type.Null(),
+  loader: Type.Union([LoaderFacts, Type.Null()]),
   runs: Type.Array(Type.Unknown()),
 })
 export type StatusFacts = Static<typeof StatusFacts>

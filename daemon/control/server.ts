@@ -7,6 +7,8 @@ import type { Leases } from './leases.js'
 import { formatMetrics, METRICS_TYPE } from './metrics.js'
 import type { Mounts } from './mounts.js'
 import {
+  FindAnswer,
+  FindBody,
   LeaseAnswer,
   LeaseBody,
   MountBody,
@@ -81,13 +83,19 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
     },
   )
   app.post<{ Body: ReleaseBody }>('/v1/objects/release', { schema: { body: ReleaseBody } }, async (request, reply) => {
-    await leases.release(request.body)
+    leases.release(request.body)
     return reply.code(204).send()
   })
   app.post<{ Body: RenewBody }>(
     '/v1/objects/renew',
     { schema: { body: RenewBody, response: { 200: RenewAnswer } } },
     async request => ({ leases: leases.renew(request.body.owner, request.body.facts) }),
+  )
+
+  app.post<{ Body: FindBody }>(
+    '/v1/objects/find',
+    { schema: { body: FindBody, response: { 200: FindAnswer } } },
+    async request => leases.find(request.body),
   )
 
   await app.ready()

@@ -15,6 +15,7 @@ import {
   type LogicalKey,
   localError,
   type ObjectHash,
+  type ObjectSpec,
   parsePhysicalKey,
   type TopHash,
 } from '../model/index.js'
@@ -204,17 +205,24 @@ export class PackageIndex {
 
   /** Throws IS_A_DIRECTORY. `key` spares the climb to the root where the caller knows it. */
   entry(ino: number, key: string = this.key(ino)): Entry {
+    const { size, hash, physicalKey } = this.object(ino)
+    return { key: key as LogicalKey, size, physicalKey, hash }
+  }
+
+  /** What an entry is, without its key. Most callers do not need to know where it comes from, so that is read late. */
+  object(ino: number): ObjectSpec {
     const words = this.#words(ino)
     const kinds = words.getUint32(4 * NODE.kinds, true)
-    if ((kinds & 0xff) !== KIND_FILE) throw new BobbinError('IS_A_DIRECTORY', `${JSON.stringify(key)} is a directory`)
-    const text = this.#bytes('keys', getU64(words, NODE.keyOffset), words.getUint32(4 * NODE.keyBytes, true)).toString(
-      'utf8',
-    )
+    if ((kinds & 0xff) !== KIND_FILE)
+      throw new BobbinError('IS_A_DIRECTORY', `${JSON.stringify(this.key(ino))} is a directory`)
+    const index = this
     return {
-      key: key as LogicalKey,
       size: getU64(words, NODE.size),
-      physicalKey: parsePhysicalKey(text),
       hash: this.#hash(words, (kinds >>> 8) & 0xff),
+      get physicalKey() {
+        const [offset, bytes] = [getU64(words, NODE.keyOffset), words.getUint32(4 * NODE.keyBytes, true)]
+        return parsePhysicalKey(index.#bytes('keys', offset, bytes).toString('utf8'))
+      },
     }
   }
 

@@ -4,6 +4,7 @@ export {
   type ObjectHandle,
   type ObjectStore,
   openStore,
+  type Pin,
   type StoredObject,
   type StoreOptions,
   type StoreStats,

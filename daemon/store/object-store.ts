@@ -4,7 +4,7 @@
  * An object is here when it is known to be what its name says. It comes in by `reserve` (room is
  * made first: the quota and the free-space floor are hard), is written to a temporary file by the
  * fetcher, which hashes it while it streams, and is admitted by a rename. It goes when room is
- * needed: the least recently used first, never one that is open.
+ * needed, in the order of eviction-order.ts, never one that is open or pinned.
  *
  * A checked object is remembered by its stamp (stamp.ts), in memory and in the journal
  * (journal.ts). Whatever has no stamp, or another one than the file has now, is hashed before its
@@ -14,9 +14,18 @@
  * File calls on objects are synchronous where they take microseconds (open, fstat, rename): the
  * thread pool costs ten times that. Reading, deleting and walking are not.
  */
-import { type BigIntStats, closeSync, constants, fstatSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs'
+import {
+  type BigIntStats,
+  closeSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+} from 'node:fs'
 import { join } from 'node:path'
-import { LRUCache } from 'lru-cache'
 import {
   BobbinError,
   formatBytes,
@@ -27,6 +36,7 @@ import {
   systemCode,
   throwIfAborted,
 } from '../model/index.js'
+import { EvictionOrder } from './eviction-order.js'
 import { type HashFile, hashFile } from './hash-file.js'
 import { currentBootId, Journal, type JournalEntry } from './journal.js'
 import { type ObjectId, objectId, objectPath, objectsFolder, temporaryFolder } from './layout.js'
@@ -49,6 +59,16 @@ export interface ObjectHandle {
 export interface StoredObject extends ObjectHandle {
   /** Another handle of the same object. */
   clone(): StoredObject
+  /** The same object, also held when this is closed. */
+  pin(): Pin
+}
+
+/** An object that is here, checked and not evicted until it is released. Whoever reads it opens its path. */
+export interface Pin {
+  /** Bytes. */
+  readonly size: number
+  /** Once. `distance`: how many bytes will be taken into use before this object is again, where that is known. */
+  release(distance?: number): void
 }
 
 export interface StoreOptions {
@@ -108,8 +128,12 @@ interface ObjectRecord {
   size: number
   /** `undefined`: has to be hashed before it is used. */
   stamp: Stamp | undefined
-  /** Handles, and checks under way. Above zero: pinned. */
+  /** Handles, pins and checks under way. Above zero: it stays. */
   pins: number
+  /** Those of them that use its descriptor. */
+  opens: number
+  /** Bytes until its next use, from when it was last let go. */
+  distance: number | undefined
   /** Open while there are handles. */
   fd: number | undefined
   checking: Promise<boolean> | undefined
@@ -122,11 +146,7 @@ const EVICT_BATCH = 256
 
 export class ObjectStore {
   readonly #records = new Map<ObjectId, ObjectRecord>()
-  // The store does the sums itself (pins and reservations count too), so this one never evicts by itself.
-  readonly #unpinned = new LRUCache<ObjectId, ObjectRecord>({
-    maxSize: Number.MAX_SAFE_INTEGER,
-    sizeCalculation: record => Math.max(1, record.size),
-  })
+  readonly #resting = new EvictionOrder<ObjectRecord>()
   readonly #room: Room
   readonly #log: Log
   readonly #hashFile: HashFile
@@ -150,9 +170,9 @@ export class ObjectStore {
     this.#hashFile = options.hashFile ?? hashFile
     this.#letGo = options.letGo
     for (const [id, { size, stamp }] of entries) {
-      const record = { id, size, stamp, pins: 0, fd: undefined, checking: undefined }
+      const record = newRecord(id, size, stamp)
       this.#records.set(id, record)
-      this.#unpinned.set(id, record)
+      this.#resting.add(record)
       this.#bytes += size
     }
     this.#room = new Room(cacheDir, this.#bytes, options)
@@ -179,8 +199,31 @@ export class ObjectStore {
       this.#closeFile(record)
       return undefined
     }
+    try {
+      this.#checkSize(record, spec)
+    } catch (error) {
+      this.#closeFile(record)
+      throw error
+    }
     this.#pin(record)
-    return this.#checkedHandle(record, spec)
+    return this.#handle(record)
+  }
+
+  /**
+   * Holds an object that is here and needs no hashing; some microseconds, and no descriptor. Throws OBJECT_CORRUPT as
+   * `open` does.
+   */
+  pinNow(spec: ObjectSpec): Pin | undefined {
+    const record = this.#records.get(objectId(spec))
+    if (record?.stamp === undefined || !this.#isUntouched(record)) return undefined
+    this.#checkSize(record, spec)
+    this.#pin(record)
+    return this.#pinOf(record)
+  }
+
+  /** Of an object's file. Bytes; `undefined`: it is not here. */
+  sizeOf(id: ObjectId): number | undefined {
+    return this.#records.get(id)?.size
   }
 
   /**
@@ -219,7 +262,7 @@ export class ObjectStore {
       const missing = this.#room.missing(bytes, this.#bytes)
       if (missing <= 0) return this.#makeReservation(bytes)
       // A reservation is over soon, though its object may then stay open.
-      if (missing <= this.#unpinned.calculatedSize && (await this.#evict(missing)) > 0) continue
+      if (missing <= this.#bytes - this.#pinnedBytes && (await this.#evict(missing)) > 0) continue
       if (this.#room.reservations.size > 0) await this.#room.change(signal)
       else throw this.#room.fullError(bytes, this.#bytes, this.#pinnedBytes)
     }
@@ -255,7 +298,7 @@ export class ObjectStore {
     if (present !== undefined) this.#forget(present)
     // A rename moves the ctime, so this is the time for the stamp.
     const stamp = stampOf(fstatSync(fd, { bigint: true }))
-    const record: ObjectRecord = { id, size: spec.size, stamp, pins: 0, fd, checking: undefined }
+    const record = newRecord(id, spec.size, stamp, fd)
     this.#records.set(id, record)
     this.#bytes += record.size
     this.#pin(record)
@@ -287,7 +330,7 @@ export class ObjectStore {
   }
 
   *#entriesByLastUse(): Iterable<readonly [ObjectId, JournalEntry]> {
-    for (const record of this.#unpinned.rvalues()) if (record !== undefined) yield [record.id, record]
+    for (const record of this.#resting.values()) yield [record.id, record]
     for (const [id, record] of this.#records) if (record.pins > 0) yield [id, record]
   }
 
@@ -325,9 +368,21 @@ export class ObjectStore {
     return true
   }
 
+  /** Without opening it: is it the file that was checked? */
+  #isUntouched(record: ObjectRecord): boolean {
+    try {
+      const path = objectPath(this.#cacheDir, record.id)
+      const stats = lstatSync(path, { bigint: true, throwIfNoEntry: false })
+      return stats?.isFile() === true && stampOf(stats) === record.stamp
+    } catch {
+      // Whoever opens it is told why.
+      return false
+    }
+  }
+
   /** Closes the record's file unless somebody uses it. */
   #closeFile(record: ObjectRecord): void {
-    if (record.pins > 0 || record.fd === undefined) return
+    if (record.opens > 0 || record.fd === undefined) return
     closeSync(record.fd)
     record.fd = undefined
   }
@@ -337,6 +392,7 @@ export class ObjectStore {
     if (!this.#openFile(record)) return false
     const fd = record.fd!
     this.#pin(record)
+    record.opens++
     try {
       const before = fstatSync(fd, { bigint: true })
       const size = Number(before.size)
@@ -353,6 +409,7 @@ export class ObjectStore {
       if (this.#records.get(record.id) === record) this.#drop(record)
       return false
     } finally {
+      record.opens--
       this.#unpin(record)
     }
   }
@@ -362,9 +419,8 @@ export class ObjectStore {
     this.#log.error({ object: record.id, ...fields }, `a cached object ${reason}: it is removed`)
   }
 
-  #checkedHandle(record: ObjectRecord, spec: ObjectSpec): StoredObject {
-    if (record.size === spec.size) return this.#handle(record)
-    this.#unpin(record)
+  #checkSize(record: ObjectRecord, spec: ObjectSpec): void {
+    if (record.size === spec.size) return
     throw new BobbinError(
       'OBJECT_CORRUPT',
       `the manifest says ${spec.size} bytes, but the object that has its hash has ${record.size}`,
@@ -374,19 +430,43 @@ export class ObjectStore {
   /** Takes over one pin. */
   #handle(record: ObjectRecord): StoredObject {
     const fd = record.fd!
+    record.opens++
     let isOpen = true
+    const another = () => {
+      if (!isOpen) throw new BobbinError('INTERNAL', `the handle of ${record.id} is closed`)
+      record.pins++
+    }
     return {
       fd,
       path: objectPath(this.#cacheDir, record.id),
       size: record.size,
       clone: () => {
-        if (!isOpen) throw new BobbinError('INTERNAL', `the handle of ${record.id} is closed`)
-        record.pins++
+        another()
         return this.#handle(record)
+      },
+      pin: () => {
+        another()
+        return this.#pinOf(record)
       },
       close: async () => {
         if (!isOpen) return
         isOpen = false
+        record.opens--
+        this.#unpin(record)
+      },
+    }
+  }
+
+  /** Takes over one pin. */
+  #pinOf(record: ObjectRecord): Pin {
+    let isHeld = true
+    return {
+      size: record.size,
+      release: distance => {
+        if (!isHeld) return
+        isHeld = false
+        // Of several who held it, the one who needs it first.
+        if (distance !== undefined) record.distance = Math.min(distance, record.distance ?? distance)
         this.#unpin(record)
       },
     }
@@ -394,18 +474,20 @@ export class ObjectStore {
 
   #pin(record: ObjectRecord): void {
     if (record.pins++ > 0) return
-    this.#unpinned.delete(record.id)
+    this.#resting.delete(record)
+    this.#resting.advance(record.size)
+    record.distance = undefined
     this.#pinnedBytes += record.size
     this.#pinnedObjects++
   }
 
   #unpin(record: ObjectRecord): void {
-    if (--record.pins > 0) return
     this.#closeFile(record)
+    if (--record.pins > 0) return
     if (this.#records.get(record.id) !== record) return
     this.#pinnedBytes -= record.size
     this.#pinnedObjects--
-    this.#unpinned.set(record.id, record)
+    this.#resting.add(record, record.distance)
     this.#room.changed()
   }
 
@@ -425,7 +507,7 @@ export class ObjectStore {
       this.#pinnedBytes -= record.size
       this.#pinnedObjects--
     } else {
-      this.#unpinned.delete(record.id)
+      this.#resting.delete(record)
     }
     this.#room.changed()
   }
@@ -452,11 +534,11 @@ export class ObjectStore {
         // While we waited it was opened here, or has gone.
         if (record.pins > 0 || this.#records.get(record.id) !== record) continue
         const outcome = outcomes?.[i] ?? 'gone'
-        if (outcome === 'used') this.#unpinned.set(record.id, record)
+        if (outcome === 'used') this.#resting.add(record)
         else if (outcome === 'open') kept.push(record)
         else {
           freed += record.size
-          this.#unpinned.delete(record.id)
+          this.#resting.delete(record)
           this.#records.delete(record.id)
           this.#bytes -= record.size
           this.#evictions++
@@ -466,7 +548,7 @@ export class ObjectStore {
       }
     }
     for (const record of kept) {
-      if (record.pins === 0 && this.#records.get(record.id) === record) this.#unpinned.set(record.id, record)
+      if (record.pins === 0 && this.#records.get(record.id) === record) this.#resting.add(record)
     }
     this.#compactJournal()
     if (deletions.length > 0)
@@ -475,11 +557,11 @@ export class ObjectStore {
     return freed
   }
 
-  /** The least recently used, for so many bytes, taken out of the order. */
+  /** The first to go, for so many bytes, taken out of the order. */
   #candidates(bytes: number): ObjectRecord[] {
     const batch: ObjectRecord[] = []
     for (let sum = 0; sum < bytes && batch.length < EVICT_BATCH; ) {
-      const record = this.#unpinned.pop()
+      const record = this.#resting.take()
       if (record === undefined) break
       batch.push(record)
       sum += record.size
@@ -510,6 +592,10 @@ export class ObjectStore {
     this.#temporaries++
     return join(temporaryFolder(this.#cacheDir), `${process.pid}-${this.#temporaries}.${kind}`)
   }
+}
+
+function newRecord(id: ObjectId, size: number, stamp: Stamp | undefined, fd?: number): ObjectRecord {
+  return { id, size, stamp, pins: 0, opens: 0, distance: undefined, fd, checking: undefined }
 }
 
 function openObject(path: string): number {

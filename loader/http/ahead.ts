@@ -60,6 +60,8 @@ export class Ahead {
     const key = stepKey(epoch, step)
     stream.seenMs = Date.now()
     const waiting = stream.steps.get(key)
+    // Asked for again: somebody has started anew, and will need the steps behind it once more.
+    if (stream.taken.has(key)) stream.taken.clear()
     stream.taken.set(key, true)
     if (waiting === undefined) return this.lease(plan, plan.step(epoch, step, of))
     stream.steps.delete(key)

@@ -332,12 +332,12 @@ t.test('Fetcher.close gives up what is under way and what waits', async t => {
   })
   const { fetcher, cacheDir } = await fetching(t)
   const { size, hash } = await inS3(t, Buffer.alloc(1000, 'x'), 'CRC64NVME')
-  const opens = Array.from({ length: 50 }, (_, i) =>
+  const opens = Array.from({ length: 150 }, (_, i) =>
     fetcher.open({ size, hash, physicalKey: { kind: 's3', bucket: 'bucket', key: `${i}` } }),
   )
   const outcomes = Promise.allSettled(opens)
-  await until(() => fetcher.stats().inFlight === 32, 'fetches under way')
-  t.equal(fetcher.stats().queued, 18)
+  await until(() => fetcher.stats().inFlight === 128, 'fetches under way')
+  t.equal(fetcher.stats().queued, 22)
   await fetcher.close()
   for (const outcome of await outcomes) t.match(outcome, { status: 'rejected', reason: { code: 'INTERRUPTED' } })
   await t.rejects(fetcher.open({ size, hash, physicalKey: { kind: 'file', path: '/x' } }), { code: 'INTERRUPTED' })
