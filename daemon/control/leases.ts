@@ -15,6 +15,7 @@ import {
   parsePackageName,
   parsePhysicalKey,
   type Source,
+  throwIfAborted,
 } from '../model/index.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { parseRegistry } from '../quilt/reference.js'
@@ -30,6 +31,8 @@ interface Lease {
 
 interface Owner {
   readonly leases: Map<string, Lease>
+  /** Of all leases. */
+  pins: number
   facts: OwnerFacts | undefined
   seenMs: number
 }
@@ -43,7 +46,10 @@ interface OpenPackageUse {
 const OWNER_MS = 60_000
 const SWEEP_MS = 5000
 const OWNERS_MAX = 1000
+/** Of an owner. */
 const LEASES_MAX = 100_000
+/** Of an owner: some hundred bytes of memory each. */
+const PINS_MAX = 5_000_000
 /** Kept open after their last use. */
 const PACKAGES_MAX = 16
 /** CRC64NVME is no name for an object that anybody can ask for: others may have the same. */
@@ -102,31 +108,39 @@ export class Leases {
       opened.done()
     }
     if (signal.aborted) {
-      for (const pin of pins) pin?.release()
+      releaseAll(pins)
       throw new BobbinError('INTERRUPTED', 'the caller has gone')
     }
     this.#add(body.owner, body.lease, pins)
     return { failed }
   }
 
-  /** Objects that are in the store, whatever package they are of: leased, or null. */
-  async find({ owner, lease, ids }: FindBody): Promise<FindAnswer> {
-    const { store } = this.options
+  /** Objects that are in the store, whatever package they are of: leased, or null. Throws INVALID_ARGUMENT, INTERRUPTED. */
+  async find({ owner, lease, ids }: FindBody, signal: AbortSignal): Promise<FindAnswer> {
     const pins: (Pin | undefined)[] = []
-    const found: FindAnswer['found'] = []
-    for (const id of ids) {
-      const [, type, hex] = OBJECT_ID.exec(id) ?? []
-      if (type === undefined) throw new BobbinError('INVALID_ARGUMENT', `not an object's id: ${JSON.stringify(id)}`)
-      const size = store.sizeOf(id as ObjectId)
-      const hash = { type: type === 'sha256' ? 'SHA256' : 'sha2-256-chunked', hex: hex! } as const
-      const spec = { hash, size: size ?? 0, physicalKey: ANYWHERE }
-      // One that was not checked since it was touched is hashed first, and may turn out to be none.
-      const pin = size === undefined ? undefined : (store.pinNow(spec) ?? (await pinOf(store, spec)))
-      pins.push(pin)
-      found.push(pin === undefined ? null : { id, size: pin.size })
+    try {
+      for (const id of ids) {
+        throwIfAborted(signal)
+        pins.push(await this.#find(id))
+      }
+    } catch (error) {
+      releaseAll(pins)
+      throw error
     }
     this.#add(owner, lease, pins)
-    return { found }
+    return { found: ids.map((id, i) => (pins[i] === undefined ? null : { id, size: pins[i].size })) }
+  }
+
+  async #find(id: string): Promise<Pin | undefined> {
+    const [, type, hex] = OBJECT_ID.exec(id) ?? []
+    if (type === undefined) throw new BobbinError('INVALID_ARGUMENT', `not an object's id: ${JSON.stringify(id)}`)
+    const { store } = this.options
+    const size = store.sizeOf(id as ObjectId)
+    if (size === undefined) return undefined
+    const hash = { type: type === 'sha256' ? 'SHA256' : 'sha2-256-chunked', hex: hex! } as const
+    const spec = { hash, size, physicalKey: ANYWHERE }
+    // One that was not checked since it was touched is hashed first, and may turn out to be none.
+    return store.pinNow(spec) ?? (await pinOf(store, spec))
   }
 
   release({ owner: name, leases }: ReleaseBody): void {
@@ -134,6 +148,7 @@ export class Leases {
     for (const { lease, distances } of leases) {
       const held = owner.leases.get(lease)
       owner.leases.delete(lease)
+      owner.pins -= held?.pins.length ?? 0
       for (const [i, pin] of held?.pins.entries() ?? []) {
         const distance = distances?.[i]
         pin?.release(distance !== undefined && distance >= 0 ? distance : undefined)
@@ -172,20 +187,22 @@ export class Leases {
     }
   }
 
+  /** Takes the pins over, or lets them go and throws BUSY. */
   #add(name: string, leaseName: string, pins: readonly (Pin | undefined)[]): void {
-    const { leases } = this.#owner(name)
-    let lease = leases.get(leaseName)
-    if (lease === undefined) {
-      if (leases.size >= LEASES_MAX) {
-        for (const pin of pins) pin?.release()
-        throw new BobbinError('BUSY', `the owner ${name} has ${LEASES_MAX} leases already`)
+    try {
+      const owner = this.#owner(name)
+      const lease = owner.leases.get(leaseName) ?? { pins: [], bytes: 0 }
+      if (owner.leases.size >= LEASES_MAX) throw new BobbinError('BUSY', `${name} has ${LEASES_MAX} leases already`)
+      if (owner.pins + pins.length > PINS_MAX) throw new BobbinError('BUSY', `${name} has ${PINS_MAX} objects already`)
+      owner.leases.set(leaseName, lease)
+      owner.pins += pins.length
+      for (const pin of pins) {
+        lease.pins.push(pin)
+        lease.bytes += pin?.size ?? 0
       }
-      lease = { pins: [], bytes: 0 }
-      leases.set(leaseName, lease)
-    }
-    for (const pin of pins) {
-      lease.pins.push(pin)
-      lease.bytes += pin?.size ?? 0
+    } catch (error) {
+      releaseAll(pins)
+      throw error
     }
   }
 
@@ -194,7 +211,7 @@ export class Leases {
     if (owner === undefined) {
       if (this.#owners.size >= OWNERS_MAX)
         throw new BobbinError('BUSY', `there are ${OWNERS_MAX} owners of leases already`)
-      owner = { leases: new Map(), facts: undefined, seenMs: 0 }
+      owner = { leases: new Map(), pins: 0, facts: undefined, seenMs: 0 }
       this.#owners.set(name, owner)
     }
     owner.seenMs = Date.now()
@@ -210,7 +227,7 @@ export class Leases {
   }
 
   #end(name: string): void {
-    for (const { pins } of this.#owners.get(name)?.leases.values() ?? []) for (const pin of pins) pin?.release()
+    for (const { pins } of this.#owners.get(name)?.leases.values() ?? []) releaseAll(pins)
     this.#owners.delete(name)
   }
 
@@ -261,6 +278,10 @@ export class Leases {
       void opening.then(opened => opened.close()).catch(() => {})
     }
   }
+}
+
+function releaseAll(pins: readonly (Pin | undefined)[]): void {
+  for (const pin of pins) pin?.release()
 }
 
 async function pinOf(store: ObjectStore, spec: ObjectSpec): Promise<Pin | undefined> {

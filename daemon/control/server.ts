@@ -1,6 +1,6 @@
 /** The daemon's HTTP API, on a unix socket. */
 import { chmodSync, rmSync } from 'node:fs'
-import Fastify, { type FastifyInstance } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
 import { BobbinError, type Log } from '../model/index.js'
 import { PROBLEM_TYPE, problemOf } from './errors.js'
 import type { Leases } from './leases.js'
@@ -76,11 +76,7 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
   app.post<{ Body: LeaseBody }>(
     '/v1/objects/lease',
     { schema: { body: LeaseBody, response: { 200: LeaseAnswer } } },
-    async (request, reply) => {
-      const gone = new AbortController()
-      reply.raw.once('close', () => gone.abort())
-      return leases.lease(request.body, gone.signal)
-    },
+    async (request, reply) => leases.lease(request.body, whileConnected(reply)),
   )
   app.post<{ Body: ReleaseBody }>('/v1/objects/release', { schema: { body: ReleaseBody } }, async (request, reply) => {
     leases.release(request.body)
@@ -95,7 +91,7 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
   app.post<{ Body: FindBody }>(
     '/v1/objects/find',
     { schema: { body: FindBody, response: { 200: FindAnswer } } },
-    async request => leases.find(request.body),
+    async (request, reply) => leases.find(request.body, whileConnected(reply)),
   )
 
   await app.ready()
@@ -114,4 +110,11 @@ export async function startServer(options: ServerOptions): Promise<FastifyInstan
   // The folder keeps strangers out; the socket is the group's, as the cache is.
   chmodSync(socketPath, 0o660)
   return app
+}
+
+/** Aborts when the connection closes before the answer was sent; afterwards nobody listens any more. */
+function whileConnected(reply: FastifyReply): AbortSignal {
+  const gone = new AbortController()
+  reply.raw.once('close', () => gone.abort())
+  return gone.signal
 }
