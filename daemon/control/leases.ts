@@ -9,6 +9,7 @@
 import type { Fetcher, Pin } from '../fetch/fetcher.js'
 import {
   BobbinError,
+  type Entry,
   hasCode,
   type Log,
   type ObjectSpec,
@@ -82,13 +83,12 @@ export class Leases {
    */
   async lease(body: LeaseBody, signal: AbortSignal): Promise<LeaseAnswer> {
     const opened = await this.#use(body)
-    const { index } = opened.package
     const { fetcher } = this.options
     const failed: LeaseAnswer['failed'] = []
     const pins: (Pin | undefined)[] = new Array(body.inos.length)
     const pinOrFetch = async (ino: number, i: number) => {
       try {
-        const entry = index.entry(ino)
+        const entry = await entryOf(opened.package, ino)
         pins[i] = await fetcher.pin(entry, { signal, label: entry.key, priority: body.priority })
       } catch (error) {
         const { code, detail } = problemOf(error)
@@ -255,14 +255,7 @@ export class Leases {
       this.#closeIdle()
     }
     try {
-      const opened = await opening
-      try {
-        opened.index.node(1)
-      } catch (error) {
-        if (!hasCode(error, 'INDEX_DAMAGED')) throw error
-        await opened.rebuild()
-      }
-      return { package: opened, done }
+      return { package: await opening, done }
     } catch (error) {
       if (this.#packages.get(key) === use) this.#packages.delete(key)
       use.users--
@@ -277,6 +270,16 @@ export class Leases {
       this.#packages.delete(key)
       void opening.then(opened => opened.close()).catch(() => {})
     }
+  }
+}
+
+async function entryOf(opened: OpenedPackage, ino: number): Promise<Entry> {
+  try {
+    return opened.index.entry(ino)
+  } catch (error) {
+    if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+    await opened.rebuild()
+    return opened.index.entry(ino)
   }
 }
 

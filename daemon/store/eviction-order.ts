@@ -7,33 +7,28 @@
  * two, the one whose next use is farther away goes. An announced use that has passed without coming is no
  * knowledge any more.
  */
-import { LRUCache } from 'lru-cache'
 import TinyQueue from 'tinyqueue'
-
-interface Announced<T> {
-  readonly record: T
-  readonly nextUse: number
-}
 
 interface Resting<T> {
   readonly record: T
-  /** On the clock; `undefined`: it lies among the recent ones. */
-  readonly announced: Announced<T> | undefined
+  /** On the clock. */
   readonly lastUse: number
+  /** On the clock; `undefined`: not known, or not any more. */
+  readonly nextUse: number | undefined
+  /** Which of two came to rest first, where the clock stood still. */
+  readonly turn: number
 }
 
-/** Room for announcements that hold no more, before they are cleared out. */
+/** Room in a queue for what rests no more, before it is cleared out. */
 const STALE_MAX = 1024
 
 export class EvictionOrder<T extends { readonly id: string }> {
   readonly #resting = new Map<string, Resting<T>>()
-  /** Of which nothing is known. It never evicts by itself: the store does the sums. */
-  readonly #recent = new LRUCache<string, Resting<T>>({
-    maxSize: Number.MAX_SAFE_INTEGER,
-    sizeCalculation: () => 1,
-  })
-  #queue = new TinyQueue<Announced<T>>([], farthestFirst)
+  /** Both hold more than rests: what is in use again, or gone, is left out when it comes up. */
+  #announced = new TinyQueue<Resting<T>>([], farthestFirst)
+  #unknown = new TinyQueue<Resting<T>>([], oldestFirst)
   #clock = 0
+  #turns = 0
   #nextExpiry = 0
 
   get size(): number {
@@ -47,69 +42,76 @@ export class EvictionOrder<T extends { readonly id: string }> {
 
   /** It is let go. `distance`: bytes until its next use, where that is known. */
   add(record: T, distance?: number): void {
-    const announced = distance === undefined ? undefined : { record, nextUse: this.#clock + distance }
-    const resting = { record, announced, lastUse: this.#clock }
+    const nextUse = distance === undefined ? undefined : this.#clock + distance
+    const resting = { record, nextUse, lastUse: this.#clock, turn: this.#turns++ }
     this.#resting.set(record.id, resting)
-    if (announced === undefined) this.#recent.set(record.id, resting)
-    else {
-      this.#queue.push(announced)
-      if (this.#queue.length > 2 * this.#resting.size + STALE_MAX) this.#rebuild()
-    }
+    const queue = nextUse === undefined ? this.#unknown : this.#announced
+    queue.push(resting)
+    if (queue.length > 2 * this.#resting.size + STALE_MAX) this.#rebuild()
   }
 
   /** It is in use again, or gone. */
   delete({ id }: T): void {
     this.#resting.delete(id)
-    this.#recent.delete(id)
   }
 
   /** The one to go, taken out. */
   take(): T | undefined {
-    if (this.#clock >= this.#nextExpiry) this.#rebuild()
-    const farthest = this.#farthest()
-    const [oldest] = this.#recent.rvalues()
-    const chosen =
-      oldest === undefined || (farthest !== undefined && farthest.nextUse - this.#clock > this.#clock - oldest.lastUse)
-        ? farthest
-        : oldest
+    if (this.#announced.length > 0 && this.#clock >= this.#nextExpiry) this.#rebuild()
+    const farthest = this.#first(this.#announced)
+    const oldest = this.#first(this.#unknown)
+    const isFarther =
+      oldest === undefined || (farthest !== undefined && farthest.nextUse! - this.#clock > this.#clock - oldest.lastUse)
+    const chosen = isFarther ? farthest : oldest
     if (chosen !== undefined) this.delete(chosen.record)
     return chosen?.record
   }
 
-  /** About in the order in which they go. */
+  /** Least recently used first. */
   *values(): Generator<T> {
-    for (const resting of this.#recent.rvalues()) if (resting !== undefined) yield resting.record
-    const announced = [...this.#resting.values()].flatMap(resting => resting.announced ?? [])
-    for (const { record } of announced.sort(farthestFirst)) yield record
+    for (const { record } of [...this.#resting.values()].sort(oldestFirst)) yield record
   }
 
-  #farthest(): Announced<T> | undefined {
+  #first(queue: TinyQueue<Resting<T>>): Resting<T> | undefined {
     for (;;) {
-      const announced = this.#queue.peek()
-      if (announced === undefined || this.#holds(announced)) return announced
-      this.#queue.pop()
+      const first = queue.peek()
+      if (first === undefined || this.#rests(first)) return first
+      queue.pop()
     }
   }
 
-  #holds(announced: Announced<T>): boolean {
-    return this.#resting.get(announced.record.id)?.announced === announced
+  #rests(resting: Resting<T>): boolean {
+    return this.#resting.get(resting.record.id) === resting
   }
 
-  /** Clears out what holds no more, and takes uses that have passed for unknown ones. */
+  /** Clears out what rests no more, and takes uses that have passed for unknown ones. */
   #rebuild(): void {
-    const kept: Announced<T>[] = []
-    for (const announced of this.#queue.data) {
-      if (!this.#holds(announced)) continue
-      if (announced.nextUse > this.#clock) kept.push(announced)
-      else this.add(announced.record)
+    const unknown = this.#unknown.data.filter(resting => this.#rests(resting))
+    const announced: Resting<T>[] = []
+    let span = 0
+    for (const resting of this.#announced.data) {
+      if (!this.#rests(resting)) continue
+      const distance = resting.nextUse! - this.#clock
+      if (distance > 0) {
+        announced.push(resting)
+        span = Math.max(span, distance)
+      } else {
+        const lapsed = { ...resting, nextUse: undefined }
+        this.#resting.set(resting.record.id, lapsed)
+        unknown.push(lapsed)
+      }
     }
-    this.#queue = new TinyQueue(kept, farthestFirst)
+    this.#unknown = new TinyQueue(unknown, oldestFirst)
+    this.#announced = new TinyQueue(announced, farthestFirst)
     // Often enough that none lies around for long, seldom enough to cost nothing.
-    const span = kept.reduce((sum, { nextUse }) => Math.max(sum, nextUse - this.#clock), 0)
     this.#nextExpiry = this.#clock + Math.max(1, span / 16)
   }
 }
 
-function farthestFirst(a: { readonly nextUse: number }, b: { readonly nextUse: number }): number {
-  return b.nextUse - a.nextUse
+function farthestFirst(a: Resting<unknown>, b: Resting<unknown>): number {
+  return b.nextUse! - a.nextUse!
+}
+
+function oldestFirst(a: Resting<unknown>, b: Resting<unknown>): number {
+  return a.lastUse - b.lastUse || a.turn - b.turn
 }
