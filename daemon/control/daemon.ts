@@ -76,7 +76,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     },
     log,
   })
-  const leases = new Leases({ cacheDir, source, offline, fetcher, store, log })
+  const leases = new Leases({ cacheDir, source, offline, fetcher, store, workers, log })
   native?.start(verifiedObjects(store))
   await mounts.begin()
   const stopping = new Promise<string>(resolve => {

@@ -5,8 +5,9 @@
  * A lease is named by its owner and a word of the owner's choosing. An owner that is not heard of for OWNER_MS loses all
  * of its leases. They end with this process: who still needs them asks again, and `renew` tells how many there are.
  */
-
+import { setMaxListeners } from 'node:events'
 import type { Fetcher, Pin } from '../fetch/fetcher.js'
+import type { Workers } from '../fetch/workers.js'
 import {
   BobbinError,
   type Entry,
@@ -64,6 +65,7 @@ export interface LeasesOptions {
   readonly offline: boolean
   readonly fetcher: Fetcher
   readonly store: ObjectStore
+  readonly workers: Workers
   readonly log: Log
 }
 
@@ -82,6 +84,8 @@ export class Leases {
    * go. Throws what opening the package throws, and INTERRUPTED.
    */
   async lease(body: LeaseBody, signal: AbortSignal): Promise<LeaseAnswer> {
+    // One listener an object that is waited for.
+    setMaxListeners(0, signal)
     const opened = await this.#use(body)
     const { fetcher } = this.options
     const failed: LeaseAnswer['failed'] = []
@@ -168,6 +172,8 @@ export class Leases {
 
   renew(name: string, facts: OwnerFacts | undefined): number {
     const owner = this.#owner(name)
+    // A loader that has just come will soon want something fetched.
+    if (facts !== undefined && owner.facts === undefined) void this.options.workers.prepare()
     if (facts !== undefined) owner.facts = facts
     return owner.leases.size
   }

@@ -49,6 +49,10 @@ export class JobRunner {
           source.close()
         }
       }
+      case 'prepare': {
+        const { prepareSource } = await import('./source/index.js')
+        return await prepareSource()
+      }
       case 'hash':
         return await runHash(job, control)
       case 'hash-files':

@@ -59,7 +59,12 @@ export interface HashFilesJob {
 /** `different`: it is no regular file of that size, and was not read. */
 export type HashedFile = { readonly hex: string } | 'missing' | 'different'
 
-export type Job = FetchJob | HashJob | HashFilesJob
+/** Loads what fetches need, so that the first one does not wait for it. */
+export interface PrepareJob {
+  readonly kind: 'prepare'
+}
+
+export type Job = FetchJob | HashJob | HashFilesJob | PrepareJob
 
 /** The hash (hex) of the bytes. Throws OBJECT_CORRUPT when the object has another size, and what the source throws. */
 export async function runFetch(job: FetchJob, source: Source, control: JobControl): Promise<string> {

@@ -65,6 +65,12 @@ export class Workers {
     return (await this.#run(job, options)) as HashedFile[]
   }
 
+  /** Starts the threads, and loads what their first fetches need. Never throws. */
+  async prepare(): Promise<void> {
+    if (this.sourceConfig.offline || this.threads === 0) return
+    await Promise.allSettled(Array.from({ length: this.threads }, () => this.#run({ kind: 'prepare' }, {})))
+  }
+
   /** Ends the threads. Whoever has jobs under way cancels them first and waits. */
   async close(): Promise<void> {
     this.#isClosed = true

@@ -76,6 +76,7 @@ export class Objects {
     const { client, isStarted } = await ensureDaemon(this.daemon)
     if (isStarted) this.log.info({ daemon: client.pid }, 'started the daemon')
     this.#client = client
+    void this.#renew()
     return client
   }
 

@@ -6,6 +6,7 @@
  * most commands on a cached package need no S3 at all.
  */
 import { BobbinError, formatPhysicalKey, type PhysicalKey, type Source } from '../../model/index.js'
+import { loadSdk } from './client.js'
 import { FileSource } from './file.js'
 import { S3Source } from './s3.js'
 
@@ -14,6 +15,11 @@ export interface SourceConfig {
   readonly ioTimeoutMs: number
   /** Ask S3 nothing: every S3 call fails at once. Folders are still read. Default: false. */
   readonly offline?: boolean
+}
+
+/** Loads the SDK now, which takes a thread that has just started half a second. */
+export async function prepareSource(): Promise<void> {
+  await loadSdk()
 }
 
 export function createSource(config: SourceConfig): Source & { close(): void } {
