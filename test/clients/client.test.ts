@@ -31,14 +31,14 @@ t.test('the Python client', async t => {
   const loader = await startLoader(t)
   const common = { python: 'system', options: about(written), env: sidecar(loader) } as const
 
-  await t.test('reads batches by paths and by tar, with the standard library alone', t =>
+  await t.test('reads batches by paths and by tar, and refuses foreign cursors (S29)', t =>
     runScript(t, 'basics.py', common),
   )
   const seed = Math.floor(Math.random() * 2 ** 32)
-  await t.test(`notices what was cut or damaged on the way (seed ${seed})`, t =>
+  await t.test(`notices what was cut or damaged on the way (S31) (seed ${seed})`, t =>
     runScript(t, 'faults.py', { ...common, options: { ...common.options, seed } }),
   )
-  await t.test(`reads each sample once, over worlds, workers and cuts (seed ${seed})`, t =>
+  await t.test(`reads each sample once, over worlds, workers and cuts (S28) (seed ${seed})`, t =>
     runScript(t, 'exactly_once.py', { ...common, options: { ...common.options, seed, cuts: 17, cases: 1000 } }),
   )
   await t.test('is served beside 49 others', t =>
@@ -46,7 +46,7 @@ t.test('the Python client', async t => {
   )
 })
 
-t.test('the Python client says what is missing', async t => {
+t.test('the Python client says what is missing (S30)', async t => {
   for (const [what, code, damage] of [
     ['gone', 'OBJECT_GONE', (path: string) => rm(path)],
     ['damaged', 'OBJECT_CORRUPT', (path: string) => truncate(path, 10)],
@@ -66,7 +66,7 @@ t.test('the Python client says what is missing', async t => {
 })
 
 for (const transport of ['bobbin-fuse', 'none'] as const) {
-  t.test(`epochs go on when sidecar and daemon are killed (${transport})`, async t => {
+  t.test(`epochs go on when sidecar and daemon are killed (S32) (${transport})`, async t => {
     const written = await writeSamples(join(t.testdir(), 'registry'), 300)
     const env = transport === 'none' ? { BOBBIN_FUSE: 'none' } : {}
     const loader = await startLoader(t, { env })

@@ -7,7 +7,7 @@ import { part, repository } from '../support/parts.js'
 import { runScript } from '../support/python.js'
 import { type FileContent, writeRegistry } from '../support/registry.js'
 
-t.test('a model has the same weights, from the mount, from tar and from paths', async t => {
+t.test('a model has the same weights, from the mount, from tar and from paths (S33)', async t => {
   const folder = t.testdir()
   const images = join(folder, 'faces')
   const script = join(repository, 'test/clients/faces.py')
