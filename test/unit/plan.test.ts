@@ -308,11 +308,12 @@ t.test('findSamples puts together what has one stem', async t => {
   ])
   t.equal(samplesBy({ group: { by: 'entry' } }).length, keys.length)
   t.same(samplesBy({ select: ['a/*.jpg'], exclude: ['**/10.*'] }), [['a/1-b.jpg'], ['a/1.jpg']])
-  for (const [body, words] of [
+  const refused: [Omit<PlanBody, 'package'>, RegExp][] = [
     [{ select: ['*.mp3'] }, /selects nothing.*mp3/],
     [{ where: 'meta.[' }, /JMESPath/],
     [{ where: 'contains(meta.tags, `1`)' }, /does not fit/],
-  ] as const)
+  ]
+  for (const [body, words] of refused)
     t.throws(() => samplesBy(body), { code: 'INVALID_ARGUMENT', message: words })
   for (const [key, words] of [
     ['x.json', /metadata member/],
