@@ -5,8 +5,9 @@
  */
 import { LRUCache } from 'lru-cache'
 import { type BobbinError, type Log, throwIfAborted } from '../../daemon/model/index.js'
-import type { Lease, Objects } from './objects.js'
+import type { Lease, Priority } from './objects.js'
 import type { OpenPlan, RankOf, StepContent } from './open-plan.js'
+import type { Resident } from './resident.js'
 
 /** The objects of one step for one rank: here, or on their way. */
 export interface LeasedStep {
@@ -39,7 +40,7 @@ export class Ahead {
   #bytes = 0
 
   constructor(
-    private readonly objects: Objects,
+    private readonly objects: Resident,
     private readonly options: {
       /** Of all streams together: leased ahead and not yet taken. Bytes. */
       readonly bytesMax: number
@@ -101,8 +102,8 @@ export class Ahead {
   }
 
   /** Objects that somebody waits for, without a place in an order. */
-  lease(plan: OpenPlan, content: StepContent): LeasedStep {
-    return this.#start(plan, content, 'demand')
+  lease(plan: OpenPlan, content: StepContent, options: { readonly isAnew?: boolean } = {}): LeasedStep {
+    return this.#start(plan, content, 'demand', options)
   }
 
   /** How many steps from here on are here already. */
@@ -130,16 +131,21 @@ export class Ahead {
     }
     const lease = waiting.lease.then(async first => {
       if (first.failed.size === 0) return first
-      const again = await this.objects.lease(plan.address, content.inos, { priority: 'demand' })
+      const again = await this.objects.lease(plan, content, { priority: 'demand' })
       first.release()
       return again
     })
     return leasedStep(plan, content, lease)
   }
 
-  #start(plan: OpenPlan, content: StepContent, priority: 'demand' | 'ahead'): LeasedStep {
+  #start(
+    plan: OpenPlan,
+    content: StepContent,
+    priority: Priority,
+    options: { readonly isAnew?: boolean } = {},
+  ): LeasedStep {
     const controller = new AbortController()
-    const lease = this.objects.lease(plan.address, content.inos, { priority, signal: controller.signal })
+    const lease = this.objects.lease(plan, content, { ...options, priority, signal: controller.signal })
     return leasedStep(plan, content, lease, controller)
   }
 
@@ -195,7 +201,7 @@ function leasedStep(
     release() {
       if (!isSettled) controller?.abort()
       lease.then(
-        held => held.release(content.step === null ? undefined : plan.distances(content)),
+        held => held.release(content.step === null ? undefined : () => plan.distances(content)),
         () => {},
       )
     },

@@ -6,6 +6,7 @@ export interface Gauges {
   readonly leases: () => number
   readonly pathLeases: () => number
   readonly aheadBytes: () => number
+  readonly residentBytes: () => number
 }
 
 export class Metrics {
@@ -56,6 +57,7 @@ export class Metrics {
     gauge('leases', 'Leases that the daemon holds for us', gauges.leases)
     gauge('path_leases', 'Steps whose paths clients hold', gauges.pathLeases)
     gauge('ahead_bytes', 'Leased ahead of the order', gauges.aheadBytes)
+    gauge('resident_bytes', 'Leased beyond their steps, for the next epoch', gauges.residentBytes)
   }
 
   answered(route: string, status: number, ms: number): void {

@@ -26,7 +26,7 @@ export interface Lease {
   /** By inode number: what could not be had. */
   readonly failed: ReadonlyMap<number, BobbinError>
   /** Once. Distances: bytes until each object's next use, in the order of the inodes. */
-  release(distances?: readonly number[]): void
+  release(distances?: () => readonly number[]): void
 }
 
 export interface FoundObject {
@@ -109,7 +109,7 @@ export class Objects {
         if (!isHeld) return
         isHeld = false
         this.#held.delete(id)
-        this.#release(id, distances)
+        this.#release(id, distances?.())
       },
     }
   }

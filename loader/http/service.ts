@@ -18,6 +18,7 @@ import { Metrics } from './metrics.js'
 import { Objects } from './objects.js'
 import { AHEAD_BYTES, type LoaderOptions } from './options.js'
 import { Plans } from './plans.js'
+import { Resident } from './resident.js'
 import { Sessions } from './sessions.js'
 
 const PROBE_MS = 2000
@@ -38,10 +39,9 @@ export async function runLoader(
   const daemon = await objects.connect()
   const { cache } = await daemon.status()
   const plans = new Plans({ cacheDir, source, offline, defaultRegistry: options.defaultRegistry, log })
-  const ahead = new Ahead(objects, {
-    bytesMax: options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(cache.limitBytes / 4)),
-    log,
-  })
+  const bytesMax = options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(cache.limitBytes / 4))
+  const resident = new Resident(objects, bytesMax)
+  const ahead = new Ahead(resident, { bytesMax, log })
   const sessions = new Sessions(options.leaseTimeoutMs)
   const packing = new Packing({ rehash: options.rehash })
   const deliveries = new Deliveries(cacheDir, log)
@@ -51,6 +51,7 @@ export async function runLoader(
     leases: () => objects.leases,
     pathLeases: () => sessions.leases,
     aheadBytes: () => ahead.bytes,
+    residentBytes: () => resident.bytes,
   })
   const context: Context = { options, log, plans, objects, ahead, sessions, packing, deliveries, metrics, streams }
 
@@ -103,6 +104,7 @@ export async function runLoader(
     if (options.socketPath !== undefined && addresses.length > 0) rmSync(options.socketPath, { force: true })
     sessions.close()
     ahead.close()
+    resident.close()
     await deliveries.flush()
     await objects.close()
     await packing.close()

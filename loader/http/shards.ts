@@ -95,7 +95,7 @@ export class ShardObjects implements AnswerObjects {
     for (let i = this.shard.contentOf(objects.first); i <= last; i++) {
       this.#leased.get(i)?.release()
       this.#settled.delete(i)
-      this.#leased.set(i, this.options.ahead.lease(this.source.plan, this.source.contents[i]!))
+      this.#leased.set(i, this.options.ahead.lease(this.source.plan, this.source.contents[i]!, { isAnew: true }))
       await this.#settle(i)
     }
     this.#check(objects)
