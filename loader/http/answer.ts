@@ -8,6 +8,7 @@ import { BobbinError, hasCode, throwIfAborted } from '../../daemon/model/index.j
 import { CHUNK_BYTES, ObjectVanished, type PackedObject, type Packing } from '../batch/packing.js'
 import type { Layout } from '../format/layout.js'
 import { BLOCK_BYTES } from '../format/tar.js'
+import { sendRangeProblem } from './problem.js'
 
 /** Numbers of objects: first ≤ number ≤ last. */
 export interface ObjectSpan {
@@ -65,7 +66,7 @@ export function negotiate(
   if (range !== undefined && etag !== null && (ifRange === undefined || ifRange === etag)) {
     const ranges = rangeParser(bytes, range)
     if (ranges === -1) {
-      response.writeHead(416, { 'content-range': `bytes */${bytes}`, 'content-length': 0 }).end()
+      sendRangeProblem(response, bytes)
       return undefined
     }
     // Several ranges, or other units: the whole is always a right answer.

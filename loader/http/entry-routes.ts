@@ -51,15 +51,11 @@ export function entryRoutes(app: FastifyInstance, context: Context): void {
     { schema: { params: ObjectParams, summary: 'An object of the store, by its SHA-256 value' } },
     async (request, reply) => {
       const { found, release } = await findByHash(context, [request.params.hash])
-      const [wished] = found
-      if (wished === undefined) {
+      try {
+        await sendOne(context, request, reply, present(found[0], request.params.hash), async () => () => {})
+      } finally {
         release()
-        throw new BobbinError(
-          'ENTRY_NOT_FOUND',
-          `the store has no object ${request.params.hash}: ask for it by its key`,
-        )
       }
-      await sendOne(context, request, reply, wished, async () => release)
     },
   )
 
@@ -99,38 +95,35 @@ async function sendList(context: Context, request: FastifyRequest, reply: Fastif
   const opened = address && (await openAddress(context, address))
   try {
     const { found, release } = await findByHash(context, byHashOnly)
-    let nextHash = 0
-    const wished = body.entries.map(({ key, hash }) => {
-      if (key !== undefined) return byKey(context, opened!, key)
-      const object = found[nextHash++]
-      if (object === undefined) {
-        release()
-        throw new BobbinError('ENTRY_NOT_FOUND', `the store has no object ${hash}: ask for it by its key`)
-      }
-      return object
-    })
-    const listed = body.entries.map(({ start = 0, length, opaque }, object): ListedEntry => {
-      const { key, size, hash } = wished[object]!
-      if (start > size || start + (length ?? 0) > size)
-        throw new BobbinError('INVALID_ARGUMENT', `${key ?? hash.hex} has ${size} bytes, not ${start + (length ?? 0)}`)
-      return { key, size, hash: hashText(hash), start, length: length ?? size - start, opaque, object }
-    })
-    await sendHeld(context, request, reply, {
-      layout: listLayout(listed),
-      head: { contentType: 'application/x-tar', etag: null },
-      wished,
-      isMarked: body.onMissing === 'mark',
-      async hold(signal) {
-        const leased = address && (await lease(context, address, wished, signal))
-        return () => {
-          leased?.()
-          release()
-        }
-      },
-    })
+    try {
+      let nextHash = 0
+      const wished = body.entries.map(({ key, hash }) =>
+        key === undefined ? present(found[nextHash++], hash!) : byKey(context, opened!, key),
+      )
+      await sendHeld(context, request, reply, {
+        layout: listLayout(body.entries.map((entry, i) => listed(entry, wished[i]!, i))),
+        head: { contentType: 'application/x-tar', etag: null },
+        wished,
+        isMarked: body.onMissing === 'mark',
+        hold: async signal => (address === undefined ? () => {} : lease(context, address, wished, signal)),
+      })
+    } finally {
+      release()
+    }
   } finally {
     opened?.close()
   }
+}
+
+function listed(
+  { start = 0, length, opaque }: ListBody['entries'][number],
+  wished: Wished,
+  object: number,
+): ListedEntry {
+  const { key, size, hash } = wished
+  if (start > size || start + (length ?? 0) > size)
+    throw new BobbinError('INVALID_ARGUMENT', `${key ?? hash.hex} has ${size} bytes, not ${start + (length ?? 0)}`)
+  return { key, size, hash: hashText(hash), start, length: length ?? size - start, opaque, object }
 }
 
 async function sendHeld(
@@ -153,7 +146,7 @@ async function sendHeld(
       reply.raw.writeHead(span.status).end()
       return
     }
-    const release = await hold(signal)
+    const held = [await hold(signal)]
     try {
       for (const [object, { error, key, hash }] of wished.entries()) {
         if (error === undefined) continue
@@ -163,12 +156,12 @@ async function sendHeld(
       const objects: AnswerObjects = {
         prepare: async () => {},
         get: (object): PackedObject => wished[object]!,
-        renew: async () => void (await hold(signal)),
+        renew: async () => void held.push(await hold(signal)),
         sent: () => {},
       }
       await sendLayout({ response: reply.raw, layout, span, objects, packing: context.packing, signal })
     } finally {
-      release()
+      for (const release of held) release()
     }
   })
 }
@@ -200,6 +193,11 @@ function byKey({ options }: Context, opened: OpenedPackage, key: string): Wished
     path: objectPath(options.daemon.cacheDir, objectId(entry)),
     ino: node.ino,
   }
+}
+
+function present(found: Wished | undefined, hash: string): Wished {
+  if (found !== undefined) return found
+  throw new BobbinError('ENTRY_NOT_FOUND', `the store has no object ${hash}: ask for it by its key`)
 }
 
 /** In the order of the hashes; `undefined` for what is not there. */

@@ -24,6 +24,14 @@ export function problemAnswer(error: unknown): {
   }
 }
 
+/** RFC 9110, 15.5.17: the range begins behind the end. */
+export function sendRangeProblem(response: ServerResponse, bytes: number): void {
+  const detail = `the range begins behind the end: there are ${bytes} bytes`
+  const body = JSON.stringify({ title: STATUS_CODES[416], status: 416, code: 'INVALID_ARGUMENT', detail })
+  const headers = { 'content-type': PROBLEM_TYPE, 'content-range': `bytes */${bytes}`, 'cache-control': 'no-store' }
+  response.writeHead(416, { ...headers, 'content-length': Buffer.byteLength(body) }).end(body)
+}
+
 export function sendProblem(response: ServerResponse, error: unknown): void {
   if (response.headersSent || response.destroyed) {
     response.destroy()

@@ -313,8 +313,7 @@ t.test('findSamples puts together what has one stem', async t => {
     [{ where: 'meta.[' }, /JMESPath/],
     [{ where: 'contains(meta.tags, `1`)' }, /does not fit/],
   ]
-  for (const [body, words] of refused)
-    t.throws(() => samplesBy(body), { code: 'INVALID_ARGUMENT', message: words })
+  for (const [body, words] of refused) t.throws(() => samplesBy(body), { code: 'INVALID_ARGUMENT', message: words })
   for (const [key, words] of [
     ['x.json', /metadata member/],
     ['x.pad', /protocol/],
