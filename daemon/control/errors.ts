@@ -48,9 +48,11 @@ export interface Problem {
 
 export function problemOf(error: unknown): Problem {
   if (error instanceof BobbinError) return { status: statusByCode[error.code], code: error.code, detail: error.message }
-  // Fastify's own: a body that is not JSON, or that does not fit the schema.
-  if (error instanceof Error && 'statusCode' in error && error.statusCode === 400) {
-    return { status: 400, code: 'INVALID_ARGUMENT', detail: error.message }
+  // Fastify's own: a body that is not JSON, does not fit the schema, or is too long.
+  if (error instanceof Error && 'statusCode' in error) {
+    const status = Number(error.statusCode)
+    const code = status === 413 ? 'TOO_LARGE' : 'INVALID_ARGUMENT'
+    if (status >= 400 && status < 500) return { status, code, detail: error.message }
   }
   return { status: 500, code: 'INTERNAL', detail: error instanceof Error ? error.message : String(error) }
 }

@@ -67,7 +67,7 @@ export const ERROR_CODES = [
   'IS_A_DIRECTORY',
   /** No extended attribute of that name. */
   'NO_ATTRIBUTE',
-  /** A value is larger than the kernel's interface can carry. */
+  /** A value is larger than the kernel's interface can carry, or a request than a service takes. */
   'TOO_LARGE',
   /** Everything here is read-only. */
   'READ_ONLY',

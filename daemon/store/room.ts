@@ -95,7 +95,7 @@ export class Room {
     const floor = this.#disk().freeBytes - this.freeBytesMin
     const isQuota = heldBytes + bytes - this.bytesMax >= bytes - floor
     const reason = isQuota
-      ? `its limit is ${formatBytes(this.bytesMax)}, ${formatBytes(pinnedBytes)} of it in open files: close some, or raise --cache-limit`
+      ? `its limit is ${formatBytes(this.bytesMax)}, ${formatBytes(pinnedBytes)} of it in open files and leased by loaders: close some, or raise --cache-limit`
       : `its disk has ${formatBytes(Math.max(0, floor))} above the floor of ${formatBytes(this.freeBytesMin)} free: delete something, or lower --free-floor`
     return new BobbinError('STORE_FULL', `no room for ${bytes} bytes in the cache ${this.cacheDir}: ${reason}`)
   }

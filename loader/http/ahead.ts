@@ -3,6 +3,7 @@
  * beforehand, in a window that moves with the steps it asks for, over the end of the epoch too. What is
  * leased ahead is taken over by the request that comes for it, or let go when nobody came.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { LRUCache } from 'lru-cache'
 import { type BobbinError, type Log, throwIfAborted } from '../../daemon/model/index.js'
 import type { Lease, Priority } from './objects.js'
@@ -33,6 +34,9 @@ const STREAMS_MAX = 1024
 /** Nobody asks a stream for so long: what it holds is let go. */
 const IDLE_MS = 120_000
 const SWEEP_MS = 5000
+/** Longer than releases take to reach the daemon, shorter than anybody waits for an error. */
+const FULL_PATIENCE_MS = 3000
+const FULL_RETRY_MS = 50
 
 export class Ahead {
   readonly #streams = new Map<string, Stream>()
@@ -131,7 +135,7 @@ export class Ahead {
     }
     const lease = waiting.lease.then(async first => {
       if (first.failed.size === 0) return first
-      const again = await this.objects.lease(plan, content, { priority: 'demand' })
+      const again = await this.#demand(plan, content)
       first.release()
       return again
     })
@@ -145,8 +149,30 @@ export class Ahead {
     options: { readonly isAnew?: boolean } = {},
   ): LeasedStep {
     const controller = new AbortController()
-    const lease = this.objects.lease(plan, content, { ...options, priority, signal: controller.signal })
+    const { signal } = controller
+    const lease =
+      priority === 'demand'
+        ? this.#demand(plan, content, { ...options, signal })
+        : this.objects.lease(plan, content, { ...options, priority, signal })
     return leasedStep(plan, content, lease, controller)
+  }
+
+  /** A store that is full may be so of what is about to be let go, or of what is only leased ahead. */
+  async #demand(
+    plan: OpenPlan,
+    content: StepContent,
+    options: { readonly isAnew?: boolean; readonly signal?: AbortSignal } = {},
+  ): Promise<Lease> {
+    for (const deadline = Date.now() + FULL_PATIENCE_MS; ; ) {
+      const lease = await this.objects.lease(plan, content, { ...options, priority: 'demand' })
+      const isFull = [...lease.failed.values()].some(({ code }) => code === 'STORE_FULL')
+      if (!isFull || Date.now() > deadline) return lease
+      lease.release()
+      for (const stream of this.#streams.values()) this.#drop(stream)
+      this.objects.dropUnused()
+      await sleep(FULL_RETRY_MS)
+      throwIfAborted(options.signal)
+    }
   }
 
   #stream(plan: OpenPlan, of: RankOf): Stream {

@@ -3,7 +3,7 @@ import { createHash, timingSafeEqual } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import swagger from '@fastify/swagger'
-import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import { BobbinError } from '../../daemon/model/index.js'
 import { batchRoutes } from './batch-routes.js'
 import type { Context } from './context.js'
@@ -26,24 +26,26 @@ export async function createApp(context: Context, token: string | undefined): Pr
     // A misspelt option is an error, not ignored; numbers are no text.
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     routerOptions: { maxParamLength: 4096 },
+    // A path that cannot be decoded finds no route, and so no error handler either.
+    frameworkErrors: (error, _request, reply) => answerProblem(reply, error),
   })
   dropStuckClients(app)
 
   app.setErrorHandler((error, request, reply) => {
-    const { status, headers, body } = problemAnswer(error)
+    const status = answerProblem(reply, error).statusCode
     if (!(error instanceof BobbinError) && status >= 500)
       context.log.error(
         { url: request.url, error: error instanceof Error ? error.stack : String(error) },
         'a request failed',
       )
-    return reply.code(status).headers(headers).send(body)
+    return reply
   })
-  app.setNotFoundHandler((request, reply) => {
-    const { headers, body } = problemAnswer(
-      new BobbinError('ENTRY_NOT_FOUND', `no ${request.method} ${request.url} here; /openapi.json says what there is`),
-    )
-    return reply.code(404).headers(headers).send(body)
-  })
+  app.setNotFoundHandler(({ method, url }, reply) =>
+    answerProblem(
+      reply,
+      new BobbinError('ENTRY_NOT_FOUND', `no ${method} ${url.slice(0, 200)} here; /openapi.json says what there is`),
+    ),
+  )
   if (token !== undefined) {
     app.addHook('onRequest', async request => {
       if (!OPEN_TO_ALL.includes(request.url) && !hasToken(request, token))
@@ -66,6 +68,11 @@ export async function createApp(context: Context, token: string | undefined): Pr
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
   await app.ready()
   return app
+}
+
+function answerProblem(reply: FastifyReply, error: unknown): FastifyReply {
+  const { status, headers, body } = problemAnswer(error)
+  return reply.code(status).headers(headers).send(body)
 }
 
 /**

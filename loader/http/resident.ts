@@ -12,14 +12,31 @@ interface Residents {
   readonly leases: Lease[]
   bytes: number
   objects: number
+  /** Steps that somebody holds and that rely on it. */
+  users: number
   usedMs: number
 }
 
-const NOTHING: Lease = { id: '', failed: new Map(), release() {} }
 /** A set of numbers, about 50 bytes each. */
 const OBJECTS_MAX = 1_000_000
 const IDLE_MS = 120_000
 const SWEEP_MS = 5000
+
+/** What a step needs is leased already, and has to stay so until the step is done with. */
+function use(own: Residents): Lease {
+  own.users++
+  let isUsed = true
+  return {
+    id: '',
+    failed: new Map(),
+    release() {
+      if (!isUsed) return
+      isUsed = false
+      own.users--
+      own.usedMs = Date.now()
+    },
+  }
+}
 
 export class Resident {
   readonly #plans = new Map<string, Residents>()
@@ -49,15 +66,22 @@ export class Resident {
     const own = this.#of(plan)
     if (options.isAnew) for (const ino of inos) own.inos.delete(ino)
     const missing = inos.flatMap((ino, i) => (own.inos.has(ino) ? [] : i))
-    if (missing.length === 0) return NOTHING
-    const lease = await this.objects.lease(
-      plan.address,
-      missing.map(i => inos[i]!),
-      options,
-    )
+    if (missing.length === 0) return use(own)
+    const rest = use(own)
+    const lease = await this.objects
+      .lease(
+        plan.address,
+        missing.map(i => inos[i]!),
+        options,
+      )
+      .catch(error => {
+        rest.release()
+        throw error
+      })
     return {
       ...lease,
       release: distances => {
+        rest.release()
         const sizes = samples.flatMap(({ facts }) => facts.entries.map(({ entry }) => entry.size))
         const bytes = missing.reduce((sum, i) => sum + sizes[i]!, 0)
         if (lease.failed.size === 0 && this.#keep(plan, own, lease, missing.length, bytes)) {
@@ -75,10 +99,15 @@ export class Resident {
     for (const id of [...this.#plans.keys()]) this.#drop(id)
   }
 
+  /** Of plans that nobody reads at the moment. */
+  dropUnused(): void {
+    for (const [id, { users }] of this.#plans) if (users === 0) this.#drop(id)
+  }
+
   #of({ id }: OpenPlan): Residents {
     let own = this.#plans.get(id)
     if (own === undefined) {
-      own = { inos: new Set(), leases: [], bytes: 0, objects: 0, usedMs: 0 }
+      own = { inos: new Set(), leases: [], bytes: 0, objects: 0, users: 0, usedMs: 0 }
       this.#plans.set(id, own)
     }
     own.usedMs = Date.now()
@@ -97,7 +126,9 @@ export class Resident {
   }
 
   #sweep(): void {
-    for (const [id, { usedMs }] of this.#plans) if (Date.now() - usedMs > IDLE_MS) this.#drop(id)
+    for (const [id, { users, usedMs }] of this.#plans) {
+      if (users === 0 && Date.now() - usedMs > IDLE_MS) this.#drop(id)
+    }
   }
 
   #drop(id: string): void {

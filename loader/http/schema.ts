@@ -1,5 +1,6 @@
 /** Schemas of requests and answers, and with them their types; protocol.md says what they mean. */
 import { type Static, Type } from '@sinclair/typebox'
+import { LEASE, SESSION } from './sessions.js'
 
 const Closed = { additionalProperties: false } as const
 
@@ -25,6 +26,9 @@ export const PlanFacts = Type.Object({
 })
 export type PlanFacts = Static<typeof PlanFacts>
 
+const SessionName = Type.String({ pattern: SESSION.source })
+const LeaseName = Type.String({ pattern: LEASE.source })
+
 /** Query parameters come as text. */
 const Whole = Type.String({ pattern: '^[0-9]{1,10}$' })
 
@@ -37,8 +41,8 @@ export const BatchesQuery = Type.Object(
     world: Type.Optional(Whole),
     n: Type.Optional(Whole),
     stride: Type.Optional(Whole),
-    session: Type.Optional(Type.String({ maxLength: 32 })),
-    release: Type.Optional(Type.String({ maxLength: 64 })),
+    session: Type.Optional(SessionName),
+    release: Type.Optional(LeaseName),
   },
   Closed,
 )
@@ -48,8 +52,8 @@ export const SamplesBody = Type.Object(
   {
     epoch: Type.Optional(Type.Integer({ minimum: 0 })),
     positions: Type.Array(Type.Integer({ minimum: 0 }), { minItems: 1, maxItems: 100_000 }),
-    session: Type.Optional(Type.String({ maxLength: 32 })),
-    release: Type.Optional(Type.String({ maxLength: 64 })),
+    session: Type.Optional(SessionName),
+    release: Type.Optional(LeaseName),
   },
   Closed,
 )
@@ -66,7 +70,7 @@ export const CursorFacts = Type.Object({
   samplesLeft: Type.Integer(),
 })
 
-export const ReleaseBody = Type.Object({ lease: Type.String({ maxLength: 64 }) }, Closed)
+export const ReleaseBody = Type.Object({ lease: LeaseName }, Closed)
 export type ReleaseBody = Static<typeof ReleaseBody>
 
 export const ListBody = Type.Object(

@@ -13,7 +13,9 @@ interface Session {
 /** Beyond it the longest unheard of goes. */
 const SESSIONS_MAX = 10_000
 const SWEEP_MS = 1000
-const LEASE = /^([A-Za-z0-9_-]{8,32})-(\d{1,15})$/
+/** What clients may call a session, and what a lease in one is called. */
+export const SESSION = /^[A-Za-z0-9_]{8,32}$/
+export const LEASE = /^([A-Za-z0-9_]{8,32})-(\d{1,15})$/
 
 export class Sessions {
   readonly #sessions = new Map<string, Session>()
@@ -25,9 +27,7 @@ export class Sessions {
   }
 
   /** One that is not known (any more) is begun anew under its own name. */
-  open(name: string = randomBytes(9).toString('base64url').replaceAll('-', '_')): string {
-    if (!/^[A-Za-z0-9_]{8,32}$/.test(name))
-      throw new BobbinError('INVALID_ARGUMENT', `not a session: ${JSON.stringify(name)}`)
+  open(name = randomBytes(9).toString('base64url').replaceAll('-', '_')): string {
     // Numbers go on rising over a restart, so that an old lease names none of ours.
     const known = this.#sessions.get(name)
     // The last in the map is the one that was heard of last.

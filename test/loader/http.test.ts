@@ -147,7 +147,7 @@ t.test('a group by entry numbers each file by itself', async t => {
   for (const { files } of index.samples) t.equal(Object.keys(files).length, 1)
 })
 
-t.test('a shard has ETag, ranges, conditions and HEAD', async t => {
+t.test('a shard has ETag, ranges, conditions and HEAD (S36)', async t => {
   const path = shardOf(plan, 1)
   const { status, headers, body: whole } = await loader.ask(path)
   t.equal(status, 200)
@@ -467,7 +467,7 @@ t.test('a client that goes in the middle is no trouble for the next', async t =>
   t.equal((await loader.ask(`${batches}?n=3`)).status, 200)
 })
 
-t.test('a restart keeps plans, and the bytes and ETags of their shards', async t => {
+t.test('a restart keeps plans, and the bytes and ETags of their shards (S36)', async t => {
   const before = await loader.ask(shardOf(plan, 1))
   t.equal(await loader.end('SIGTERM'), 0)
   await loader.start()

@@ -1,5 +1,5 @@
 /**
- * systemd/bobbin.service: checked by systemd-analyze, and run by a real systemd, which is process 1 of
+ * The units in systemd/: checked by systemd-analyze, and run by a real systemd, which is process 1 of
  * namespaces of its own (systemd-machine.sh) and has the store of descriptors that mounts outlive us in.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
@@ -27,6 +27,8 @@ import { writeRegistry } from '../support/registry.js'
 t.setTimeout(200_000)
 
 const UNIT = join(repository, 'systemd/bobbin.service')
+const LOADER_UNITS = ['bobbin-loader.service', 'bobbin-loader.socket'] as const
+const LOADER_SOCKET = '/run/bobbin-loader/loader.sock'
 const CACHE = '/var/cache/bobbin'
 const USER_ID = 61_234
 const FILE = 'warm.bin'
@@ -37,14 +39,18 @@ const systemd = ['/lib/systemd/systemd', '/usr/lib/systemd/systemd'].find(path =
 const program = findBobbinFuse().path
 
 t.test(
-  'the unit is what systemd understands',
+  'the units are what systemd understands',
   { skip: !hasProgram('systemd-analyze') && 'no systemd here' },
   async t => {
     const folder = testFolder(t)
-    const unit = join(folder, 'bobbin.service')
-    writeFileSync(unit, readFileSync(UNIT, 'utf8').replaceAll(/\/usr\/bin\/bobbin(-fuse)?\b/g, process.execPath))
-    const { stderr } = await runProgram('systemd-analyze', ['verify', '--man=no', unit])
-    const isForUs = (line: string) => line.includes('bobbin.service')
+    const names = ['bobbin.service', ...LOADER_UNITS]
+    for (const name of names) writeFileSync(join(folder, name), unitText(name, process.execPath))
+    const { stderr } = await runProgram(
+      'systemd-analyze',
+      ['verify', '--man=no', ...names.map(name => join(folder, name))],
+      { env: { ...process.env, SYSTEMD_UNIT_PATH: `${folder}:` } },
+    )
+    const isForUs = (line: string) => line.includes('bobbin')
     // systemd 254 has it; an older one does without.
     const isNewer = (line: string) => line.includes("Unknown key 'FileDescriptorStorePreserve'")
     t.same(
@@ -68,6 +74,14 @@ t.test('the unit makes no mount namespace, which would hide the mounts', async t
     [],
   )
 })
+
+/** Of this checkout, with a program of ours where the package would have put it. */
+function unitText(name: string, program: string | ((name: string) => string)): string {
+  return readFileSync(join(repository, 'systemd', name), 'utf8').replaceAll(
+    /\/usr\/bin\/(bobbin(?:-fuse)?)\b/g,
+    (_, found: string) => (typeof program === 'string' ? program : program(found)),
+  )
+}
 
 function hasProgram(name: string): boolean {
   return spawnSync(name, ['--version']).status === 0
@@ -104,7 +118,7 @@ async function boot(t: Test, folder: string): Promise<Machine> {
   const bin = join(folder, 'bin')
   const home = join(folder, 'home')
   const log = join(folder, 'log')
-  for (const path of [join(units, 'bobbin.service.d'), bin, home]) mkdirSync(path, { recursive: true })
+  for (const path of [units, bin, home]) mkdirSync(path, { recursive: true })
   for (const [file, line] of [
     ['passwd', `bobbin:x:${USER_ID}:${USER_ID}::${home}:/bin/false`],
     ['group', `bobbin:x:${USER_ID}:`],
@@ -113,11 +127,18 @@ async function boot(t: Test, folder: string): Promise<Machine> {
   copyFileSync(program!, join(bin, 'bobbin-fuse'))
   symlinkSync(bobbinPath, join(bin, 'bobbin'))
   symlinkSync(process.execPath, join(bin, 'node'))
-  writeFileSync(join(units, 'bobbin.service'), readFileSync(UNIT, 'utf8').replaceAll('/usr/bin/', `${bin}/`))
-  writeFileSync(
-    join(units, 'bobbin.service.d/test.conf'),
-    `[Unit]\nDefaultDependencies=no\n[Service]\nEnvironment=PATH=${bin}:/usr/bin:/bin BOBBIN_FREE_FLOOR=0\nStandardError=append:${log}\n`,
-  )
+  for (const name of ['bobbin.service', ...LOADER_UNITS]) {
+    writeFileSync(
+      join(units, name),
+      unitText(name, found => join(bin, found)),
+    )
+    mkdirSync(join(units, `${name}.d`))
+    const service = `[Service]\nEnvironment=PATH=${bin}:/usr/bin:/bin BOBBIN_FREE_FLOOR=0\nStandardError=append:${log}\n`
+    // PrivateTmp= hides /tmp, where this test is.
+    const seen = name === 'bobbin-loader.service' ? `BindReadOnlyPaths=${folder} ${repository}\n` : ''
+    const settings = `[Unit]\nDefaultDependencies=no\n${name.endsWith('.service') ? service + seen : ''}`
+    writeFileSync(join(units, `${name}.d/test.conf`), settings)
+  }
 
   const cgroup = join(cgroupRoot()!, `bobbin-test-${process.pid}`)
   mkdirSync(cgroup)
@@ -249,6 +270,65 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() }, async t => {
     const { mounts } = JSON.parse((await bobbin('status', '--json')).stdout) as StatusFacts
     t.match(mounts, [{ mountpoint, transport: 'native' }])
     t.equal(await machine.show('NRestarts'), '1')
+  })
+
+  await t.test('the loader is started by its socket, and is no more than its clients need', async t => {
+    const asBobbin = ['--reuid', String(USER_ID), '--regid', String(USER_ID), '--clear-groups', '--reset-env']
+    const curl = (...args: string[]) =>
+      machine.run('setpriv', ...asBobbin, 'curl', '-sSf', '--max-time', '30', '--unix-socket', LOADER_SOCKET, ...args)
+    const property = async (name: string) =>
+      (await machine.run('systemctl', 'show', '--value', `--property=${name}`, 'bobbin-loader')).stdout.trim()
+    t.equal((await machine.run('systemctl', 'start', 'bobbin-loader.socket')).status, 0)
+    t.equal(await property('ActiveState'), 'inactive', 'nobody has asked for anything')
+    const body = JSON.stringify({ package: written.reference, batch: { global: 2 } })
+    const json = ['-H', 'content-type: application/json', '-d', body]
+    const plan = await curl(...json, 'http://loader/v1/plans')
+    if (
+      !t.equal(plan.status, 0, 'the first client waits until it is there', {
+        stderr: plan.stderr,
+        unit: (
+          await machine.run(
+            'systemctl',
+            'show',
+            'bobbin-loader',
+            '-pResult',
+            '-pExecMainStatus',
+            '-pExecMainCode',
+            '-pNRestarts',
+            '-pSubState',
+          )
+        ).stdout,
+      })
+    )
+      return
+    const { planId } = JSON.parse(plan.stdout) as { planId: string }
+    const pid = await property('MainPID')
+    const facts = (await machine.run('cat', `/proc/${pid}/status`)).stdout
+    t.match(facts, new RegExp(`^Uid:\\s+${USER_ID}\\b`, 'm'), 'it is not root')
+    t.match(facts, /^CapEff:\s+0+$/m, 'it has no capability')
+    const shard = ['-o', '/dev/null', '-w', '%{size_download}', `http://loader/v1/plans/${planId}/batches`]
+    t.ok(Number((await curl(...shard)).stdout) > BYTES.length)
+    t.not(
+      (
+        await machine.run(
+          'setpriv',
+          '--reuid=65534',
+          '--clear-groups',
+          'curl',
+          '--unix-socket',
+          LOADER_SOCKET,
+          'http://loader/livez',
+        )
+      ).status,
+      0,
+      'others may not ask',
+    )
+
+    await machine.run('kill', '-KILL', pid)
+    t.ok(Number((await curl(...shard)).stdout) > BYTES.length, 'killed, it is there for the next one')
+    t.not(await property('MainPID'), pid)
+    t.equal((await machine.run('systemctl', 'stop', 'bobbin-loader.service', 'bobbin-loader.socket')).status, 0)
+    t.equal(await property('Result'), 'success')
   })
 
   await t.test('systemctl stop leaves nothing', async t => {
