@@ -42,6 +42,8 @@ interface Held {
 
 /** A daemon is back after a second; who restarts it by hand takes longer. */
 const PATIENCE_MS = 60_000
+/** At our start it may just have been stopped. */
+const FIRST_PATIENCE_MS = 5000
 const RETRY_MS = 100
 const RENEW_MS = 10_000
 /** Releases wait so long for others to go with them. */
@@ -71,7 +73,7 @@ export class Objects {
   }
 
   /** Starts the daemon when none runs. */
-  async connect(): Promise<DaemonClient> {
+  async #connect(): Promise<DaemonClient> {
     if (this.#client !== undefined) return this.#client
     const { client, isStarted } = await ensureDaemon(this.daemon)
     if (isStarted) this.log.info({ daemon: client.pid }, 'started the daemon')
@@ -80,9 +82,15 @@ export class Objects {
     return client
   }
 
+  /** Bytes that the store may hold. Throws DAEMON_UNAVAILABLE soon, since nothing has been served yet. */
+  async storeLimit(): Promise<number> {
+    const { cache } = await this.#call(client => client.status(), { patienceMs: FIRST_PATIENCE_MS })
+    return cache.limitBytes
+  }
+
   /** Is there a daemon that answers? */
   async isReady(): Promise<boolean> {
-    const client = await this.connect().catch(() => undefined)
+    const client = await this.#connect().catch(() => undefined)
     if ((await client?.isAlive()) === true) return true
     this.#client = undefined
     return false
@@ -122,7 +130,7 @@ export class Objects {
     const lease = `${this.#owner}.${++this.#leases}`
     const { found } = await this.#call(
       client => client.findObjects({ owner: this.#owner, lease, ids: [...ids] }, signal),
-      signal,
+      { signal },
     )
     return { found, release: () => this.#release(lease) }
   }
@@ -145,7 +153,7 @@ export class Objects {
   ): Promise<Map<number, BobbinError>> {
     const body = { owner: this.#owner, lease, ...address, inos: [...inos], priority }
     try {
-      const { failed } = await this.#call(client => client.leaseObjects(body, signal), signal)
+      const { failed } = await this.#call(client => client.leaseObjects(body, signal), { signal })
       return new Map(failed.map(({ ino, code, detail }) => [ino, errorOf(code, detail)]))
     } catch (error) {
       // The daemon may have it, or have it in a moment.
@@ -154,11 +162,14 @@ export class Objects {
     }
   }
 
-  async #call<T>(run: (client: DaemonClient) => Promise<T>, signal?: AbortSignal): Promise<T> {
-    for (const deadline = Date.now() + PATIENCE_MS; ; ) {
+  async #call<T>(
+    run: (client: DaemonClient) => Promise<T>,
+    { signal, patienceMs = PATIENCE_MS }: { readonly signal?: AbortSignal | undefined; readonly patienceMs?: number },
+  ): Promise<T> {
+    for (const deadline = Date.now() + patienceMs; ; ) {
       throwIfAborted(signal)
       try {
-        return await run(await this.connect())
+        return await run(await this.#connect())
       } catch (error) {
         throwIfAborted(signal)
         if (!hasCode(error, 'DAEMON_UNAVAILABLE') || this.#isClosed || Date.now() > deadline) throw error

@@ -61,11 +61,11 @@ export function planRoutes(app: FastifyInstance, context: Context): void {
 
 /** Better now than in the middle of an epoch. */
 async function refuseTooLarge({ objects }: Context, { maxStepBytes }: TableFacts): Promise<void> {
-  const { cache } = await (await objects.connect()).status()
-  if (maxStepBytes <= cache.limitBytes) return
+  const limit = await objects.storeLimit()
+  if (maxStepBytes <= limit) return
   throw new BobbinError(
     'STORE_FULL',
-    `one global batch of this plan may need ${formatBytes(maxStepBytes)}, and the store holds ${formatBytes(cache.limitBytes)}: make batches smaller, or the store larger (--cache-limit, BOBBIN_CACHE_LIMIT)`,
+    `one global batch of this plan may need ${formatBytes(maxStepBytes)}, and the store holds ${formatBytes(limit)}: make batches smaller, or the store larger (--cache-limit, BOBBIN_CACHE_LIMIT)`,
   )
 }
 
