@@ -69,6 +69,7 @@ export const CursorFacts = Type.Object({
   stepsLeft: Type.Integer(),
   samplesLeft: Type.Integer(),
 })
+export type CursorFacts = Static<typeof CursorFacts>
 
 export const ReleaseBody = Type.Object({ lease: LeaseName }, Closed)
 export type ReleaseBody = Static<typeof ReleaseBody>

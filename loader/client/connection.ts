@@ -1,0 +1,143 @@
+/** Requests to one sidecar over kept connections, on a unix socket or TCP; and how long to go on asking. */
+import { Agent, type IncomingMessage, request } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Cut, LoaderError } from './errors.js'
+
+const SIDECAR_DEFAULT = 'unix:/var/cache/bobbin/loader/loader.sock'
+/** More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time. */
+const SILENCE_MS = 120_000
+const PROBLEM_BYTES_MAX = 65_536
+
+export interface Question {
+  readonly method: 'GET' | 'POST'
+  readonly path: string
+  readonly body?: unknown
+  readonly accept?: string
+}
+
+export class Connection {
+  readonly #agent = new Agent({ keepAlive: true, timeout: SILENCE_MS })
+  readonly #where: { readonly socketPath: string } | { readonly host: string; readonly port: number }
+  readonly #headers: Readonly<Record<string, string>>
+  /** As people write it, without the token. */
+  readonly address: string
+
+  /**
+   * `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then the service's own place. A token comes from the
+   * URL (`http://bobbin:TOKEN@host:port`) or from BOBBIN_LOADER_TOKEN. Throws INVALID_ARGUMENT.
+   */
+  constructor(sidecar: string | undefined) {
+    const text = sidecar ?? process.env.BOBBIN_SIDECAR ?? SIDECAR_DEFAULT
+    const socketPath = /^(?:unix:)?(\/.*)$/.exec(text)?.[1]
+    if (socketPath !== undefined) {
+      this.#where = { socketPath }
+      this.#headers = {}
+      this.address = `unix:${socketPath}`
+      return
+    }
+    const url = URL.canParse(text) ? new URL(text) : undefined
+    if (url?.protocol !== 'http:')
+      throw new LoaderError(
+        'INVALID_ARGUMENT',
+        `a sidecar is unix:/path or http://host:port, not ${JSON.stringify(text)}`,
+      )
+    const token = decodeURIComponent(url.password) || process.env.BOBBIN_LOADER_TOKEN
+    this.#where = { host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port || 80) }
+    this.#headers = token ? { authorization: `Bearer ${token}` } : {}
+    this.address = `http://${url.host}`
+  }
+
+  /** An answer below 300: read it to its end. Throws LoaderError for a problem, Cut where nobody answers. */
+  async send({ method, path, body, accept = '*/*' }: Question): Promise<IncomingMessage> {
+    const text = body === undefined ? undefined : JSON.stringify(body)
+    const response = await new Promise<IncomingMessage>((resolve, reject) => {
+      const call = request({
+        ...this.#where,
+        agent: this.#agent,
+        method,
+        path,
+        headers: {
+          ...this.#headers,
+          accept,
+          ...(text !== undefined && { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
+        },
+      })
+      call.setTimeout(SILENCE_MS, () => call.destroy(new Error(`nothing came for ${SILENCE_MS / 1000} s`)))
+      call.once('error', error => reject(new Cut(`${this.address}: ${error.message}`, { cause: error })))
+      call.once('response', resolve)
+      call.end(text)
+    })
+    if (response.statusCode! < 300) return response
+    throw problemOf(response, await bytesOf(response))
+  }
+
+  /** One document; `undefined` for an empty answer. Throws as `send`. */
+  async document<T>(question: Question): Promise<T> {
+    const bytes = await bytesOf(await this.send(question))
+    return (bytes.length === 0 ? undefined : JSON.parse(bytes.toString('utf8'))) as T
+  }
+
+  close(): void {
+    this.#agent.destroy()
+  }
+}
+
+/** All of an answer. Throws Cut when it ends too early. */
+export async function bytesOf(response: IncomingMessage): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  try {
+    for await (const chunk of response) chunks.push(chunk as Buffer)
+  } catch (error) {
+    throw new Cut('the answer was cut', { cause: error })
+  }
+  return Buffer.concat(chunks)
+}
+
+function problemOf({ statusCode = 0, headers }: IncomingMessage, body: Buffer): LoaderError {
+  const retryAfter = Number(headers['retry-after'] ?? 1)
+  const isTemporary = statusCode === 429 || statusCode === 503
+  const more = { status: statusCode, ...(isTemporary && { retryAfterMs: 1000 * (retryAfter >= 0 ? retryAfter : 1) }) }
+  try {
+    const { code, detail } = JSON.parse(body.toString('utf8', 0, PROBLEM_BYTES_MAX))
+    return new LoaderError(String(code), String(detail), more)
+  } catch {
+    return new LoaderError('SIDECAR_UNREACHABLE', `${statusCode}: ${body.toString('utf8', 0, 200)}`, more)
+  }
+}
+
+const FIRST_MS = 50
+const LONGEST_MS = 5000
+
+/** Waits longer each time, until `ms` have passed without progress. */
+export class Patience {
+  #since: number | undefined
+  #next = FIRST_MS
+
+  constructor(
+    private readonly address: string,
+    private readonly ms: number,
+  ) {}
+
+  progress(): void {
+    this.#since = undefined
+    this.#next = FIRST_MS
+  }
+
+  /** Returns when it is time to ask again; throws what the matter is when that is of no use. */
+  async wait(error: unknown): Promise<void> {
+    const retryAfterMs = error instanceof LoaderError ? error.retryAfterMs : undefined
+    if (!(error instanceof Cut) && retryAfterMs === undefined) throw error
+    this.#since ??= performance.now()
+    if (performance.now() - this.#since >= this.ms) {
+      if (error instanceof LoaderError) throw error
+      throw new LoaderError(
+        'SIDECAR_UNREACHABLE',
+        `no answer from ${this.address} for ${this.ms / 1000} s: is \`bobbin loader\` running there, and is its socket bound into this container? BOBBIN_SIDECAR says where it is`,
+        { cause: error },
+      )
+    }
+    // Many clients of one sidecar do not come back at the same moment.
+    await sleep(retryAfterMs ?? this.#next * (0.5 + Math.random() / 2))
+    this.#next = Math.min(this.#next * 2, LONGEST_MS)
+  }
+}
