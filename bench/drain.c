@@ -1,5 +1,6 @@
 /* drain ADDRESS COUNT PATH...: GETs the paths, COUNT times over, on one connection, and throws the bodies away.
- * ADDRESS: a unix socket's path, or a port of this machine. Prints bytes and seconds. */
+ * ADDRESS: a unix socket's path, or a port of this machine; TOKEN in the environment, where it asks for one.
+ * Prints bytes and seconds. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -27,7 +28,9 @@ static int open_connection(const char *address) {
 
 /* The length of the body, which was read; -1 for anything but a whole 200. */
 static long get(int fd, const char *path) {
-  int asked = snprintf(buffer, sizeof buffer, "GET %s HTTP/1.1\r\nHost: bench\r\n\r\n", path);
+  const char *token = getenv("TOKEN");
+  int asked = snprintf(buffer, sizeof buffer, "GET %s HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\n\r\n", path,
+                       token ? token : "none");
   if (write(fd, buffer, asked) != asked) return -1;
   long have = 0, length = -1, got = 0;
   while (length < 0 || got < length) {

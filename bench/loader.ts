@@ -183,7 +183,7 @@ class LoaderBench {
     const rehashSocket = join(this.folder, 'rehash.sock')
     await rehash.start('--rehash', '--socket', rehashSocket)
     const drained = (name: string, address: string) => async () => {
-      const { stdout } = await runToEnd(this.#drain, [address, '2', ...shards])
+      const { stdout } = await runToEnd(this.#drain, [address, '2', ...shards], { env: { TOKEN } })
       const [bytes, seconds] = stdout.split(' ').map(Number)
       this.#add(name, bytes! / seconds! / 1e6)
     }
@@ -191,19 +191,24 @@ class LoaderBench {
       nginx: 'nginx, sendfile of the same tars, unix socket',
       sidecar: 'sidecar, unix socket',
       rehash: 'sidecar --rehash, unix socket',
+      nginxTcp: 'nginx, TCP',
+      sidecarTcp: 'sidecar, TCP',
     }
     await interleave(this.rounds, [
       drained(names.nginx, join(this.folder, 'nginx.sock')),
       drained(names.sidecar, this.#loader.socket),
       drained(names.rehash, rehashSocket),
+      drained(names.nginxTcp, String(NGINX_PORT)),
+      drained(names.sidecarTcp, new URL(this.#tcp).port),
     ])
     await rehash.end()
     this.#tables.push({
       columns: ['one connection, drained', 'MB/s, median (range)'],
       rows: Object.values(names).map(name => [name, range(this.#get(name))]),
     })
-    this.#ratio("sidecar, of nginx's sendfile", names.sidecar, names.nginx, 0.8)
-    this.#ratio("sidecar --rehash, of nginx's sendfile", names.rehash, names.nginx, 0.45)
+    this.#ratio("sidecar, of nginx's sendfile, unix socket", names.sidecar, names.nginx, 0.8)
+    this.#ratio("sidecar, of nginx's sendfile, TCP", names.sidecarTcp, names.nginxTcp, 0.8)
+    this.#ratio("sidecar --rehash, of nginx's sendfile, unix socket", names.rehash, names.nginx, 0.45)
 
     const steps = Math.floor(this.sizes.images / BATCH)
     const { taken, first } = await this.#python<Record<'taken' | 'first', Record<'paths' | 'tar', number[]>>>(

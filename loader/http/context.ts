@@ -6,6 +6,7 @@ import type { Ahead } from './ahead.js'
 import type { Deliveries } from './deliveries.js'
 import type { Metrics } from './metrics.js'
 import type { Objects } from './objects.js'
+import type { OpenPackages } from './open-packages.js'
 import type { LoaderOptions } from './options.js'
 import type { Plans } from './plans.js'
 import { sendProblem } from './problem.js'
@@ -15,6 +16,7 @@ export interface Context {
   readonly options: LoaderOptions
   readonly log: Log
   readonly plans: Plans
+  readonly packages: OpenPackages
   readonly objects: Objects
   readonly ahead: Ahead
   readonly sessions: Sessions

@@ -1,8 +1,8 @@
 /** Entries by key or by hash: one as it is, or a list of them, or of parts of them, as tar. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { BobbinError, type ObjectHash, parsePackageName, parseTopHash } from '../../daemon/model/index.js'
-import { type OpenedPackage, openPackage } from '../../daemon/quilt/package-cache.js'
-import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
+import { BobbinError, type ObjectHash, parseTopHash } from '../../daemon/model/index.js'
+import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
+import { formatRegistry, parseReference } from '../../daemon/quilt/reference.js'
 import { type ObjectId, objectId, objectPath } from '../../daemon/store/index.js'
 import type { PackedObject } from '../batch/packing.js'
 import { Layout } from '../format/layout.js'
@@ -26,23 +26,18 @@ interface Wished {
 }
 
 export function entryRoutes(app: FastifyInstance, context: Context): void {
-  const { plans } = context
-
   app.get<{ Params: { topHash: string; '*': string } }>(
     '/v1/p/:topHash/*',
     { schema: { params: EntryParams, summary: 'An entry by its key, of a package that a plan was made of' } },
     async (request, reply) => {
       const { topHash, '*': key } = request.params
-      const address = plans.addresses().find(candidate => candidate.topHash === topHash)
+      const address = knownAddress(context, topHash)
       if (address === undefined)
         throw new BobbinError('REVISION_NOT_FOUND', `this sidecar has no plan of the package ${topHash}`)
-      const opened = await openAddress(context, address)
-      try {
+      await context.packages.use(address, async opened => {
         const wished = byKey(context, opened, key)
         await sendOne(context, request, reply, wished, signal => lease(context, address, [wished], signal))
-      } finally {
-        opened.close()
-      }
+      })
     },
   )
 
@@ -91,9 +86,7 @@ async function sendList(context: Context, request: FastifyRequest, reply: Fastif
     if ((key === undefined) === (hash === undefined))
       throw new BobbinError('INVALID_ARGUMENT', 'each entry is named by a key or by a hash')
   }
-  const address = byHashOnly.length === body.entries.length ? undefined : await addressOf(context, body)
-  const opened = address && (await openAddress(context, address))
-  try {
+  const send = async (address?: PackageAddress, opened?: OpenedPackage) => {
     const { found, release } = await findByHash(context, byHashOnly)
     try {
       let nextHash = 0
@@ -110,9 +103,10 @@ async function sendList(context: Context, request: FastifyRequest, reply: Fastif
     } finally {
       release()
     }
-  } finally {
-    opened?.close()
   }
+  if (byHashOnly.length === body.entries.length) return send()
+  const address = addressOf(context, body)
+  return context.packages.use(address, opened => send(address, opened))
 }
 
 function listed(
@@ -224,9 +218,15 @@ async function findByHash(
   return { found: hashes.map((_, i) => wishedAt(i) ?? wishedAt(hashes.length + i)), release }
 }
 
-async function addressOf({ plans, options }: Context, body: ListBody): Promise<PackageAddress> {
-  const known = plans.addresses().find(({ topHash }) => topHash === body.topHash)
+/** Of a package that is open, or that a plan was made of. */
+function knownAddress({ packages, plans }: Context, topHash: string): PackageAddress | undefined {
+  return packages.addressOf(topHash) ?? plans.addresses().find(address => address.topHash === topHash)
+}
+
+function addressOf(context: Context, body: ListBody): PackageAddress {
+  const { options } = context
   if (body.package === undefined) {
+    const known = body.topHash === undefined ? undefined : knownAddress(context, body.topHash)
     if (known !== undefined) return known
     throw new BobbinError('INVALID_ARGUMENT', 'name the package, or the top hash of a package that a plan was made of')
   }
@@ -237,13 +237,4 @@ async function addressOf({ plans, options }: Context, body: ListBody): Promise<P
   if (revision.kind !== 'hash')
     throw new BobbinError('INVALID_ARGUMENT', `${body.package} has no top hash: a list is of one revision`)
   return { registry: formatRegistry(registry), package: name, topHash: parseTopHash(revision.prefix) }
-}
-
-function openAddress({ plans }: Context, { registry, package: name, topHash }: PackageAddress): Promise<OpenedPackage> {
-  const reference = {
-    registry: parseRegistry(registry),
-    name: parsePackageName(name),
-    revision: { kind: 'hash', prefix: topHash },
-  } as const
-  return openPackage(reference, plans.openOptions)
 }

@@ -72,7 +72,7 @@ export class Plans {
     }
   }
 
-  get openOptions(): { readonly cacheDir: string; readonly source: Source; readonly offline: boolean } {
+  get #openOptions(): { readonly cacheDir: string; readonly source: Source; readonly offline: boolean } {
     const { cacheDir, source, offline } = this.options
     return { cacheDir, source, offline }
   }
@@ -94,7 +94,7 @@ export class Plans {
       ...(body.topHash != null && { topHash: body.topHash }),
       ...(defaultRegistry !== undefined && { defaultRegistry }),
     })
-    const opened = await openPackage(reference, this.openOptions)
+    const opened = await openPackage(reference, this.#openOptions)
     try {
       const document = normalisePlan(body, opened.topHash)
       const id = planIdOf(document)
@@ -190,7 +190,7 @@ export class Plans {
       name: parsePackageName(address.package),
       revision: { kind: 'hash', prefix: address.topHash },
     } as const
-    const opened = await openPackage(reference, this.openOptions)
+    const opened = await openPackage(reference, this.#openOptions)
     const path = this.#path(id, 'table')
     try {
       let table: SampleTable

@@ -16,6 +16,7 @@ import { type Context, Streams } from './context.js'
 import { Deliveries } from './deliveries.js'
 import { Metrics } from './metrics.js'
 import { Objects } from './objects.js'
+import { OpenPackages } from './open-packages.js'
 import { AHEAD_BYTES, type LoaderOptions } from './options.js'
 import { Plans } from './plans.js'
 import { Resident } from './resident.js'
@@ -38,6 +39,7 @@ export async function runLoader(
   const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, log)
   const storeLimit = await objects.storeLimit()
   const plans = new Plans({ cacheDir, source, offline, defaultRegistry: options.defaultRegistry, log })
+  const packages = new OpenPackages({ cacheDir, source, offline })
   const bytesMax = options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(storeLimit / 4))
   const resident = new Resident(objects, bytesMax)
   const ahead = new Ahead(resident, { bytesMax, log })
@@ -52,7 +54,19 @@ export async function runLoader(
     aheadBytes: () => ahead.bytes,
     residentBytes: () => resident.bytes,
   })
-  const context: Context = { options, log, plans, objects, ahead, sessions, packing, deliveries, metrics, streams }
+  const context: Context = {
+    options,
+    log,
+    plans,
+    packages,
+    objects,
+    ahead,
+    sessions,
+    packing,
+    deliveries,
+    metrics,
+    streams,
+  }
 
   const apps: FastifyInstance[] = []
   const addresses: string[] = []
@@ -107,6 +121,7 @@ export async function runLoader(
     await deliveries.flush()
     await objects.close()
     await packing.close()
+    packages.close()
     await plans.close()
     source.close()
   }
