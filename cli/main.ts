@@ -28,6 +28,18 @@ Containers get the socket's folder (-v /var/cache/bobbin/loader:/bobbin) and, to
 objects (-v /var/cache/bobbin/objects/v1:/bobbin/objects:ro -e BOBBIN_OBJECTS=/bobbin/objects).
 It uses the daemon of the cache, and starts one when none runs.`
 
+const RUN_HELP = `
+The command sees GIT_HASH (and GIT_TREE), DOCKER_HASH, QUILT_HASH (and QUILT_HASH_1, _2, … in the order of the
+mounts), BOBBIN_RUN, BOBBIN_OUTPUT, and for the loader BOBBIN_SIDECAR and BOBBIN_OBJECTS. It ends with the command's own
+exit code. Records are in $XDG_STATE_HOME/bobbin/runs (BOBBIN_STATE).
+
+  bobbin run --mount s3://BUCKET/cv/coco2017@3722a4:/data --output ./out --gpus all IMAGE python train.py
+  bobbin run --host --mount s3://BUCKET/cv/coco2017@3722a4:/tmp/coco -- python train.py`
+
+function collect(value: string, before: readonly string[] = []): string[] {
+  return [...before, value]
+}
+
 /** Flags of every verb. */
 function common(command: Command): Command {
   return command
@@ -66,6 +78,7 @@ const program = new Command('bobbin')
     'Mounts one revision of a Quilt data package, named by its top hash, as a read-only filesystem: lazy, verified, cached.',
   )
   .version(version)
+  .enablePositionalOptions()
   .showHelpAfterError('(bobbin --help shows the verbs; bobbin VERB --help shows one)')
   .addHelpText('after', EXIT_CODES_HELP)
 
@@ -133,11 +146,59 @@ common(
   .option('--drain-timeout <duration>', 'after SIGTERM, for answers under way (default: 30s)')
   .option('--ahead <size>', 'how much to fetch ahead (default: 4GiB, at most a quarter of the cache)')
   .option('--streams-max <number>', 'answers under way at once; each takes up to 4 MiB of memory (default: 64)')
+  .option('--deliveries <file>', 'where what was delivered is written down (default: loader/v1 in the cache folder)')
   .option('--rehash', 'hash every object again as it is served, against a disk that lies')
   .addHelpText('after', LOADER_HELP)
   .action(async flags => (await import('./loader.js')).loader(flags))
 
-for (const command of program.commands) command.exitOverride().configureHelp({ sortOptions: false })
+forPackage(
+  program
+    .command('run [WORDS...]')
+    .description('a training container (or --host: a bare process), and a record of what it read'),
+)
+  .usage('[options] IMAGE [COMMAND...]   or   --host [options] -- COMMAND...')
+  .passThroughOptions()
+  .option('--mount <pkg:path>', 'a package (or a folder that is a mount) and where it is seen, read-only', collect)
+  .option('--host', 'no container: the command runs here, and a package is mounted at its path')
+  .addOption(
+    new Option('--engine <name>', 'docker or podman (default: the first that answers)').choices(['docker', 'podman']),
+  )
+  .option('-e, --env <name=value>', 'a variable for the command (NAME: as it is here)', collect)
+  .option('--output <dir>', 'where the command writes its outputs: /outputs in the container, BOBBIN_OUTPUT anywhere')
+  .option('--code <dir>', 'the git repository of the code, /code in the container (default: the one of this folder)')
+  .option('--no-code', 'record no code')
+  .option('--require-clean', 'refuse code that differs from its commit')
+  .option('--no-loader', 'no loader for this run')
+  .option('--key <file>', 'sign the record with this Ed25519 key, PEM (BOBBIN_RUN_KEY)')
+  .option('--gpus <gpus>', "docker's; sets --shm-size 8g and ulimits memlock and stack unless they are given")
+  .option('--shm-size <size>', "docker's")
+  .option('--ulimit <name=limit>', "docker's", collect)
+  .option('--ipc <mode>', "docker's")
+  .option('--user <user>', "docker's")
+  .option('--workdir <dir>', "docker's (default: /code)")
+  .option('--network <network>', "docker's")
+  .option('--cpus <number>', "docker's")
+  .option('--memory <size>', "docker's")
+  .option('--entrypoint <command>', "docker's")
+  .option('--volume <volume>', "docker's", collect)
+  .addHelpText('after', RUN_HELP)
+  .action(async (words, flags) => (await import('./run.js')).run(words, { ...flags, version }))
+common(program.command('runs [ID]').description('what ran, on which hashes')).action(async (id, flags) =>
+  (await import('./runs.js')).runs(id, flags),
+)
+const record = program.command('record').description('records of runs')
+common(record.command('verify <RECORD>').description('is it sound: statements, files, reads, signature'))
+  .option('--public-key <file>', 'check the signature with this Ed25519 key, PEM')
+  .action(async (text, flags) => (await import('./record.js')).verify(text, flags))
+common(record.command('merge <RECORDS...>').description('the records of the nodes of one job become one')).action(
+  async (records, flags) => (await import('./record.js')).merge(records, flags),
+)
+common(program.command('reproduce <RECORD>').description('the same hashes again, and whether the outputs are equal'))
+  .option('--output <dir>', "where the outputs go (default: the new run's folder)")
+  .action(async (text, flags) => (await import('./reproduce.js')).reproduce(text, { ...flags, version }))
+
+for (const command of [...program.commands, ...record.commands])
+  command.exitOverride().configureHelp({ sortOptions: false })
 program.exitOverride()
 
 try {

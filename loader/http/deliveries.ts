@@ -1,13 +1,22 @@
 /**
- * What was delivered, a JSON line an answer, in `<cache>/loader/v1/deliveries.ndjson`: with plan, epoch and steps
+ * What was delivered, a JSON line an answer, in `<cache>/loader/v1/deliveries.ndjson` or where --deliveries says: with plan, epoch and steps
  * anybody can compute which entries these were. `aborted`: the client went before the answer was whole.
  * Lines are written when there is time; the last second may be lost with the process.
  */
 import { appendFile, rename, stat } from 'node:fs/promises'
-import { join } from 'node:path'
 import type { Log } from '../../daemon/model/index.js'
+import type { PackageAddress } from './objects.js'
 
-export interface Delivery {
+export type Delivery = BatchDelivery | EntriesDelivery
+
+/** Single entries, or a list of them. */
+export interface EntriesDelivery extends PackageAddress {
+  readonly keys: readonly string[]
+  readonly as: 'entry'
+  readonly outcome: 'delivered' | 'aborted'
+}
+
+export interface BatchDelivery {
   readonly plan: string
   readonly epoch: number
   readonly world: number
@@ -34,10 +43,10 @@ export class Deliveries {
   #writing: Promise<void> = Promise.resolve()
 
   constructor(
-    cacheDir: string,
+    path: string,
     private readonly log: Log,
   ) {
-    this.#path = join(cacheDir, 'loader', 'v1', 'deliveries.ndjson')
+    this.#path = path
   }
 
   add(delivery: Delivery): void {

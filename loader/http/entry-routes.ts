@@ -36,7 +36,7 @@ export function entryRoutes(app: FastifyInstance, context: Context): void {
         throw new BobbinError('REVISION_NOT_FOUND', `this sidecar has no plan of the package ${topHash}`)
       await context.packages.use(address, async opened => {
         const wished = byKey(context, opened, key)
-        await sendOne(context, request, reply, wished, signal => lease(context, address, [wished], signal))
+        await sendOne(context, request, reply, wished, signal => lease(context, address, [wished], signal), address)
       })
     },
   )
@@ -67,6 +67,7 @@ async function sendOne(
   reply: FastifyReply,
   wished: Wished,
   hold: (signal: AbortSignal) => Promise<() => void>,
+  address?: PackageAddress,
 ): Promise<void> {
   const layout = new Layout()
   layout.object(0, 0, wished.size)
@@ -77,7 +78,7 @@ async function sendOne(
     etag: `"${hashText(wished.hash)}"`,
     headers: type === 'SHA256' ? { 'repr-digest': `sha-256=:${Buffer.from(hex, 'hex').toString('base64')}:` } : {},
   }
-  await sendHeld(context, request, reply, { layout, head, wished: [wished], hold, isMarked: false })
+  await sendHeld(context, request, reply, { layout, head, wished: [wished], hold, isMarked: false, address })
 }
 
 async function sendList(context: Context, request: FastifyRequest, reply: FastifyReply, body: ListBody): Promise<void> {
@@ -97,6 +98,7 @@ async function sendList(context: Context, request: FastifyRequest, reply: Fastif
         layout: listLayout(body.entries.map((entry, i) => listed(entry, wished[i]!, i))),
         head: { contentType: 'application/x-tar', etag: null },
         wished,
+        address,
         isMarked: body.onMissing === 'mark',
         hold: async signal => (address === undefined ? () => {} : lease(context, address, wished, signal)),
       })
@@ -128,11 +130,13 @@ async function sendHeld(
     readonly layout: Layout
     readonly head: AnswerHead
     readonly wished: readonly Wished[]
+    /** Of those that have a key. */
+    readonly address: PackageAddress | undefined
     readonly isMarked: boolean
     readonly hold: (signal: AbortSignal) => Promise<() => void>
   },
 ): Promise<void> {
-  const { layout, head, wished, isMarked, hold } = answer
+  const { layout, head, wished, address, isMarked, hold } = answer
   await stream(context, request, reply, async signal => {
     const span = negotiate(request.raw, reply.raw, layout.bytes, head)
     if (span === undefined) return
@@ -141,6 +145,7 @@ async function sendHeld(
       return
     }
     const held = [await hold(signal)]
+    let outcome: 'delivered' | 'aborted' = 'aborted'
     try {
       for (const [object, { error, key, hash }] of wished.entries()) {
         if (error === undefined) continue
@@ -154,8 +159,12 @@ async function sendHeld(
         sent: () => {},
       }
       await sendLayout({ response: reply.raw, layout, span, objects, packing: context.packing, signal })
+      outcome = 'delivered'
     } finally {
       for (const release of held) release()
+      const keys = wished.flatMap(({ key, error }) => (key === null || error !== undefined ? [] : key))
+      if (address !== undefined && keys.length > 0 && reply.raw.headersSent)
+        context.deliveries.add({ ...address, keys, as: 'entry', outcome })
     }
   })
 }

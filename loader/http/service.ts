@@ -4,7 +4,7 @@
  */
 import { chmodSync, mkdirSync, rmSync, statSync } from 'node:fs'
 import { connect } from 'node:net'
-import { dirname } from 'node:path'
+import { dirname, join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import { pino } from 'pino'
 import { createSource } from '../../daemon/fetch/source/index.js'
@@ -45,7 +45,7 @@ export async function runLoader(
   const ahead = new Ahead(resident, { bytesMax, log })
   const sessions = new Sessions(options.leaseTimeoutMs)
   const packing = new Packing({ rehash: options.rehash })
-  const deliveries = new Deliveries(cacheDir, log)
+  const deliveries = new Deliveries(options.deliveriesPath ?? join(cacheDir, 'loader', 'v1', 'deliveries.ndjson'), log)
   const streams = new Streams(options.streamsMax)
   const metrics = new Metrics({
     streams: () => streams.count,

@@ -1,0 +1,50 @@
+import { BobbinError } from '../daemon/model/index.js'
+import { withContext } from './context.js'
+import { readKey } from './record/dsse.js'
+import { mergeRecords } from './record/merge.js'
+import { RunFolder, stateDir } from './record/run-folder.js'
+import { verifyRecord } from './record/verify.js'
+import { upToDate } from './runs.js'
+import type { CommonFlags } from './settings.js'
+
+const SHOWN_MAX = 20
+
+/** Is a record sound; ends with 13 when it is not. */
+export async function verify(text: string, flags: CommonFlags & { readonly publicKey?: string }): Promise<void> {
+  await withContext(flags, async context => {
+    const { output, settings, source, signal } = context
+    const run = RunFolder.find(text, stateDir())
+    const facts = await upToDate(run, context)
+    if (facts.finishedOn === undefined)
+      throw new BobbinError('INVALID_ARGUMENT', `the run ${run.runId} is not over yet`)
+    const publicKey = flags.publicKey === undefined ? undefined : readKey(flags.publicKey, 'public')
+    const { cacheDir, offline } = settings
+    const packages = { cacheDir, source, offline, quarantine: true, signal }
+    const verdict = await verifyRecord(run, { publicKey, packages })
+    const { problems, reads, outputs, isSignatureChecked } = verdict
+    const ok = problems.length === 0
+    const signed = isSignatureChecked ? 'signed by this key' : 'its signature was not checked (--public-key)'
+    const lines = ok
+      ? [`${run.path} is sound: ${reads} rows of reads in its packages, ${outputs} outputs, ${signed}`]
+      : problems.slice(0, SHOWN_MAX)
+    if (problems.length > SHOWN_MAX) lines.push(`and ${problems.length - SHOWN_MAX} more`)
+    await output.row({ ok, record: run.path, ...verdict }, lines.join('\n'))
+    await output.flush()
+    if (!ok) throw new BobbinError('FOLDER_DIFFERS', `the record ${run.path} is not sound: ${problems.length} problems`)
+  })
+}
+
+/** Records of the nodes of one job become a record of its own. */
+export async function merge(records: readonly string[], flags: CommonFlags): Promise<void> {
+  await withContext(flags, async context => {
+    const state = stateDir()
+    const runs = records.map(text => RunFolder.find(text, state))
+    if (runs.length < 2) throw new BobbinError('INVALID_ARGUMENT', 'which records? give at least two')
+    for (const run of runs) await upToDate(run, context)
+    const { folder, facts } = await mergeRecords(runs, state)
+    await context.output.row(
+      { runId: facts.runId, record: folder.path, nodes: facts.nodes },
+      `${folder.path}: ${runs.length} records in one`,
+    )
+  })
+}

@@ -1,0 +1,79 @@
+/** The records of the nodes of one job become one: the same hashes, one ledger. */
+import { createHash } from 'node:crypto'
+import { mkdirSync, readFileSync } from 'node:fs'
+import { BobbinError, localError } from '../../daemon/model/index.js'
+import { formatLedger, type LedgerRow, ledgerFacts, mergeRows, readLedger } from './ledger.js'
+import { type RunFacts, RunFolder } from './run-folder.js'
+import { provenance, trace } from './statement.js'
+
+/** Throws INVALID_ARGUMENT when they are not of one job: other code, image, data or command. */
+export async function mergeRecords(
+  runs: readonly RunFolder[],
+  state: string,
+): Promise<{ folder: RunFolder; facts: RunFacts }> {
+  const all = runs.map(run => ({ run, facts: run.read() }))
+  const first = all[0]!.facts
+  for (const { run, facts } of all) {
+    const difference = differenceOf(first, facts)
+    if (difference !== undefined)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `${run.path} is of another job than ${all[0]!.run.path}: ${difference} differs`,
+      )
+    if (facts.finishedOn === undefined) throw new BobbinError('INVALID_ARGUMENT', `${run.path} is not over yet`)
+  }
+  const rows: LedgerRow[] = []
+  for (const { run } of all) for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
+  const merged = mergeRows(rows)
+  const folder = RunFolder.create(state)
+  mkdirSync(folder.path, { recursive: true })
+  const { outputDir: _, code, ...rest } = first
+  const facts: RunFacts = {
+    ...rest,
+    ...(code !== undefined && { code }),
+    runId: folder.runId,
+    pid: process.pid,
+    startedOn: all.map(one => one.facts.startedOn).sort()[0]!,
+    finishedOn: all
+      .map(one => one.facts.finishedOn!)
+      .sort()
+      .at(-1)!,
+    exitCode: Math.max(...all.map(one => one.facts.exitCode ?? 1)),
+    ...(all.some(one => one.facts.wasAbandoned) && { wasAbandoned: true }),
+    outputs: all.flatMap(({ facts: { outputs = [], host } }) =>
+      outputs.map(output => ({ ...output, path: `${host}/${output.path}` })),
+    ),
+    loaded: all.flatMap(one => one.facts.loaded ?? []),
+    nodes: all.map(({ run, facts: { runId, host, exitCode } }) => {
+      return { runId, host, exitCode: exitCode ?? null, statementSha256: sha256Of(run.file('statement.json')) }
+    }),
+  }
+  const text = formatLedger(merged)
+  const ledger = ledgerFacts(merged, text)
+  folder.writeFile('reads.jsonl', text)
+  const isComplete = all.every(({ facts: one }) => !one.wasAbandoned)
+  const evidence = { ledger, isComplete, files: new Map<string, string>() }
+  folder.writeFile('statement.json', `${JSON.stringify(provenance(facts, evidence), undefined, 2)}\n`)
+  folder.writeFile('trace.json', `${JSON.stringify(trace(facts, merged, ledger), undefined, 2)}\n`)
+  folder.write(facts)
+  return { folder, facts }
+}
+
+function differenceOf(a: RunFacts, b: RunFacts): string | undefined {
+  const parts = (facts: RunFacts) => ({
+    'the code': facts.code?.tree,
+    'the image': facts.image?.digest,
+    'the data': facts.mounts.map(({ package: name, topHash, target }) => `${name}@${topHash} ${target}`).join(),
+    'the command': JSON.stringify(facts.command),
+  })
+  const [ours, theirs] = [Object.entries(parts(a)), Object.values(parts(b))]
+  return ours.find(([, value], i) => value !== theirs[i])?.[0]
+}
+
+function sha256Of(path: string): string {
+  try {
+    return createHash('sha256').update(readFileSync(path)).digest('hex')
+  } catch (error) {
+    throw localError(`read ${path}`, error)
+  }
+}

@@ -1,0 +1,224 @@
+/**
+ * The two statements of a run (in-toto Statement v1): provenance (SLSA v1) of what it was made from, and the reads
+ * (runtime-trace v0.1). Sources: slsa.dev/spec/v1.0/provenance, in-toto/attestation spec/v1 and spec/predicates.
+ *
+ * Digests: `sha256` is of the named bytes themselves. A top hash is not that of any file, so it has a name of its own,
+ * `quiltTopHash`, beside the manifest's `sha256`; entries' chunked hashes are `quiltSha256Chunked` (lower-case hex).
+ */
+import { hostname } from 'node:os'
+import { gitSourceUri } from '../run/source-uri.js'
+import type { LedgerFacts, LedgerRow } from './ledger.js'
+import type { RunFacts, RunMount } from './run-folder.js'
+
+/** Names, not addresses: nothing is fetched from there. */
+const PROJECT = 'https://bobbin.invalid'
+export const BUILD_TYPE = `${PROJECT}/buildtypes/container-training-run/v1`
+export const PROVENANCE_TYPE = 'https://slsa.dev/provenance/v1'
+export const TRACE_TYPE = 'https://in-toto.io/attestation/runtime-trace/v0.1'
+const STATEMENT_TYPE = 'https://in-toto.io/Statement/v1'
+/** More are named by the ledger's digest alone. */
+const INLINE_READS_MAX = 10_000
+
+export interface ResourceDescriptor {
+  readonly name?: string
+  readonly uri?: string
+  readonly digest?: Readonly<Record<string, string>>
+  readonly content?: string
+  readonly mediaType?: string
+  readonly annotations?: Readonly<Record<string, unknown>>
+}
+
+export interface Statement {
+  readonly _type: typeof STATEMENT_TYPE
+  readonly subject: readonly ResourceDescriptor[]
+  readonly predicateType: string
+  readonly predicate: Readonly<Record<string, unknown>>
+}
+
+export interface Evidence {
+  readonly ledger: LedgerFacts
+  /** Nothing that was read is missing from it, as far as we can know. */
+  readonly isComplete: boolean
+  /** By file name; SHA-256, hex. */
+  readonly files: ReadonlyMap<string, string>
+}
+
+export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidence): Statement {
+  const reads: ResourceDescriptor = {
+    name: 'reads.jsonl',
+    digest: { sha256: ledger.sha256 },
+    mediaType: 'application/jsonl',
+  }
+  const outputs = (run.outputs ?? []).map(({ path, size, sha256 }): ResourceDescriptor => {
+    return { name: `outputs/${path}`, digest: { sha256 }, annotations: { size } }
+  })
+  const { entriesRead, bytesRead, merkleRoot } = ledger
+  const logs = ['stdout.log', 'stderr.log', 'source.diff'].flatMap((name): ResourceDescriptor[] => {
+    const sha256 = files.get(name)
+    return sha256 === undefined ? [] : [{ name, uri: `file:${name}`, digest: { sha256 } }]
+  })
+  return {
+    _type: STATEMENT_TYPE,
+    subject: [...outputs, reads],
+    predicateType: PROVENANCE_TYPE,
+    predicate: {
+      buildDefinition: {
+        buildType: BUILD_TYPE,
+        externalParameters: {
+          command: run.command,
+          ...(run.image !== undefined && { image: run.image.asked }),
+          ...(run.code !== undefined && { source: gitSourceUri(run.code, run.code.ref) }),
+          datasets: Object.fromEntries(run.mounts.map(mount => [mount.target, mount.asked])),
+          env: run.env,
+          options: run.options,
+        },
+        internalParameters: {
+          host: run.host,
+          runtime: run.engine,
+          mountOptions: run.engine.name === 'host' ? 'ro' : 'ro,rslave',
+          verification: 'every-entry-on-fetch',
+          ...(run.nodes !== undefined && { nodes: run.nodes }),
+        },
+        resolvedDependencies: [
+          ...(run.code === undefined ? [] : [sourceOf(run)]),
+          ...(run.image === undefined ? [] : [imageOf(run)]),
+          ...run.mounts.map(datasetOf),
+          ...(run.loaded ?? []).map(({ registry, package: name, topHash }) => {
+            return { name: 'dataset', uri: packageUri(registry, name, topHash), digest: { quiltTopHash: topHash } }
+          }),
+          {
+            name: 'reads',
+            uri: 'file:reads.jsonl',
+            digest: { sha256: ledger.sha256 },
+            annotations: { entriesRead, bytesRead, merkleRoot, complete: isComplete },
+          },
+        ],
+      },
+      runDetails: {
+        builder: { id: `${PROJECT}/runner@v1`, version: { bobbin: run.bobbin, [run.engine.name]: run.engine.version } },
+        metadata: {
+          invocationId: run.runId,
+          startedOn: run.startedOn,
+          ...(run.finishedOn !== undefined && { finishedOn: run.finishedOn }),
+        },
+        byproducts: [...logs, exitOf(run)],
+      },
+    },
+  }
+}
+
+function sourceOf({ code }: RunFacts): ResourceDescriptor {
+  const { commit, tree, isDirty, untracked, diffSha256 } = code!
+  return {
+    name: 'source',
+    uri: gitSourceUri(code!, commit),
+    digest: { gitCommit: commit, gitTree: tree },
+    annotations: { dirty: isDirty, untracked, ...(diffSha256 !== null && { diffSha256 }) },
+  }
+}
+
+/** A package URL of type `oci`: the name's last part, the digest, and where it is. */
+function imageOf({ image }: RunFacts): ResourceDescriptor {
+  const { repository, digest, asked, id, platform, platformManifest, localOnly } = image!
+  const name = (repository ?? asked.split('@')[0]!).split('/').at(-1)!.replace(/:.*$/, '')
+  const tag = /:([\w.-]+)$/.exec(asked.split('@')[0]!)?.[1]
+  const query = new URLSearchParams({
+    ...(repository !== null && { repository_url: repository }),
+    ...(tag !== undefined && { tag }),
+  })
+  return {
+    name: 'image',
+    uri: `pkg:oci/${encodeURIComponent(name.toLowerCase())}@${encodeURIComponent(digest)}${query.size > 0 ? `?${query}` : ''}`,
+    digest: { sha256: digest.replace(/^sha256:/, '') },
+    annotations: { configId: id, platform, platformManifest, localOnly },
+  }
+}
+
+function datasetOf({
+  registry,
+  package: name,
+  topHash,
+  manifestSha256,
+  entries,
+  bytes,
+  target,
+}: RunMount): ResourceDescriptor {
+  return {
+    name: 'dataset',
+    uri: packageUri(registry, name, topHash),
+    digest: { quiltTopHash: topHash, sha256: manifestSha256 },
+    mediaType: 'application/jsonl',
+    annotations: { entries, bytes, target },
+  }
+}
+
+/** The Quilt+ URI of a bucket's package; a folder's has none, so it is the reference that we take. */
+export function packageUri(registry: string, name: string, topHash: string): string {
+  return registry.startsWith('s3://')
+    ? `quilt+${registry}#package=${name}@${topHash}`
+    : `${registry}/${name}@${topHash}`
+}
+
+function exitOf({ exitCode, wasAbandoned }: RunFacts): ResourceDescriptor {
+  const document = { code: exitCode ?? null, killed: wasAbandoned ?? false }
+  return {
+    name: 'exit',
+    content: Buffer.from(JSON.stringify(document)).toString('base64'),
+    mediaType: 'application/json',
+  }
+}
+
+export function trace(run: RunFacts, rows: readonly LedgerRow[], ledger: LedgerFacts): Statement {
+  const isInline = rows.length <= INLINE_READS_MAX
+  const registries = new Map(
+    [...run.mounts, ...(run.loaded ?? [])].map(one => [`${one.package}@${one.topHash}`, one.registry]),
+  )
+  return {
+    _type: STATEMENT_TYPE,
+    subject: [{ name: 'reads.jsonl', digest: { sha256: ledger.sha256 } }],
+    predicateType: TRACE_TYPE,
+    predicate: {
+      monitor: {
+        type: `${PROJECT}/monitors/fuse-and-sidecar/v1`,
+        configSource: {},
+        tracePolicy: { granularity: 'entry', dedupe: true },
+      },
+      monitoredProcess: { hostID: hostname(), type: BUILD_TYPE, event: run.runId },
+      monitorLog: {
+        process: [],
+        network: [],
+        fileAccess: isInline
+          ? rows.map(row => accessOf(row, registries.get(`${row.package}@${row.topHash}`)))
+          : [
+              {
+                name: 'reads.jsonl',
+                uri: 'file:reads.jsonl',
+                digest: { sha256: ledger.sha256 },
+                annotations: { merkleRoot: ledger.merkleRoot, entriesRead: ledger.entriesRead },
+              },
+            ],
+      },
+      metadata: {
+        buildStartedOn: run.startedOn,
+        ...(run.finishedOn !== undefined && { buildFinishedOn: run.finishedOn }),
+      },
+    },
+  }
+}
+
+const DIGEST_NAMES: Readonly<Record<string, string>> = {
+  SHA256: 'sha256',
+  'sha2-256-chunked': 'quiltSha256Chunked',
+  CRC64NVME: 'crc64Nvme',
+}
+
+function accessOf(row: LedgerRow, registry: string | undefined): ResourceDescriptor {
+  const { key, hashType, hash, size, via, first, count, aborted } = row
+  const uri = `${packageUri(registry ?? 'unknown:', row.package, row.topHash)}${registry?.startsWith('s3://') ? '&path=' : '/'}${encodeURI(key)}`
+  return {
+    name: key,
+    uri,
+    digest: { [DIGEST_NAMES[hashType] ?? hashType]: hash },
+    annotations: { size, via, first, count, ...(aborted > 0 && { aborted }), verified: 'fetch' },
+  }
+}

@@ -1,0 +1,130 @@
+/**
+ * Is a record sound? Its statements follow from its facts and its ledger, the files are those that they name, a
+ * signature is that of the key given, and the ledger is a subset of the packages: every row is checked.
+ */
+import type { KeyObject } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
+import { localError } from '../../daemon/model/index.js'
+import type { OpenOptions } from '../../daemon/quilt/package-cache.js'
+import { type Envelope, openEnvelope } from './dsse.js'
+import { fileSha256, ledgerFacts, notInPackages, readLedger } from './ledger.js'
+import type { RunFacts, RunFolder } from './run-folder.js'
+import { provenance, type Statement, trace } from './statement.js'
+
+export interface Verdict {
+  readonly problems: readonly string[]
+  /** Rows of the ledger. */
+  readonly reads: number
+  readonly outputs: number
+  /** false: there was no key to check with. */
+  readonly isSignatureChecked: boolean
+}
+
+/** Throws what opening a package throws, ENTRY_NOT_FOUND for no record, INVALID_ARGUMENT for a ledger that is none. */
+export async function verifyRecord(
+  run: RunFolder,
+  options: { readonly publicKey: KeyObject | undefined; readonly packages: OpenOptions },
+): Promise<Verdict> {
+  const facts = run.read()
+  const problems: string[] = []
+  const statement = documentOf(run, 'statement.json') as Statement
+  const text = textOf(run, 'reads.jsonl')
+  const rows = []
+  for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
+  const ledger = ledgerFacts(rows, text)
+  const files = namedFiles(statement)
+  const expected = provenance(facts, { ledger, isComplete: isCompleteIn(statement), files })
+  // As JSON has it: what is undefined is not there.
+  if (!isSame(statement, expected)) problems.push('statement.json does not follow from run.json and reads.jsonl')
+  if (!isSame(documentOf(run, 'trace.json'), trace(facts, rows, ledger)))
+    problems.push('trace.json does not follow from run.json and reads.jsonl')
+  for (const [name, sha256] of files) {
+    if (fileSha256(run.file(name)) !== sha256) problems.push(`${name} is missing or is not what the statement says`)
+  }
+  problems.push(...outputProblems(facts))
+  const { publicKey } = options
+  if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
+  const registries = new Map(facts.mounts.map(mount => [`${mount.package}@${mount.topHash}`, mount.registry]))
+  for (const { registry, package: name, topHash } of facts.loaded ?? []) registries.set(`${name}@${topHash}`, registry)
+  problems.push(...(await notInPackages(each(rows), registries, options.packages)))
+  return {
+    problems,
+    reads: rows.length,
+    outputs: facts.outputs?.length ?? 0,
+    isSignatureChecked: publicKey !== undefined,
+  }
+}
+
+/** Those that are not here any more are no problem: they may have been moved. */
+function outputProblems({ outputs = [], outputDir }: RunFacts): string[] {
+  if (outputDir === undefined) return []
+  return outputs.flatMap(({ path, sha256 }) => {
+    const found = fileSha256(join(outputDir, path))
+    return found === undefined || found === sha256 ? [] : `outputs/${path} has changed since`
+  })
+}
+
+function signatureProblems(run: RunFolder, key: KeyObject): string[] {
+  let lines: string[]
+  try {
+    lines = readFileSync(run.file('run.intoto.jsonl'), 'utf8').trimEnd().split('\n')
+  } catch {
+    return ['the record is not signed: there is no run.intoto.jsonl']
+  }
+  const names = ['statement.json', 'trace.json']
+  if (lines.length !== names.length) return [`run.intoto.jsonl has ${lines.length} envelopes, not ${names.length}`]
+  return names.flatMap((name, i) => {
+    try {
+      const payload = openEnvelope(JSON.parse(lines[i]!) as Envelope, key)
+      if (payload === undefined) return `${name} was not signed by this key`
+      return isSame(JSON.parse(payload), documentOf(run, name)) ? [] : `${name} is not what was signed`
+    } catch {
+      return `envelope ${i + 1} of run.intoto.jsonl is damaged`
+    }
+  })
+}
+
+function namedFiles({ predicate }: Statement): Map<string, string> {
+  const { runDetails } = predicate as { runDetails?: { byproducts?: { uri?: string; digest?: { sha256?: string } }[] } }
+  const files = new Map<string, string>()
+  for (const { uri, digest } of runDetails?.byproducts ?? []) {
+    const name = /^file:([\w.-]+)$/.exec(uri ?? '')?.[1]
+    if (name !== undefined && digest?.sha256 !== undefined) files.set(name, digest.sha256)
+  }
+  return files
+}
+
+function isCompleteIn({ predicate }: Statement): boolean {
+  interface Definition {
+    readonly resolvedDependencies?: { readonly name?: string; readonly annotations?: { readonly complete?: boolean } }[]
+  }
+  const { resolvedDependencies } = (predicate as { buildDefinition?: Definition }).buildDefinition ?? {}
+  return resolvedDependencies?.find(({ name }) => name === 'reads')?.annotations?.complete === true
+}
+
+function isSame(a: unknown, b: unknown): boolean {
+  return isDeepStrictEqual(JSON.parse(JSON.stringify(a)), JSON.parse(JSON.stringify(b)))
+}
+
+function textOf(run: RunFolder, name: string): string {
+  try {
+    return readFileSync(run.file(name), 'utf8')
+  } catch (error) {
+    throw localError(`read ${run.file(name)}`, error)
+  }
+}
+
+function documentOf(run: RunFolder, name: string): unknown {
+  const text = textOf(run, name)
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+async function* each<T>(items: readonly T[]): AsyncGenerator<T> {
+  yield* items
+}

@@ -1,0 +1,137 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { DaemonClient } from '../daemon/control/client.js'
+import { BobbinError, hasCode } from '../daemon/model/index.js'
+import { openPackage } from '../daemon/quilt/package-cache.js'
+import { type Context, referenceOf, withContext } from './context.js'
+import { readLedger } from './record/ledger.js'
+import { type RunFacts, RunFolder, type RunMount, stateDir } from './record/run-folder.js'
+import { restoreCode } from './run/code.js'
+import { findEngine } from './run/container.js'
+import { identifyImage } from './run/image.js'
+import { compareOutputs } from './run/outputs.js'
+import { startRun } from './run/start.js'
+import { upToDate } from './runs.js'
+import type { CommonFlags } from './settings.js'
+
+export interface ReproduceFlags extends CommonFlags {
+  readonly version: string
+  readonly output?: string
+}
+
+const PREFETCHED_AT_ONCE = 256
+
+/** The same hashes, the same command, once more; ends with 13 when the outputs differ. */
+export async function reproduce(text: string, flags: ReproduceFlags): Promise<void> {
+  await withContext(flags, async context => {
+    const record = RunFolder.find(text, stateDir())
+    const facts = await upToDate(record, context)
+    if (facts.finishedOn === undefined)
+      throw new BobbinError('INVALID_ARGUMENT', `the run ${record.runId} is not over yet`)
+    const scratch = mkdtempSync(join(tmpdir(), 'bobbin-code-'))
+    try {
+      await again(record, facts, scratch, flags, context)
+    } finally {
+      rmSync(scratch, { recursive: true, force: true })
+    }
+  })
+}
+
+async function again(
+  record: RunFolder,
+  facts: RunFacts,
+  scratch: string,
+  flags: ReproduceFlags,
+  context: Context,
+): Promise<void> {
+  const { output, signal } = context
+  const codeDir = facts.code === undefined ? undefined : join(scratch, 'code')
+  if (codeDir !== undefined) await restoreCode(facts.code!, record.file('source.diff'), codeDir)
+  const outcome = await startRun(
+    {
+      version: flags.version,
+      state: stateDir(),
+      container: await containerOf(facts, signal),
+      command: facts.command,
+      cwd: codeDir === undefined ? (facts.cwd ?? process.cwd()) : join(codeDir, facts.cwd ?? ''),
+      env: facts.env,
+      mounts: facts.mounts.map(({ registry, package: name, topHash, target }) => {
+        const source = `${registry}/${name}@${topHash}`
+        return { asked: `${source}:${target}`, source, target }
+      }),
+      codeDir,
+      requireClean: false,
+      outputDir: facts.outputDir === undefined ? undefined : (flags.output ?? 'own'),
+      withLoader: facts.loaderSocket !== null,
+      key: undefined,
+      onMounted: (client, mounts, aborted) => void prefetch(record, client, mounts, context, aborted),
+    },
+    flags,
+    context,
+  )
+  const { folder, facts: found } = outcome
+  const outputs = compareOutputs(facts.outputs ?? [], found.outputs ?? [])
+  const differing = outputs.filter(({ change }) => change !== 'same')
+  const equal = differing.length === 0 && found.exitCode === facts.exitCode
+  const lines = [
+    ...(found.exitCode === facts.exitCode ? [] : [`it ended with ${found.exitCode}, the record has ${facts.exitCode}`]),
+    ...differing.map(({ path, change }) => `  ${change}  ${path}`),
+    equal
+      ? `reproduced: ${outputs.length} outputs are equal, exit code ${found.exitCode}`
+      : `not the same: ${differing.length} of ${outputs.length} outputs differ`,
+    `record: ${folder.path}`,
+  ]
+  await output.row(
+    { equal, outputs, runId: found.runId, exitCode: found.exitCode, record: folder.path },
+    lines.join('\n'),
+  )
+  await output.flush()
+  if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
+}
+
+/** Throws OBJECT_GONE when the image is not to be had any more, or is another one. */
+async function containerOf({ image, engine, options }: RunFacts, signal: AbortSignal) {
+  if (image === undefined || engine.name === 'host') return undefined
+  const found = await findEngine(engine.name)
+  const again = await identifyImage(found.name, image.reference, { signal, onPull: () => {} })
+  if (again.digest !== image.digest && again.id !== image.id)
+    throw new BobbinError('OBJECT_GONE', `${image.reference} is ${again.digest} here, the record has ${image.digest}`)
+  return { engine: found, image: { ...again, asked: image.asked, reference: image.reference }, options }
+}
+
+/** What the first run opened, in the order in which it did: asked for while the command is on its way. */
+async function prefetch(
+  record: RunFolder,
+  client: DaemonClient,
+  mounts: readonly RunMount[],
+  { settings, source }: Context,
+  signal: AbortSignal,
+): Promise<void> {
+  const owner = `reproduce-${process.pid}`
+  try {
+    for (const { registry, package: name, topHash } of mounts) {
+      const rows: { readonly key: string; readonly first: string }[] = []
+      for await (const row of readLedger(record.file('reads.jsonl')))
+        if (row.package === name && row.topHash === topHash) rows.push(row)
+      rows.sort((a, b) => (a.first < b.first ? -1 : 1))
+      const { cacheDir, offline } = settings
+      const reference = referenceOf(`${registry}/${name}@${topHash}`, {}, settings)
+      const opened = await openPackage(reference, { cacheDir, source, offline, quarantine: true })
+      try {
+        const inos = rows.flatMap(({ key }) => opened.index.find(key)?.ino ?? [])
+        for (let at = 0; at < inos.length && !signal.aborted; at += PREFETCHED_AT_ONCE) {
+          const lease = `at-${at}`
+          const body = { registry, package: name, topHash, inos: inos.slice(at, at + PREFETCHED_AT_ONCE) }
+          await client.leaseObjects({ owner, lease, priority: 'ahead', ...body })
+          await client.releaseObjects({ owner, leases: [{ lease }] })
+        }
+      } finally {
+        opened.close()
+      }
+    }
+  } catch (error) {
+    // The command fetches what it opens itself, and is told what is the matter.
+    if (!hasCode(error, 'DAEMON_UNAVAILABLE', 'BUSY')) return
+  }
+}

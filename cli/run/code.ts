@@ -1,0 +1,147 @@
+/**
+ * Which code a run used: git's commit, and the exact tree of the files as they lay there, changed and new ones
+ * included. The tree is made with an index and objects of our own, so the repository is not touched.
+ */
+import { createHash } from 'node:crypto'
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
+import { delimiter, join, resolve } from 'node:path'
+import { BobbinError } from '../../daemon/model/index.js'
+import { runQuietly } from './process.js'
+
+export interface CodeIdentity {
+  /** The repository's top folder, here. */
+  readonly folder: string
+  /** 40 hex. */
+  readonly commit: string
+  /** Of the files as they were; 40 hex. */
+  readonly tree: string
+  /** `refs/heads/main`; null: a detached head. */
+  readonly ref: string | null
+  /** Without credentials; null: none. */
+  readonly remote: string | null
+  readonly isDirty: boolean
+  /** Files that git did not know. */
+  readonly untracked: number
+  /** Of source.diff; null when there is none. */
+  readonly diffSha256: string | null
+}
+
+/** Git reads none of our environment's settings of a repository, and asks nobody anything. */
+async function git(
+  folder: string,
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<Buffer> {
+  const { status, stdout, stderr } = await runQuietly('git', ['-C', folder, ...args], {
+    env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C', ...env },
+  })
+  if (status === 0) return stdout
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `git ${args[0]} in ${folder}: ${stderr.toString('utf8').trim().slice(0, 500)}`,
+  )
+}
+
+function withoutGit(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return Object.fromEntries(Object.entries(environment).filter(([name]) => !/^GIT_(?!SSL|SSH)/.test(name)))
+}
+
+async function text(folder: string, ...args: string[]): Promise<string> {
+  return (await git(folder, args)).toString('utf8').trim()
+}
+
+/** Undefined when the folder is in no repository, or git is not there. Throws INVALID_ARGUMENT for one without a commit. */
+export async function identifyCode(
+  dir: string,
+  scratch: string,
+): Promise<{ readonly identity: CodeIdentity; readonly diff: Buffer | undefined } | undefined> {
+  const found = await runQuietly('git', ['-C', resolve(dir), 'rev-parse', '--show-toplevel'], {
+    env: withoutGit(process.env),
+  }).catch(() => undefined)
+  if (found === undefined || found.status !== 0) return undefined
+  const folder = found.stdout.toString('utf8').trimEnd()
+  const commit = await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{commit}').catch(() => {
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `${folder} has no commit yet: commit the code, so that the run can name it`,
+    )
+  })
+  const own = await ownIndex(folder, scratch)
+  try {
+    await git(folder, ['add', '--all', '--', '.'], own.env)
+    const tree = (await git(folder, ['write-tree'], own.env)).toString('utf8').trim()
+    const isDirty = tree !== (await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{tree}'))
+    // With the objects of ours beside the repository's, so that new files are in it.
+    const diff = isDirty
+      ? await git(folder, ['diff', '--binary', '--no-ext-diff', '--no-textconv', 'HEAD', tree], own.env)
+      : undefined
+    const untracked = await text(folder, 'ls-files', '--others', '--exclude-standard', '-z')
+    const ref = await text(folder, 'symbolic-ref', '--quiet', 'HEAD').catch(() => null)
+    const remote = await text(folder, 'remote', 'get-url', 'origin').catch(() => null)
+    const identity: CodeIdentity = {
+      folder,
+      commit,
+      tree,
+      ref,
+      remote: remote === null ? null : withoutCredentials(remote),
+      isDirty,
+      untracked: untracked.split('\0').filter(name => name !== '').length,
+      diffSha256: diff === undefined ? null : createHash('sha256').update(diff).digest('hex'),
+    }
+    return { identity, diff }
+  } finally {
+    rmSync(own.folder, { recursive: true, force: true })
+  }
+}
+
+async function ownIndex(folder: string, scratch: string) {
+  const own = join(scratch, 'git')
+  mkdirSync(join(own, 'objects'), { recursive: true })
+  const index = resolve(folder, await text(folder, 'rev-parse', '--git-path', 'index'))
+  // What git has looked at already it need not read again.
+  if (existsSync(index)) copyFileSync(index, join(own, 'index'))
+  const objects = resolve(folder, await text(folder, 'rev-parse', '--git-path', 'objects'))
+  return {
+    folder: own,
+    env: {
+      GIT_INDEX_FILE: join(own, 'index'),
+      GIT_OBJECT_DIRECTORY: join(own, 'objects'),
+      GIT_ALTERNATE_OBJECT_DIRECTORIES: [objects].join(delimiter),
+    },
+  }
+}
+
+function withoutCredentials(remote: string): string {
+  if (!URL.canParse(remote)) return remote
+  const url = new URL(remote)
+  url.username = ''
+  url.password = ''
+  return url.href
+}
+
+/**
+ * Puts the code of a record into a new folder: the commit, from a repository here or its remote, and the diff on top.
+ * Throws INVALID_ARGUMENT when what comes of it is not the tree of the record.
+ */
+export async function restoreCode(code: CodeIdentity, diffPath: string, target: string): Promise<void> {
+  const source = existsSync(join(code.folder, '.git')) ? code.folder : code.remote
+  if (source === null)
+    throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)
+  const cloned = await runQuietly(
+    'git',
+    ['-c', 'protocol.ext.allow=never', 'clone', '--quiet', '--no-checkout', '--', source, target],
+    { env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C' } },
+  )
+  if (cloned.status !== 0)
+    throw new BobbinError(
+      'OBJECT_GONE',
+      `the code cannot be had from ${source}: ${cloned.stderr.toString('utf8').trim()}`,
+    )
+  await git(target, ['checkout', '--quiet', '--detach', code.commit, '--'])
+  if (code.diffSha256 !== null)
+    await git(target, ['apply', '--binary', '--index', '--whitespace=nowarn', resolve(diffPath)])
+  await git(target, ['add', '--all', '--', '.'])
+  const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
+  if (tree !== code.tree)
+    throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
+}

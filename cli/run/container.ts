@@ -1,0 +1,144 @@
+/** How an engine of docker's kind is asked to start a run. Every value is behind its own `--name=`, so none is an option. */
+import { readFileSync } from 'node:fs'
+import { BobbinError } from '../../daemon/model/index.js'
+import type { RunMount } from '../record/run-folder.js'
+import { firstLine, type ImageIdentity } from './image.js'
+import { runQuietly } from './process.js'
+
+export const ENGINES = ['docker', 'podman'] as const
+export type EngineName = (typeof ENGINES)[number]
+
+/** What is passed on as it is. */
+export interface EngineFlags {
+  readonly gpus?: string
+  readonly shmSize?: string
+  readonly ulimit?: readonly string[]
+  readonly ipc?: string
+  readonly user?: string
+  readonly workdir?: string
+  readonly network?: string
+  readonly cpus?: string
+  readonly memory?: string
+  readonly entrypoint?: string
+  readonly volume?: readonly string[]
+}
+
+/** NVIDIA's for its framework images: the default 64 MB of /dev/shm end DataLoader's workers with a bus error. */
+const GPU_DEFAULTS = { shmSize: '8g', ulimit: ['memlock=-1', 'stack=67108864'] }
+
+export interface EngineFacts {
+  readonly name: EngineName
+  readonly version: string
+  readonly imageStore?: string
+}
+
+/** Throws INVALID_ARGUMENT (no such program), DAEMON_UNAVAILABLE with what to do. */
+export async function findEngine(wish: EngineName | undefined): Promise<EngineFacts> {
+  const problems: string[] = []
+  for (const name of wish === undefined ? ENGINES : [wish]) {
+    try {
+      const { status, stdout, stderr } = await runQuietly(name, ['info', '--format', '{{json .}}'])
+      const facts = status === 0 ? (JSON.parse(stdout.toString('utf8')) as Record<string, unknown>) : {}
+      const version = facts.ServerVersion ?? (facts.version as { Version?: string } | undefined)?.Version
+      if (typeof version === 'string' && version !== '')
+        return { name, version, ...(typeof facts.Driver === 'string' && { imageStore: facts.Driver }) }
+      problems.push(`${name} does not answer (${firstLine(stderr)})`)
+    } catch (error) {
+      problems.push(error instanceof Error ? error.message : String(error))
+    }
+  }
+  throw new BobbinError(
+    'DAEMON_UNAVAILABLE',
+    `no container engine: ${problems.join('; ')}. Start one (systemctl start docker), or run without a container: bobbin run --host`,
+  )
+}
+
+export function engineOptions(flags: EngineFlags): string[] {
+  const gpus = flags.gpus !== undefined
+  const shmSize = flags.shmSize ?? (gpus && flags.ipc === undefined ? GPU_DEFAULTS.shmSize : undefined)
+  const ulimit = flags.ulimit ?? (gpus ? GPU_DEFAULTS.ulimit : [])
+  const one = (name: string, value: string | undefined) => (value === undefined ? [] : [`--${name}=${value}`])
+  return [
+    ...one('gpus', flags.gpus),
+    ...one('shm-size', shmSize),
+    ...ulimit.map(limit => `--ulimit=${limit}`),
+    ...one('ipc', flags.ipc),
+    ...one('user', flags.user),
+    ...one('workdir', flags.workdir),
+    ...one('network', flags.network),
+    ...one('cpus', flags.cpus),
+    ...one('memory', flags.memory),
+    ...one('entrypoint', flags.entrypoint),
+    ...(flags.volume ?? []).map(volume => `--volume=${volume}`),
+  ]
+}
+
+export interface Binding {
+  readonly source: string
+  readonly target: string
+  readonly isWritable?: boolean
+  /** Mounts that come and go below it are seen inside. */
+  readonly isFollowed?: boolean
+}
+
+export function containerCommand(options: {
+  readonly engine: EngineName
+  readonly name: string
+  readonly runId: string
+  readonly image: ImageIdentity
+  readonly command: readonly string[]
+  readonly env: Readonly<Record<string, string>>
+  readonly bindings: readonly Binding[]
+  readonly engineOptions: readonly string[]
+}): string[] {
+  const { engine, name, runId, image, command, env, bindings } = options
+  return [
+    engine,
+    'run',
+    '--rm',
+    '--init',
+    `--name=${name}`,
+    `--label=bobbin.run=${runId}`,
+    // It was resolved: what a tag points to now does not matter any more.
+    '--pull=never',
+    ...bindings.map(mountOption),
+    ...Object.entries(env).map(([key, value]) => `--env=${key}=${value}`),
+    ...options.engineOptions,
+    '--',
+    image.reference,
+    ...command,
+  ]
+}
+
+function mountOption({ source, target, isWritable = false, isFollowed = false }: Binding): string {
+  for (const path of [source, target]) {
+    if (/[,\n"]/.test(path))
+      throw new BobbinError('INVALID_ARGUMENT', `engines cannot bind ${JSON.stringify(path)}: choose a plainer path`)
+  }
+  const parts = [`type=bind`, `source=${source}`, `target=${target}`, ...(isWritable ? [] : ['readonly'])]
+  return `--mount=${[...parts, ...(isFollowed ? ['bind-propagation=rslave'] : [])].join(',')}`
+}
+
+/** Engines bind with `rslave` only what is shared here. */
+export function isShared(path: string): boolean {
+  let best = ''
+  let found = false
+  for (const line of readFileSync('/proc/self/mountinfo', 'utf8').split('\n')) {
+    const fields = line.split(' ')
+    const mountpoint = fields[4]?.replaceAll('\\040', ' ')
+    if (mountpoint === undefined || mountpoint.length < best.length) continue
+    if (path !== mountpoint && !path.startsWith(mountpoint === '/' ? '/' : `${mountpoint}/`)) continue
+    best = mountpoint
+    found = fields.slice(6, fields.indexOf('-')).some(field => field.startsWith('shared:'))
+  }
+  return found
+}
+
+/** The mount where it was asked for, and the folder above all mounts, which sees one that is made again. */
+export function bindingsOf(mounts: readonly RunMount[], folder: string): Binding[] {
+  const isFollowed = isShared(folder)
+  return [
+    ...(mounts.length > 0 ? [{ source: folder, target: '/bobbin/mounts', isFollowed }] : []),
+    ...mounts.map(({ mountpoint, target }) => ({ source: mountpoint, target, isFollowed })),
+  ]
+}

@@ -1,0 +1,132 @@
+/**
+ * A run's own mounts: each run has one a package, also where the same revision is mounted already. They share the
+ * objects and the index, cost milliseconds, and have an access log of their own: that is what makes ledgers exact.
+ */
+import { mkdirSync, rmdirSync } from 'node:fs'
+import { basename, join, resolve } from 'node:path'
+import type { DaemonClient } from '../../daemon/control/client.js'
+import { BobbinError, hasCode, localError } from '../../daemon/model/index.js'
+import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
+import { openPackage } from '../../daemon/quilt/package-cache.js'
+import { formatRegistry } from '../../daemon/quilt/reference.js'
+import { type Context, type PackageFlags, referenceOf } from '../context.js'
+import type { RunMount } from '../record/run-folder.js'
+
+/** `PKG:TARGET` as typed. */
+export interface MountWish {
+  readonly asked: string
+  /** A package, or a folder that is a mount already: then what is mounted there. */
+  readonly source: string
+  readonly target: string
+}
+
+/** The last colon before a path is the one. Throws INVALID_ARGUMENT. */
+export function parseMountWish(text: string, isContainer: boolean): MountWish {
+  const match = /^(.+?):((?:\/(?!\/)|\.\.?\/)[^:]*)$/s.exec(text)
+  if (!match)
+    throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: say PKG:/PATH, like s3://BUCKET/NS/NAME@3722a4:/data`)
+  const [, source, target] = match
+  if (isContainer && (!target!.startsWith('/') || /,|\n/.test(target!) || resolve(target!) === '/'))
+    throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: ${target} is no absolute path for a container`)
+  return { asked: text, source: source!, target: isContainer ? resolve(target!) : target! }
+}
+
+/** Resolves, and mounts below `folder` (in containers) or at the target itself. What was mounted is undone by `undo`. */
+export async function mountFor(
+  wishes: readonly MountWish[],
+  flags: PackageFlags,
+  { settings, source, progress, signal }: Context,
+  {
+    client,
+    folder,
+    isContainer,
+  }: { readonly client: DaemonClient; readonly folder: string; readonly isContainer: boolean },
+): Promise<RunMount[]> {
+  const mounts: RunMount[] = []
+  try {
+    for (const [i, wish] of wishes.entries()) {
+      const text = (await mountedPackage(client, wish.source)) ?? wish.source
+      const opened = await openPackage(referenceOf(text, flags, settings), {
+        cacheDir: settings.cacheDir,
+        source,
+        offline: settings.offline,
+        quarantine: flags.quarantine ?? false,
+        signal,
+        onProgress: ({ phase, done, total }) => progress.update(phase, done, total),
+      })
+      try {
+        // The folder above the mountpoint is bound, too: a mount that is made again is seen there, and only there.
+        const wanted = isContainer ? join(folder, String(i), basename(wish.target)) : resolve(wish.target)
+        makeFolder(wanted)
+        const mountpoint = await resolveMountpoint(wanted)
+        const facts = await client.mount({
+          registry: formatRegistry(opened.registry),
+          package: opened.name,
+          topHash: opened.topHash,
+          mountpoint,
+          quarantine: flags.quarantine ?? false,
+          // Containers may run as anybody.
+          ...(isContainer && { allowOther: true }),
+          uid: process.getuid?.() ?? 0,
+          gid: process.getgid?.() ?? 0,
+          ...(settings.openMode !== undefined && { openMode: settings.openMode }),
+        })
+        mounts.push({
+          asked: wish.asked,
+          registry: facts.registry,
+          package: facts.package,
+          topHash: facts.topHash,
+          manifestSha256: opened.index.facts.manifestSha256,
+          entries: facts.entries,
+          bytes: facts.bytes,
+          mountpoint,
+          target: isContainer ? wish.target : mountpoint,
+          mountedAt: facts.mountedAt,
+          cacheDir: settings.cacheDir,
+        })
+      } finally {
+        opened.close()
+      }
+    }
+  } catch (error) {
+    await unmountAll(client, mounts)
+    throw error
+  }
+  return mounts
+}
+
+/** What is mounted at a folder, as a reference. */
+async function mountedPackage(client: DaemonClient, text: string): Promise<string | undefined> {
+  const { mounts } = await client.status()
+  const found = mounts.find(({ mountpoint }) => mountpoint === resolve(text))
+  if (found !== undefined) return `${found.registry}/${found.package}@${found.topHash}`
+  if (mountAt(resolve(text))?.type !== 'fuse.bobbin') return undefined
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `${text} is mounted by the daemon of another cache: give --cache, or the package`,
+  )
+}
+
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true })
+  } catch (error) {
+    throw localError(`make the mountpoint ${path}`, error)
+  }
+}
+
+/** Also while something is open in them, since the run is over. */
+export async function unmountAll(client: DaemonClient, mounts: readonly RunMount[]): Promise<void> {
+  for (const { mountpoint } of mounts) {
+    try {
+      await client.unmount(mountpoint, true)
+    } catch (error) {
+      if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE')) throw error
+    }
+    try {
+      rmdirSync(mountpoint)
+    } catch {
+      // It has been there before, with something in it, or it is needed by somebody.
+    }
+  }
+}

@@ -1,0 +1,77 @@
+/**
+ * The end of a run, however it came: its reads become the ledger, its outputs get hashes, and the statements are
+ * written. Everything here is made from files, so it can be made up for by another process when the first one was killed.
+ */
+import type { KeyObject } from 'node:crypto'
+import { pino } from 'pino'
+import type { Source } from '../../daemon/model/index.js'
+import type { PackageAddress } from '../../loader/http/objects.js'
+import { OpenPackages } from '../../loader/http/open-packages.js'
+import { Plans } from '../../loader/http/plans.js'
+import { signEnvelope } from '../record/dsse.js'
+import { fileSha256, formatLedger, Ledger, ledgerFacts } from '../record/ledger.js'
+import type { RunFacts, RunFolder } from '../record/run-folder.js'
+import { provenance, trace } from '../record/statement.js'
+import { hashOutputs } from './outputs.js'
+
+export interface FinishOptions {
+  readonly cacheDir: string
+  readonly source: Source
+  readonly key?: KeyObject | undefined
+}
+
+const KEPT_FILES = ['stdout.log', 'stderr.log', 'source.diff'] as const
+
+/** The mounts are gone and the loader has ended, so that their logs are whole. */
+export async function finishRun(run: RunFolder, facts: RunFacts, options: FinishOptions): Promise<RunFacts> {
+  const ledger = await readsOf(run, facts, options)
+  const rows = ledger.rows()
+  const text = formatLedger(rows)
+  run.writeFile('reads.jsonl', text)
+  const finished: RunFacts = {
+    ...facts,
+    loaded: loadedOnly(facts, ledger),
+    ...(facts.outputDir !== undefined && { outputs: await hashOutputs(facts.outputDir) }),
+  }
+  const counted = ledgerFacts(rows, text)
+  const files = new Map(KEPT_FILES.flatMap(name => [[name, fileSha256(run.file(name))] as const]))
+  const known = new Map(
+    [...files].filter((file): file is [(typeof KEPT_FILES)[number], string] => file[1] !== undefined),
+  )
+  const isComplete = ledger.lost === 0 && !(facts.wasAbandoned ?? false)
+  const statements = [
+    ['statement.json', provenance(finished, { ledger: counted, isComplete, files: known })],
+    ['trace.json', trace(finished, rows, counted)],
+  ] as const
+  for (const [name, statement] of statements) run.writeFile(name, `${JSON.stringify(statement, undefined, 2)}\n`)
+  const { key } = options
+  if (key !== undefined) {
+    const envelopes = statements.map(([, statement]) => JSON.stringify(signEnvelope(JSON.stringify(statement), key)))
+    run.writeFile('run.intoto.jsonl', `${envelopes.join('\n')}\n`)
+  }
+  // Last: whoever sees the end in it finds the rest in its place.
+  run.write(finished)
+  return finished
+}
+
+/** The loader serves any package that it is asked for, mounted or not. */
+function loadedOnly({ mounts }: RunFacts, ledger: Ledger): PackageAddress[] {
+  const isMounted = ({ registry, topHash }: PackageAddress) =>
+    mounts.some(mount => mount.topHash === topHash && mount.registry === registry)
+  return ledger.packages().filter(address => !isMounted(address))
+}
+
+async function readsOf(run: RunFolder, { mounts }: RunFacts, { cacheDir, source }: FinishOptions): Promise<Ledger> {
+  const ledger = new Ledger()
+  const offline = true
+  const packages = new OpenPackages({ cacheDir, source, offline, quarantine: true })
+  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: undefined, log: pino({ level: 'silent' }) })
+  try {
+    for (const mount of mounts) await packages.use(mount, async opened => ledger.addMount(mount, opened))
+    await ledger.addDeliveries(run.file('deliveries.ndjson'), plans, packages)
+    return ledger
+  } finally {
+    packages.close()
+    await plans.close()
+  }
+}

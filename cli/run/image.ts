@@ -1,0 +1,111 @@
+/**
+ * Which image a run uses. A tag is resolved to a digest before anything is started, since it may point elsewhere a moment
+ * later. What engines call an image's id depends on their store (moby#44144), so everything that names it is kept.
+ */
+import { BobbinError } from '../../daemon/model/index.js'
+import { runQuietly } from './process.js'
+
+export interface ImageIdentity {
+  /** As it was typed. */
+  readonly asked: string
+  /** What is started: `repo@sha256:…`, or the id of one that no registry has. */
+  readonly reference: string
+  /** Of the index or manifest in the registry, or the id where it is `localOnly`; `sha256:…`. */
+  readonly digest: string
+  readonly repository: string | null
+  /** `sha256:…`, as the engine has it. */
+  readonly id: string
+  /** The manifest for this platform, where a registry told it. */
+  readonly platformManifest: string | null
+  /** `linux/amd64` */
+  readonly platform: string
+  /** Never pushed anywhere: only this machine has it. */
+  readonly localOnly: boolean
+}
+
+interface Inspected {
+  readonly Id: string
+  readonly RepoDigests: readonly string[] | null
+  readonly Os: string
+  readonly Architecture: string
+}
+
+/** Docker's and podman's reference of an image; nothing that they would take for an option. */
+const REFERENCE = /^[a-zA-Z0-9][\w./:@-]*$/
+
+/** Pulls it when it is not here. Throws INVALID_ARGUMENT, OBJECT_GONE (no such image), DAEMON_UNAVAILABLE (the engine). */
+export async function identifyImage(
+  program: string,
+  asked: string,
+  options: { readonly signal: AbortSignal; onPull(): void },
+): Promise<ImageIdentity> {
+  if (!REFERENCE.test(asked)) throw new BobbinError('INVALID_ARGUMENT', `not an image: ${JSON.stringify(asked)}`)
+  let found = await inspect(program, asked)
+  if (found === undefined) {
+    options.onPull()
+    const { status, stderr } = await runQuietly(program, ['pull', '--quiet', asked], { signal: options.signal })
+    if (status !== 0) throw new BobbinError('OBJECT_GONE', `the image ${asked} cannot be had: ${firstLine(stderr)}`)
+    found = await inspect(program, asked)
+  }
+  if (found === undefined) throw new BobbinError('OBJECT_GONE', `there is no image ${asked}`)
+  const { Id: id, RepoDigests, Os, Architecture } = found
+  const name = repositoryOf(asked)
+  const digests = RepoDigests ?? []
+  // One image may be known under several names: the one that was asked for.
+  const pushed = digests.find(text => isSameRepository(text.split('@')[0]!, name)) ?? digests[0]
+  const [repository, digest] = pushed?.split('@') ?? []
+  return {
+    asked,
+    reference: pushed ?? id,
+    digest: digest ?? id,
+    repository: repository ?? null,
+    id,
+    platformManifest: pushed === undefined ? null : await platformManifest(program, pushed, Os, Architecture),
+    platform: `${Os}/${Architecture}`,
+    localOnly: pushed === undefined,
+  }
+}
+
+async function inspect(program: string, name: string): Promise<Inspected | undefined> {
+  const { status, stdout, stderr } = await runQuietly(program, ['image', 'inspect', '--', name])
+  if (status === 0) return (JSON.parse(stdout.toString('utf8')) as Inspected[])[0]
+  if (/connect to the Docker daemon|connection refused|permission denied/i.test(stderr.toString('utf8')))
+    throw new BobbinError('DAEMON_UNAVAILABLE', `${program} does not answer: ${firstLine(stderr)}`)
+  return undefined
+}
+
+/** An index names one manifest a platform; what is none names itself. */
+async function platformManifest(
+  program: string,
+  pushed: string,
+  os: string,
+  architecture: string,
+): Promise<string | null> {
+  const { status, stdout } = await runQuietly(program, ['manifest', 'inspect', '--verbose', pushed])
+  if (status !== 0) return null
+  interface Described {
+    readonly Descriptor?: { readonly digest?: string; readonly platform?: { os?: string; architecture?: string } }
+  }
+  try {
+    const found = JSON.parse(stdout.toString('utf8')) as Described | Described[]
+    const all = Array.isArray(found) ? found : [found]
+    const own = all.find(({ Descriptor: d }) => d?.platform?.os === os && d.platform.architecture === architecture)
+    return (own ?? (all.length === 1 ? all[0] : undefined))?.Descriptor?.digest ?? null
+  } catch {
+    return null
+  }
+}
+
+function repositoryOf(reference: string): string {
+  return reference.split('@')[0]!.replace(/:[\w.-]+$/, '')
+}
+
+/** `ubuntu` and `docker.io/library/ubuntu` are one. */
+function isSameRepository(a: string, b: string): boolean {
+  const whole = (name: string) => name.replace(/^docker\.io\//, '').replace(/^library\//, '')
+  return whole(a) === whole(b)
+}
+
+export function firstLine(bytes: Buffer): string {
+  return bytes.toString('utf8').trim().split('\n')[0]!.slice(0, 300)
+}

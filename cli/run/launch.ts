@@ -1,0 +1,106 @@
+/** The command of a run: its output is shown and kept, signals are passed on, and how it ended is what we end with. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createWriteStream } from 'node:fs'
+import { constants } from 'node:os'
+import { BobbinError, systemCode } from '../../daemon/model/index.js'
+
+const PASSED_ON = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const
+/** Whoever asks so often means it. */
+const ENDING_SIGNALS_MAX = 3
+
+export interface LaunchOptions {
+  readonly cwd?: string
+  readonly env: NodeJS.ProcessEnv
+  /** Where stdout and stderr are kept. */
+  readonly logs: { readonly stdout: string; readonly stderr: string }
+  /** Its stdout belongs to us with `--json`: the command's goes to stderr. */
+  readonly isJson: boolean
+}
+
+/** Exit code, or 128 + the number of the signal. Throws INVALID_ARGUMENT when it cannot be started. */
+export async function launch(command: readonly string[], options: LaunchOptions): Promise<number> {
+  const { cwd, env, logs, isJson } = options
+  const child = spawn(command[0]!, command.slice(1), {
+    stdio: ['inherit', 'pipe', 'pipe'],
+    env,
+    ...(cwd !== undefined && { cwd }),
+    // A group of its own: a Ctrl-C on the terminal comes to us alone, and is passed on once.
+    detached: true,
+  })
+  const started = new Promise<void>((resolve, reject) => {
+    child.once('spawn', resolve)
+    child.once('error', error => reject(notStarted(command[0]!, error)))
+  })
+  const ended = new Promise<number>(resolve =>
+    child.once('close', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal]))),
+  )
+  await started
+  const kept = [
+    keep(child, 'stdout', isJson ? process.stderr : process.stdout, logs.stdout),
+    keep(child, 'stderr', process.stderr, logs.stderr),
+  ]
+  const stopPassing = passSignals(child)
+  try {
+    const code = await ended
+    await Promise.all(kept)
+    return code
+  } finally {
+    stopPassing()
+  }
+}
+
+async function keep(
+  child: ChildProcess,
+  name: 'stdout' | 'stderr',
+  shown: NodeJS.WriteStream,
+  path: string,
+): Promise<void> {
+  const file = createWriteStream(path, { mode: 0o644 })
+  let isBroken = false
+  file.on('error', () => {
+    // A full disk ends the copy, not the run.
+    isBroken = true
+  })
+  for await (const chunk of child[name]!) {
+    if (!shown.write(chunk as Buffer)) await Promise.race([once(shown, 'drain'), once(shown, 'close')])
+    if (!isBroken && !file.write(chunk as Buffer))
+      await Promise.race([once(file, 'drain'), once(file, 'error')]).catch(() => {})
+  }
+  if (!isBroken) await new Promise<void>(resolve => file.end(() => resolve()))
+}
+
+function passSignals(child: ChildProcess): () => void {
+  let ending = 0
+  const handlers = PASSED_ON.map(signal => {
+    const handler = () => {
+      if (signal === 'SIGINT' || signal === 'SIGTERM') ending++
+      sendToGroup(child, ending >= ENDING_SIGNALS_MAX ? 'SIGKILL' : signal)
+    }
+    return [signal, handler] as const
+  })
+  // Until now they meant: do not start. From now on they are the command's.
+  const before = PASSED_ON.map(signal => [signal, process.listeners(signal)] as const)
+  for (const signal of PASSED_ON) process.removeAllListeners(signal)
+  for (const [signal, handler] of handlers) process.on(signal, handler)
+  const onExit = () => sendToGroup(child, 'SIGKILL')
+  process.once('exit', onExit)
+  return () => {
+    process.off('exit', onExit)
+    for (const [signal, handler] of handlers) process.off(signal, handler)
+    for (const [signal, listeners] of before) for (const listener of listeners) process.on(signal, listener)
+  }
+}
+
+function sendToGroup({ pid }: ChildProcess, signal: NodeJS.Signals): void {
+  try {
+    if (pid !== undefined) process.kill(-pid, signal)
+  } catch (error) {
+    if (systemCode(error) !== 'ESRCH') throw error
+  }
+}
+
+function notStarted(program: string, error: Error): BobbinError {
+  const why = systemCode(error) === 'ENOENT' ? 'there is no such program' : error.message
+  return new BobbinError('INVALID_ARGUMENT', `cannot start ${program}: ${why}`, { cause: error })
+}

@@ -1,0 +1,37 @@
+/** Programs that are run for their answers. */
+import { spawn } from 'node:child_process'
+import { BobbinError, systemCode } from '../../daemon/model/index.js'
+
+export interface Ran {
+  readonly status: number | null
+  readonly stdout: Buffer
+  readonly stderr: Buffer
+}
+
+const TIMEOUT_MS = 600_000
+
+/** However it ends. Throws INVALID_ARGUMENT when there is no such program. */
+export function runQuietly(
+  command: string,
+  args: readonly string[],
+  { env, signal }: { readonly env?: NodeJS.ProcessEnv; readonly signal?: AbortSignal | undefined } = {},
+): Promise<Ran> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: TIMEOUT_MS,
+      ...(env !== undefined && { env }),
+      ...(signal !== undefined && { signal }),
+    })
+    const output: { stdout: Buffer[]; stderr: Buffer[] } = { stdout: [], stderr: [] }
+    child.stdout.on('data', chunk => output.stdout.push(chunk))
+    child.stderr.on('data', chunk => output.stderr.push(chunk))
+    child.once('error', error => {
+      if (systemCode(error) !== 'ENOENT') return reject(error)
+      reject(new BobbinError('INVALID_ARGUMENT', `there is no program ${command} here`, { cause: error }))
+    })
+    child.once('close', status =>
+      resolve({ status, stdout: Buffer.concat(output.stdout), stderr: Buffer.concat(output.stderr) }),
+    )
+  })
+}

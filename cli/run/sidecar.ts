@@ -1,0 +1,82 @@
+/** A run's own loader: its socket is the run's alone, and so is what it writes down that it delivered. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { chmodSync, mkdirSync, mkdtempSync, openSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { BobbinError } from '../../daemon/model/index.js'
+import type { RunFolder } from '../record/run-folder.js'
+
+export interface Sidecar {
+  /** Bound into containers. */
+  readonly folder: string
+  readonly socket: string
+  /** Resolves when it has written down all that it delivered. */
+  stop(): Promise<void>
+}
+
+const START_MS = 30_000
+/** sun_path, less its final NUL. */
+const SOCKET_PATH_BYTES_MAX = 107
+
+export async function startSidecar(run: RunFolder, cacheDir: string, signal: AbortSignal): Promise<Sidecar> {
+  const own = run.file('loader')
+  const isShort = Buffer.byteLength(join(own, 'loader.sock')) <= SOCKET_PATH_BYTES_MAX
+  const folder = isShort ? own : mkdtempSync(join(tmpdir(), 'bobbin-run-'))
+  mkdirSync(folder, { recursive: true })
+  const socket = join(folder, 'loader.sock')
+  const main = fileURLToPath(new URL('../main.js', import.meta.url))
+  const args = [
+    'loader',
+    '--json',
+    '--cache',
+    cacheDir,
+    '--socket',
+    socket,
+    '--deliveries',
+    run.file('deliveries.ndjson'),
+  ]
+  const log = openSync(run.file('loader.log'), 'a', 0o644)
+  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true })
+  const stop = async () => {
+    const ended = child.exitCode === null && child.signalCode === null
+    if (ended) {
+      const over = new Promise(resolve => child.once('exit', resolve))
+      child.kill('SIGTERM')
+      await over
+    }
+    rmSync(folder, { recursive: true, force: true })
+  }
+  try {
+    await ready(child, signal)
+    // Containers may run as anybody; who reaches the folder is whom it is bound for.
+    chmodSync(socket, 0o666)
+    return { folder, socket, stop }
+  } catch (error) {
+    await stop()
+    throw error
+  }
+}
+
+function ready(child: ChildProcess, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const fail = (why: string) =>
+      reject(new BobbinError('DAEMON_UNAVAILABLE', `the run's loader ${why}: its log is loader.log`))
+    const timer = setTimeout(() => fail('does not start'), START_MS)
+    const onAbort = () => reject(new BobbinError('INTERRUPTED', 'interrupted'))
+    signal.addEventListener('abort', onAbort, { once: true })
+    const done = () => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', onAbort)
+    }
+    child.once('error', error => fail(`cannot be started (${error.message})`))
+    child.once('exit', code => {
+      done()
+      fail(`ended with ${code}`)
+    })
+    child.stdout!.once('data', () => {
+      done()
+      resolve()
+    })
+  })
+}

@@ -1,0 +1,77 @@
+import { findDaemon } from '../daemon/control/client.js'
+import { formatDuration } from '../daemon/model/index.js'
+import { isAlive } from '../daemon/store/index.js'
+import { type Context, withContext } from './context.js'
+import { table } from './output.js'
+import { type RunFacts, RunFolder, stateDir } from './record/run-folder.js'
+import { unmountAll } from './run/data.js'
+import { finishRun } from './run/finish.js'
+import type { CommonFlags } from './settings.js'
+
+/** What ran, on which hashes; a run whose process was killed gets its record first. */
+export async function runs(id: string | undefined, flags: CommonFlags): Promise<void> {
+  await withContext(flags, async context => {
+    const { output } = context
+    const state = stateDir()
+    const folders = id === undefined ? RunFolder.all(state) : [RunFolder.find(id, state)]
+    const found: { readonly folder: RunFolder; readonly facts: RunFacts }[] = []
+    for (const folder of folders) {
+      try {
+        found.push({ folder, facts: await upToDate(folder, context) })
+      } catch (error) {
+        output.note(`bobbin: ${folder.path}: ${error instanceof Error ? error.message : error}`)
+      }
+    }
+    if (output.isJson) {
+      for (const { folder, facts } of found)
+        await output.row({ ...facts, state: stateOf(facts), record: folder.path }, '')
+      return
+    }
+    if (id !== undefined) {
+      for (const { folder, facts } of found) await output.line(described(folder, facts))
+      return
+    }
+    if (found.length === 0) return output.note(`bobbin: no runs in ${state}`)
+    const rows = found.map(({ facts }) => [
+      facts.runId,
+      facts.startedOn.slice(0, 19),
+      stateOf(facts),
+      facts.mounts.map(mount => `${mount.package}@${mount.topHash.slice(0, 12)}`).join(' ') || '-',
+      facts.command.join(' ').slice(0, 60),
+    ])
+    await output.line(table([['run', 'started', 'state', 'data', 'command'], ...rows]))
+  })
+}
+
+/** Makes up for the end of a run whose process has gone. */
+export async function upToDate(folder: RunFolder, { settings, source }: Context): Promise<RunFacts> {
+  const facts = folder.read()
+  if (facts.finishedOn !== undefined || isAlive(facts.pid)) return facts
+  const { cacheDir } = facts.mounts[0] ?? settings
+  const client = findDaemon(cacheDir)
+  if (client !== undefined) await unmountAll(client, facts.mounts)
+  return finishRun(folder, { ...facts, finishedOn: new Date().toISOString(), wasAbandoned: true }, { cacheDir, source })
+}
+
+function stateOf({ finishedOn, wasAbandoned, exitCode }: RunFacts): string {
+  if (finishedOn === undefined) return 'running'
+  return wasAbandoned ? 'killed' : `exit ${exitCode}`
+}
+
+function described(folder: RunFolder, facts: RunFacts): string {
+  const { runId, startedOn, finishedOn, command, code, image, mounts, outputs } = facts
+  const took = finishedOn === undefined ? '' : `, for ${formatDuration(Date.parse(finishedOn) - Date.parse(startedOn))}`
+  const lines = [
+    `run      ${runId}`,
+    `state    ${stateOf(facts)}; started ${startedOn}${took}`,
+    `command  ${command.join(' ')}`,
+    ...(code === undefined ? [] : [`code     ${code.commit}${code.isDirty ? `, changed: tree ${code.tree}` : ''}`]),
+    ...(image === undefined
+      ? []
+      : [`image    ${image.asked} ${image.digest}${image.localOnly ? ' (only on its machine)' : ''}`]),
+    ...mounts.map(mount => `data     ${mount.registry}/${mount.package}@${mount.topHash} at ${mount.target}`),
+    ...(outputs === undefined ? [] : [`outputs  ${outputs.length} files in ${facts.outputDir}`]),
+    `record   ${folder.path}`,
+  ]
+  return lines.join('\n')
+}
