@@ -170,10 +170,7 @@ t.test('a store that is small', async t => {
     join(plan.objects, sample.files.bin.path),
   )
   const readAll = async () => {
-    for (let step = 1; step < 12; step++) {
-      const a = await loader.ask(`${path}?step=${step}`)
-      t.equal(a.status, 200, a.body.toString('utf8', 0, 300))
-    }
+    for (let step = 1; step < 12; step++) t.equal((await loader.ask(`${path}?step=${step}`)).status, 200)
   }
   await readAll()
   for (const [i, file] of held.entries()) t.ok(readFileSync(file).equals(noise(MIB, i)), 'what is leased stays')

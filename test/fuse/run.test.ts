@@ -1,0 +1,327 @@
+/** `bobbin run --host`, its record, and `bobbin reproduce`: real mounts, real git, real processes. */
+import { createHash } from 'node:crypto'
+import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { runProgram } from '../support/cli.js'
+import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
+import { writeRegistry } from '../support/registry.js'
+import { factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
+import { writeSamples } from '../support/samples.js'
+
+t.setTimeout(300_000)
+const whyNot = cannotMount()
+if (whyNot) {
+  t.plan(0, String(whyNot))
+  process.exit()
+}
+
+/** Reads what is named in its arguments, and writes down what that was. */
+const TRAIN = `
+import hashlib, os, sys
+digest = hashlib.sha256()
+for path in sys.argv[1:]:
+    digest.update(open(path, 'rb').read())
+out = os.environ.get('BOBBIN_OUTPUT')
+if out:
+    open(os.path.join(out, 'model'), 'w').write(digest.hexdigest())
+print(os.environ.get('QUILT_HASH'), os.environ.get('GIT_HASH'), os.environ.get('SEED'))
+sys.exit(int(os.environ.get('EXIT', '0')))
+`
+const folder = testFolder(t)
+const runs = new Runs(folder)
+t.teardown(() => runs.cli.try('stop', '--force'))
+const written = await writeSamples(join(folder, 'registry'), 20)
+const second = await writeRegistry(join(folder, 'registry'), 'test/second', { 'a/x.txt': 'x', 'y.txt': 'yy' })
+const commit = await runs.commit({ 'train.py': TRAIN })
+const data = join(folder, 'data')
+const at = (i: number) => join(data, `train/${String(i).padStart(6, '0')}.jpg`)
+const train = (...paths: string[]) => ['--', 'python3', 'train.py', ...paths]
+const mount = ['--mount', `${written.reference}:${data}`]
+
+t.test('a run has the three hashes, and its ledger is what it has read (S50)', async t => {
+  const out = join(folder, 'out')
+  const run = await runs.run(
+    '--host',
+    ...mount,
+    '--output',
+    out,
+    '-e',
+    'SEED=7',
+    '-e',
+    'EXIT=5',
+    ...train(at(3), at(3), at(1)),
+  )
+  t.match(run, { exitCode: 5, topHashes: [written.topHash], gitCommit: commit, imageDigest: null })
+  t.match(readFileSync(join(run.record, 'stdout.log'), 'utf8'), `${written.topHash} ${commit} 7`)
+  const reads = readsOf(run)
+  t.same(
+    reads.map(({ key, via, count }) => [key, via, count]),
+    [
+      ['train/000001.jpg', 'fuse', 1],
+      ['train/000003.jpg', 'fuse', 2],
+    ],
+  )
+  for (const { key, size } of reads) t.equal(size, readFileSync(written.paths.get(key)!).length)
+  const model = readFileSync(join(out, 'model'))
+  t.same(run.outputs, [{ path: 'model', size: model.length, sha256: createHash('sha256').update(model).digest('hex') }])
+  t.same(mountsBelow(folder), [], 'nothing stays mounted')
+  t.notOk(existsSync(data), 'nor the mountpoint that it has made')
+  const { stdout, status } = await runs.bobbin('record', 'verify', run.runId, '--json')
+  t.equal(status, 0)
+  t.match(JSON.parse(stdout), { ok: true, reads: 2, outputs: 1 })
+})
+
+t.test('the statements are in-toto and SLSA, with digests under their own names', async t => {
+  const run = await runs.run('--host', ...mount, ...train(at(0)))
+  const { subject, predicate, ...rest } = statementOf(run)
+  t.match(rest, { _type: 'https://in-toto.io/Statement/v1', predicateType: 'https://slsa.dev/provenance/v1' })
+  const sha256 = createHash('sha256')
+    .update(readFileSync(join(run.record, 'reads.jsonl')))
+    .digest('hex')
+  t.match(subject, [{ name: 'reads.jsonl', digest: { sha256 } }])
+  const dependencies = new Map(
+    predicate.buildDefinition.resolvedDependencies.map((one: { name: string }) => [one.name, one]),
+  )
+  const manifest = createHash('sha256').update(readFileSync(written.manifestPath)).digest('hex')
+  t.match(dependencies.get('dataset'), { digest: { quiltTopHash: written.topHash, sha256: manifest } })
+  t.match(dependencies.get('source'), { digest: { gitCommit: commit }, annotations: { dirty: false } })
+  t.match(dependencies.get('reads'), { annotations: { entriesRead: 1, complete: true } })
+  t.match(predicate.runDetails.metadata, { invocationId: run.runId })
+  const trace = statementOf(run, 'trace.json')
+  t.match(trace.predicateType, /runtime-trace\/v0\.1/)
+  t.match(trace.predicate.monitorLog.fileAccess, [{ name: 'train/000000.jpg', annotations: { via: 'fuse', count: 1 } }])
+})
+
+t.test('changed code has an exact tree of its own, and can be refused', async t => {
+  writeFileSync(join(runs.code, 'new file.txt'), 'new')
+  appendFileSync(join(runs.code, 'train.py'), '# changed\n')
+  t.teardown(async () => {
+    rmSync(join(runs.code, 'new file.txt'))
+    await runs.git('checkout', '--quiet', '--', '.')
+  })
+  const before = (await runs.git('status', '--porcelain')).stdout
+  const run = await runs.run('--host', ...mount, ...train())
+  t.equal((await runs.git('status', '--porcelain')).stdout, before, 'the repository is as it was')
+  t.match(factsOf(run).code, { commit, isDirty: true, untracked: 1 })
+  const copy = join(folder, 'copy')
+  await runProgram('git', ['clone', '--quiet', runs.code, copy])
+  t.equal((await runProgram('git', ['-C', copy, 'apply', join(run.record, 'source.diff')])).status, 0)
+  await runProgram('git', ['-C', copy, 'add', '--all'])
+  t.equal((await runProgram('git', ['-C', copy, 'write-tree'])).stdout.trim(), run.gitTree)
+  const refused = await runs.bobbin('run', '--host', '--require-clean', ...mount, ...train())
+  t.equal(refused.status, 2)
+  t.match(refused.stderr, /differs from its commit \(1 new files/)
+  const again = await runs.bobbin('reproduce', run.runId, '--json')
+  t.equal(again.status, 0, again.stderr)
+  t.match(JSON.parse(again.stdout), { equal: true })
+})
+
+t.test('two runs on one package, and on one mount, have two ledgers', async t => {
+  const shared = join(folder, 'shared')
+  mkdirSync(shared)
+  await runs.cli.text('mount', written.reference, shared)
+  const [one, two] = await Promise.all(
+    [1, 2].map(i => {
+      const own = join(folder, `own-${i}`)
+      return runs.run('--host', '--mount', `${shared}:${own}`, ...train(join(own, `train/00000${i}.jpg`)))
+    }),
+  )
+  for (const [i, run] of [one!, two!].entries())
+    t.same(
+      readsOf(run).map(({ key }) => key),
+      [`train/00000${i + 1}.jpg`],
+    )
+  await runs.cli.text('umount', shared)
+})
+
+t.test('what the loader delivers is in the ledger, and what it did not is not', async t => {
+  const script = `
+import json, os, subprocess
+def ask(path, *more):
+    url = 'http://loader' + path
+    return subprocess.run(['curl', '-sSf', '--unix-socket', os.environ['BOBBIN_SIDECAR'][5:], url, *more], check=True, capture_output=True).stdout
+plan = json.loads(ask('/v1/plans', '-H', 'content-type: application/json', '-d', json.dumps({'package': '${written.reference}', 'batch': {'global': 4}, 'order': {'algo': 'sequential'}})))
+ask('/v1/plans/%s/batches?step=1' % plan['planId'])
+ask('/v1/plans/%s/batches?step=1' % plan['planId'], '-H', 'accept: application/vnd.bobbin.paths+ndjson')
+ask('/v1/p/${written.topHash}/train/000019.cls')
+`
+  const run = await runs.run('--host', '--', 'python3', '-c', script)
+  t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+  const reads = readsOf(run).map(({ key, via, count }) => `${key} ${via} ${count}`)
+  const expected = [4, 5, 6, 7].flatMap(i =>
+    ['cls', 'jpg'].flatMap(suffix => ['paths', 'tar'].map(via => `train/00000${i}.${suffix} ${via} 1`)),
+  )
+  t.same(reads, [...expected, 'train/000019.cls entry 1'])
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0, 'also of packages that were not mounted')
+})
+
+t.test('a signed record is checked, and one that was edited by a byte is refused (S51)', async t => {
+  const [key, publicKey] = [join(folder, 'key.pem'), join(folder, 'public.pem')]
+  await runProgram('openssl', ['genpkey', '-algorithm', 'ed25519', '-out', key])
+  await runProgram('openssl', ['pkey', '-in', key, '-pubout', '-out', publicKey])
+  const run = await runs.run('--host', '--key', key, ...mount, ...train(at(0), at(1)))
+  const verify = () => runs.bobbin('record', 'verify', run.record, '--public-key', publicKey)
+  t.equal((await verify()).status, 0)
+  for (const name of ['statement.json', 'trace.json', 'reads.jsonl', 'run.intoto.jsonl', 'stdout.log', 'run.json']) {
+    const path = join(run.record, name)
+    const bytes = readFileSync(path)
+    // Of what is said in it, not of its spaces.
+    for (const part of name === 'stdout.log' ? [0.3] : [0.3, 0.5, 0.7]) {
+      let place = Math.floor(bytes.length * part)
+      while (!/[0-9a-f]/.test(String.fromCharCode(bytes[place]!))) place++
+      const edited = Buffer.from(bytes)
+      edited[place] = edited[place] === 0x31 ? 0x32 : 0x31
+      writeFileSync(path, edited)
+      const { status, stderr } = await verify()
+      t.not(status, 0, `${name}, byte ${place}: ${stderr}`)
+    }
+    writeFileSync(path, bytes)
+  }
+  t.equal((await verify()).status, 0)
+  const other = join(folder, 'other.pem')
+  await runProgram('sh', ['-c', `openssl genpkey -algorithm ed25519 | openssl pkey -pubout -out ${other}`])
+  const refused = await runs.bobbin('record', 'verify', run.record, '--public-key', other)
+  t.equal(refused.status, 13)
+  t.match(refused.stdout, /not signed by this key/)
+})
+
+t.test('a run can be done again, by what its record says, with an empty cache', async t => {
+  const run = await runs.run('--host', ...mount, '--output', join(folder, 'first'), ...train(at(5), at(6)))
+  const elsewhere = new Runs(join(folder, 'elsewhere'))
+  t.teardown(() => elsewhere.cli.try('stop', '--force'))
+  mkdirSync(elsewhere.code, { recursive: true })
+  const again = await elsewhere.bobbin('reproduce', run.record, '--json')
+  t.equal(again.status, 0, again.stderr)
+  const answer = JSON.parse(again.stdout) as RunAnswer & { readonly equal: boolean }
+  t.match(answer, { equal: true, outputs: [{ path: 'model', change: 'same' }] })
+  t.same(
+    readsOf(answer).map(({ key, hash }) => [key, hash]),
+    readsOf(run).map(({ key, hash }) => [key, hash]),
+  )
+  const random = await runs.run(
+    '--host',
+    '--output',
+    join(folder, 'random'),
+    '--',
+    'sh',
+    '-c',
+    'date +%N > $BOBBIN_OUTPUT/time',
+  )
+  const differs = await runs.bobbin('reproduce', random.runId)
+  t.equal(differs.status, 13)
+  t.match(differs.stdout, /changed {2}time/)
+})
+
+t.test('signals reach the command, and how it ended is what we end with', async t => {
+  const script = 'trap "echo caught; exit 9" TERM; echo ready; while :; do sleep 0.1; done'
+  for (const [signal, code] of [
+    ['SIGTERM', 9],
+    ['SIGINT', 130],
+  ] as const) {
+    const process = runs.start(
+      '--host',
+      ...mount,
+      '--',
+      'bash',
+      '-c',
+      signal === 'SIGTERM' ? script : 'echo ready; sleep 60',
+    )
+    let [said, told] = ['', '']
+    process.stderr!.setEncoding('utf8').on('data', chunk => {
+      said += chunk
+    })
+    process.stdout!.setEncoding('utf8').on('data', chunk => {
+      told += chunk
+    })
+    await until('it runs', () => said.includes('ready'), 30_000)
+    const ended = new Promise(resolve => process.once('exit', resolve))
+    process.kill(signal)
+    t.equal(await ended, code, said)
+    t.match(JSON.parse(told), { exitCode: code })
+    t.same(mountsBelow(folder), [])
+  }
+})
+
+t.test('a run whose process was killed has a record that says so (S52)', async t => {
+  const child = runs.start('--host', ...mount, '--', 'bash', '-c', `cat ${at(2)} > /dev/null; echo ready; exec sleep 5`)
+  let said = ''
+  child.stderr!.setEncoding('utf8').on('data', chunk => {
+    said += chunk
+  })
+  await until('it runs', () => said.includes('ready'), 30_000)
+  const runId = readdirSync(join(runs.state, 'runs')).sort().at(-1)!
+  child.kill('SIGKILL')
+  await new Promise(resolve => child.once('exit', resolve))
+  const rows = await runs.cli.rows<{ runId: string; state: string; record: string }>('runs')
+  const row = rows.find(one => one.runId === runId)!
+  t.equal(row.state, 'killed')
+  t.same(
+    readsOf(row).map(({ key }) => key),
+    ['train/000002.jpg'],
+  )
+  const exit = statementOf(row).predicate.runDetails.byproducts.find((one: { name: string }) => one.name === 'exit')
+  t.match(JSON.parse(Buffer.from(exit.content, 'base64').toString()), { killed: true })
+  t.equal((await runs.bobbin('record', 'verify', runId)).status, 0)
+  t.same(mountsBelow(folder), [])
+})
+
+t.test('a killed daemon is no matter for a run, nor for its ledger', async t => {
+  const script = `import os, signal, sys, time
+open(sys.argv[1]).close()
+os.kill(int(sys.argv[3]), signal.SIGKILL)
+open(sys.argv[2], 'rb').read()`
+  await runs.cli.text('mount', second.reference, data, '--mkdir')
+  const { daemon } = await runs.cli.json<{ daemon: { pid: number } }>('status')
+  await runs.cli.text('umount', data)
+  const run = await runs.run('--host', ...mount, '--', 'python3', '-c', script, at(11), at(12), String(daemon.pid))
+  t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+  t.same(
+    readsOf(run).map(({ key }) => key),
+    ['train/000011.jpg', 'train/000012.jpg'],
+  )
+})
+
+t.test('records of several nodes become one', async t => {
+  const [a, b] = [
+    await runs.run('--host', ...mount, ...train(at(0), at(1))),
+    await runs.run('--host', ...mount, ...train(at(0), at(1))),
+  ]
+  const { stdout, status, stderr } = await runs.bobbin('record', 'merge', a.runId, b.runId, '--json')
+  t.equal(status, 0, stderr)
+  const merged = JSON.parse(stdout) as RunAnswer & { nodes: object[] }
+  t.match(merged.nodes, [{ runId: a.runId }, { runId: b.runId }])
+  t.same(
+    readsOf(merged).map(({ key, count }) => [key, count]),
+    [
+      ['train/000000.jpg', 2],
+      ['train/000001.jpg', 2],
+    ],
+  )
+  t.equal((await runs.bobbin('record', 'verify', merged.runId)).status, 0)
+  const other = await runs.run('--host', ...mount, ...train(at(2)))
+  const refused = await runs.bobbin('record', 'merge', a.runId, other.runId)
+  t.equal(refused.status, 2)
+  t.match(refused.stderr, /the command differs/)
+})
+
+t.test('what cannot be is said before anything is started', async t => {
+  const cases: readonly [string[], number, RegExp][] = [
+    [['--host'], 2, /which command/],
+    [['--host', '--', 'no-such-program'], 2, /no such program/],
+    [['--host', '--mount', written.reference, '--', 'true'], 2, /PKG:\/PATH/],
+    [['--host', '--mount', `${written.reference.slice(0, -64)}${'0'.repeat(64)}:${data}`, '--', 'true'], 10, /0{8}/],
+    [['--host', '--env', '--privileged', '--', 'true'], 2, /NAME=VALUE/],
+    [['--host', '--code', folder, '--', 'true'], 2, /no git repository/],
+    [['--host', '--key', join(folder, 'registry'), '--', 'true'], 1, /key/],
+    [['--host', '--output', '/dev/null/out', '--', 'true'], 1, /outputs/],
+  ]
+  for (const [args, code, words] of cases) {
+    const { status, stderr } = await runs.bobbin('run', ...args)
+    t.equal(status, code, `${args.join(' ')}: ${stderr}`)
+    t.match(stderr, words)
+  }
+  t.same(mountsBelow(folder), [])
+  const none = await runs.bobbin('record', 'verify', 'ffff')
+  t.equal(none.status, 10)
+})

@@ -1,0 +1,97 @@
+/** Runs of commands on packages, in a state folder of a test's own. */
+import { spawn } from 'node:child_process'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { LedgerRow } from '../../cli/record/ledger.js'
+import type { RunFacts } from '../../cli/record/run-folder.js'
+import { AS_USERS_DO, Bobbin, type Outcome, runProgram } from './cli.js'
+import { bobbinPath } from './parts.js'
+
+/** What `bobbin run --json` says. */
+export interface RunAnswer {
+  readonly runId: string
+  readonly exitCode: number
+  readonly record: string
+  readonly topHashes: readonly string[]
+  readonly imageDigest: string | null
+  readonly gitCommit: string | null
+  readonly gitTree: string | null
+  readonly outputs: readonly { readonly path: string; readonly sha256: string }[]
+}
+
+export class Runs {
+  readonly cli: Bobbin
+  readonly state: string
+  readonly code: string
+  readonly #env: Readonly<Record<string, string>>
+
+  constructor(
+    readonly folder: string,
+    env: Readonly<Record<string, string>> = {},
+  ) {
+    this.state = join(folder, 'state')
+    this.code = join(folder, 'code')
+    this.#env = { BOBBIN_STATE: this.state, BOBBIN_FREE_FLOOR: '0', ...env }
+    this.cli = new Bobbin(join(folder, 'cache'), this.#env)
+  }
+
+  /** A repository with one commit. */
+  async commit(files: Readonly<Record<string, string>>): Promise<string> {
+    mkdirSync(this.code, { recursive: true })
+    for (const [name, text] of Object.entries(files)) writeFileSync(join(this.code, name), text)
+    if ((await this.git('rev-parse', '--git-dir')).status !== 0) await this.git('init', '--quiet')
+    await this.git('add', '--all')
+    await this.git('-c', 'user.name=Test', '-c', 'user.email=test@test.invalid', 'commit', '--quiet', '-m', 'code')
+    return (await this.git('rev-parse', 'HEAD')).stdout.trim()
+  }
+
+  git(...args: string[]): Promise<Outcome> {
+    return runProgram('git', ['-C', this.code, ...args])
+  }
+
+  /** `bobbin` from within the code's folder. */
+  bobbin(...args: string[]): Promise<Outcome> {
+    const [command, ...before] = AS_USERS_DO
+    const line = ['-C', this.code, command!, ...before, process.execPath, bobbinPath, ...args]
+    return runProgram('env', line, { env: this.#environment() })
+  }
+
+  /** Throws unless it made a record. */
+  async run(...args: string[]): Promise<RunAnswer> {
+    const { stdout, stderr, status } = await this.bobbin('run', '--json', ...args)
+    if (stdout === '') throw new Error(`bobbin run ended with ${status}: ${stderr}`)
+    return JSON.parse(stdout) as RunAnswer
+  }
+
+  /** One that is still on its way. */
+  start(...args: string[]) {
+    const [command, ...before] = AS_USERS_DO
+    return spawn(
+      'env',
+      ['-C', this.code, command!, ...before, process.execPath, bobbinPath, 'run', '--json', ...args],
+      {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env: this.#environment(),
+      },
+    )
+  }
+
+  #environment(): NodeJS.ProcessEnv {
+    return { ...process.env, AWS_EC2_METADATA_DISABLED: 'true', ...this.#env, BOBBIN_CACHE: this.cli.cacheDir }
+  }
+}
+
+export function readsOf({ record }: { readonly record: string }): LedgerRow[] {
+  return readFileSync(join(record, 'reads.jsonl'), 'utf8')
+    .split('\n')
+    .filter(line => line !== '')
+    .map(line => JSON.parse(line) as LedgerRow)
+}
+
+export function factsOf({ record }: { readonly record: string }): RunFacts {
+  return JSON.parse(readFileSync(join(record, 'run.json'), 'utf8')) as RunFacts
+}
+
+export function statementOf({ record }: { readonly record: string }, name = 'statement.json') {
+  return JSON.parse(readFileSync(join(record, name), 'utf8'))
+}
