@@ -3,7 +3,7 @@
  * dist/, bobbin-fuse in build/native, and for the interop suite the real parts. Plain Node.js: it runs
  * before anything is installed.
  *
- *   node .ci/setup.mjs --for demo | test | interop | clients | bench
+ *   node .ci/setup.mjs --for demo | test | interop | clients | containers | bench
  *
  * Each step runs only when something is missing or older than its sources.
  */
@@ -13,7 +13,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
-const purposes = ['demo', 'test', 'interop', 'clients', 'bench']
+const purposes = ['demo', 'test', 'interop', 'clients', 'containers', 'bench']
 const purpose = process.argv[process.argv.indexOf('--for') + 1] ?? ''
 if (!purposes.includes(purpose)) fail(`usage: node .ci/setup.mjs --for ${purposes.join(' | ')}`)
 
@@ -67,13 +67,27 @@ function installSystemPackages() {
     ...(needsServers || needsClients
       ? [{ isThere: () => hasModule('ensurepip'), packages: ['python3-venv'], why: "python3's venv" }]
       : []),
-    ...(purpose === 'demo' ? [] : [{ isThere: () => hasProgram('curl'), packages: ['curl'], why: 'curl' }]),
-    ...(needsServers
+    ...(purpose === 'demo'
+      ? []
+      : [
+          { isThere: () => hasProgram('curl'), packages: ['curl'], why: 'curl' },
+          { isThere: () => hasProgram('git'), packages: ['git'], why: 'git, which names the code of runs' },
+          {
+            isThere: () => hasProgram('openssl'),
+            packages: ['openssl'],
+            why: 'openssl, to compare with, and for keys',
+          },
+        ]),
+    ...(purpose === 'containers'
       ? [
-          { isThere: () => hasProgram('openssl'), packages: ['openssl'], why: 'openssl, to compare with' },
-          { isThere: () => hasProgram('git'), packages: ['git'], why: 'git' },
-          { isThere: () => hasProgram('gcc'), packages: ['build-essential'], why: 'a compiler, for the S3 servers' },
+          { isThere: () => hasProgram('dockerd'), packages: ['docker.io'], why: "docker's engine" },
+          { isThere: () => hasProgram('iptables'), packages: ['iptables'], why: 'iptables, which it asks for' },
+          { isThere: () => hasProgram('docker-registry'), packages: ['docker-registry'], why: 'a registry of images' },
+          { isThere: () => existsSync('/bin/busybox'), packages: ['busybox-static'], why: 'what is in the images' },
         ]
+      : []),
+    ...(needsServers
+      ? [{ isThere: () => hasProgram('gcc'), packages: ['build-essential'], why: 'a compiler, for the S3 servers' }]
       : []),
     ...(purpose === 'bench'
       ? [

@@ -4,6 +4,7 @@ import { isAlive } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { table } from './output.js'
 import { type RunFacts, RunFolder, stateDir } from './record/run-folder.js'
+import { containerName, removeContainer } from './run/container.js'
 import { unmountAll } from './run/data.js'
 import { finishRun } from './run/finish.js'
 import type { CommonFlags } from './settings.js'
@@ -49,6 +50,8 @@ export async function upToDate(folder: RunFolder, { settings, source }: Context)
   if (facts.finishedOn !== undefined || isAlive(facts.pid)) return facts
   const { cacheDir } = facts.mounts[0] ?? settings
   const client = findDaemon(cacheDir)
+  // Its engine has gone on with it; there is nobody left who would take its exit code.
+  if (facts.engine.name !== 'host') await removeContainer(facts.engine.name, containerName(facts.runId))
   if (client !== undefined) await unmountAll(client, facts.mounts)
   return finishRun(folder, { ...facts, finishedOn: new Date().toISOString(), wasAbandoned: true }, { cacheDir, source })
 }

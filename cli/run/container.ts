@@ -81,9 +81,17 @@ export interface Binding {
   readonly isFollowed?: boolean
 }
 
+export function containerName(runId: string): string {
+  return `bobbin-${runId}`
+}
+
+/** Also while it runs. One that is not there is no error. */
+export async function removeContainer(engine: EngineName, name: string): Promise<void> {
+  await runQuietly(engine, ['rm', '--force', '--', name])
+}
+
 export function containerCommand(options: {
   readonly engine: EngineName
-  readonly name: string
   readonly runId: string
   readonly image: ImageIdentity
   readonly command: readonly string[]
@@ -91,13 +99,13 @@ export function containerCommand(options: {
   readonly bindings: readonly Binding[]
   readonly engineOptions: readonly string[]
 }): string[] {
-  const { engine, name, runId, image, command, env, bindings } = options
+  const { engine, runId, image, command, env, bindings } = options
   return [
     engine,
     'run',
     '--rm',
     '--init',
-    `--name=${name}`,
+    `--name=${containerName(runId)}`,
     `--label=bobbin.run=${runId}`,
     // It was resolved: what a tag points to now does not matter any more.
     '--pull=never',

@@ -194,7 +194,6 @@ function execute(
     facts.code === undefined || options.some(text => text.startsWith('--workdir=')) ? [] : [`--workdir=${INSIDE.code}`]
   const line = containerCommand({
     engine: engine.name,
-    name: `bobbin-${facts.runId}`,
     runId: facts.runId,
     image,
     command,

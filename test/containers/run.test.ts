@@ -1,0 +1,197 @@
+/** `bobbin run` with a real engine: what the container sees, which image it is, and what becomes of it. */
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { mountsBelow, testFolder, until } from '../support/daemon.js'
+import { startDocker } from '../support/docker.js'
+import { repository } from '../support/parts.js'
+import { factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
+import { writeSamples } from '../support/samples.js'
+
+t.setTimeout(300_000)
+
+const docker = await startDocker(t)
+const folder = testFolder(t)
+const runs = new Runs(folder, docker.env)
+t.teardown(() => runs.cli.try('stop', '--force'))
+const written = await writeSamples(join(folder, 'registry'), 12)
+const commit = await runs.commit({ 'code.txt': 'the code' })
+const mount = ['--mount', `${written.reference}:/data`]
+const network = ['--network', 'none']
+await docker.image('local:1', 'local')
+const pushed = `${docker.registry}/team/trainer:v1`
+await docker.image(pushed, 'first')
+await docker.run('push', '--quiet', pushed)
+
+const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex')
+const key = 'train/000003.jpg'
+
+t.test('a container sees data, code, outputs and the three hashes, and may write outputs alone (S50)', async t => {
+  const out = join(folder, 'out')
+  const script = `echo $GIT_HASH $DOCKER_HASH $QUILT_HASH $QUILT_HASH_1 $SEED
+cat /code/code.txt
+sha256sum < /data/${key} > $BOBBIN_OUTPUT/sum
+touch /data/x 2> /dev/null && exit 90
+touch /code/x 2> /dev/null && exit 91
+touch /bobbin/objects/x 2> /dev/null && exit 92
+ls /bobbin/mounts/0/data > /dev/null || exit 93
+exit 7`
+  const run = await runs.run(...mount, ...network, '--output', out, '-e', 'SEED=3', pushed, 'sh', '-c', script)
+  t.equal(run.exitCode, 7, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+  const said = readFileSync(join(run.record, 'stdout.log'), 'utf8')
+  t.equal(said, `${commit} ${run.imageDigest} ${written.topHash} ${written.topHash} 3\nthe code`)
+  const content = readFileSync(written.paths.get(key)!)
+  t.equal(readFileSync(join(out, 'sum'), 'utf8'), `${sha256(content)}  -\n`)
+  t.same(
+    readsOf(run).map(row => [row.key, row.via, row.count, row.size]),
+    [[key, 'fuse', 1, content.length]],
+  )
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
+  t.equal(await docker.run('ps', '--all', '--quiet'), '', 'no container is left')
+  t.same(mountsBelow(folder), [])
+})
+
+t.test('what the run reads through its loader is in its ledger', async t => {
+  // This machine's Python, and our client for it.
+  const host = ['/usr:/usr', '/usr/lib:/lib', '/usr/lib64:/lib64', `${repository}/loader/python/src:/client`]
+  const volumes = host.flatMap(volume => ['--volume', `${volume}:ro`])
+  const script = `
+from bobbin_loader import Plan
+plan = Plan.create('${written.reference}', global_batch=4, order='sequential')
+for transport in ('paths', 'tar'):
+    batch = next(plan.batches(step=1, transport=transport))
+    print(transport, [len(sample['jpg']) for sample in batch.samples], batch.samples[0].meta['jpg']['label'])
+`
+  const args = [...network, ...volumes, '-e', 'PYTHONPATH=/client', 'local:1', '/usr/bin/python3', '-c', script]
+  const run = await runs.run(...args)
+  t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+  const keys = [4, 5, 6, 7].map(i => `train/00000${i}`)
+  const sizes = keys.map(base => readFileSync(written.paths.get(`${base}.jpg`)!).length).join(', ')
+  const said = readFileSync(join(run.record, 'stdout.log'), 'utf8')
+  t.equal(said, `paths [${sizes}] 4\ntar [${sizes}] 4\n`)
+  const reads = new Set(readsOf(run).map(row => `${row.key} ${row.via}`))
+  for (const via of ['paths', 'tar']) for (const base of keys) t.ok(reads.has(`${base}.jpg ${via}`), `${base} ${via}`)
+})
+
+t.test('a tag is resolved to what it is now, and the record goes on meaning that', async t => {
+  const script = 'cat /which > $BOBBIN_OUTPUT/which'
+  const run = await runs.run(...mount, ...network, '--output', join(folder, 'tag'), pushed, 'sh', '-c', script)
+  const digest = JSON.parse(await docker.run('image', 'inspect', pushed))[0].RepoDigests[0].split('@')[1]
+  t.equal(run.imageDigest, digest)
+  t.match(factsOf(run).image, { asked: pushed, digest, localOnly: false, platform: /^linux\// })
+  const image = statementOf(run).predicate.buildDefinition.resolvedDependencies.find(
+    (one: { name: string }) => one.name === 'image',
+  )
+  t.match(image.digest, { sha256: digest.replace('sha256:', '') })
+  t.match(image.uri, /^pkg:oci\/trainer@sha256%3A[0-9a-f]{64}\?repository_url=localhost%3A\d+%2Fteam%2Ftrainer&tag=v1$/)
+
+  await docker.image(pushed, 'second')
+  await docker.run('push', '--quiet', pushed)
+  await docker.run('image', 'prune', '--force', '--all')
+  const now = await runs.run(...mount, ...network, '--output', join(folder, 'now'), pushed, 'sh', '-c', script)
+  t.equal(readFileSync(join(folder, 'now/which'), 'utf8'), 'second')
+  t.not(now.imageDigest, digest)
+  const again = await runs.bobbin('reproduce', run.runId, '--json')
+  t.equal(again.status, 0, again.stderr)
+  const answer = JSON.parse(again.stdout) as RunAnswer
+  t.equal(readFileSync(join(answer.record, 'outputs/which'), 'utf8'), 'first', 'pulled by its digest')
+  await docker.image('local:1', 'local')
+})
+
+t.test('an image that no registry has is marked, and missed when it is gone', async t => {
+  await docker.image('gone:1', 'gone')
+  const run = await runs.run(...mount, ...network, 'gone:1', 'cat', '/which')
+  t.match(factsOf(run).image, { localOnly: true, repository: null })
+  t.equal(run.imageDigest, JSON.parse(await docker.run('image', 'inspect', 'gone:1'))[0].Id)
+  await docker.run('image', 'rm', '--force', 'gone:1')
+  const { status, stderr } = await runs.bobbin('reproduce', run.runId)
+  t.equal(status, 10)
+  t.match(stderr, /image/)
+  const missing = await runs.bobbin('run', ...mount, `${docker.registry}/no/such:1`, 'true')
+  t.equal(missing.status, 10)
+  t.same(mountsBelow(folder), [], 'and nothing was mounted for it')
+})
+
+t.test('a daemon that is killed under a container is no error in it', async t => {
+  const script = 'cat /data/train/000001.jpg > /dev/null; echo ready; sleep 1; sha256sum /data/train/000002.jpg'
+  const child = runs.start(...mount, ...network, 'local:1', 'sh', '-c', script)
+  let [said, told] = ['', '']
+  child.stderr!.setEncoding('utf8').on('data', chunk => {
+    said += chunk
+  })
+  child.stdout!.setEncoding('utf8').on('data', chunk => {
+    told += chunk
+  })
+  await until('it runs', () => said.includes('ready'), 60_000)
+  const { daemon } = await runs.cli.json<{ daemon: { pid: number } }>('status')
+  process.kill(daemon.pid, 'SIGKILL')
+  t.equal(await new Promise(resolve => child.once('exit', resolve)), 0, said)
+  const content = readFileSync(written.paths.get('train/000002.jpg')!)
+  t.match(said, sha256(content))
+  t.same(
+    readsOf(JSON.parse(told)).map(row => row.key),
+    ['train/000001.jpg', 'train/000002.jpg'],
+  )
+})
+
+t.test('a signal ends the container, and so does the death of who looks after it (S52)', async t => {
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    const child = runs.start(
+      ...mount,
+      ...network,
+      'local:1',
+      'sh',
+      '-c',
+      'cat /data/train/000001.cls; echo ready; sleep 600',
+    )
+    let said = ''
+    child.stderr!.setEncoding('utf8').on('data', chunk => {
+      said += chunk
+    })
+    await until('it runs', () => said.includes('ready'), 60_000)
+    const runId = readdirSync(join(runs.state, 'runs')).sort().at(-1)!
+    child.kill(signal)
+    const code = await new Promise(resolve => child.once('exit', resolve))
+    t.equal(code, signal === 'SIGTERM' ? 143 : null)
+    const rows = await runs.cli.rows<{ runId: string; state: string; record: string }>('runs')
+    const row = rows.find(one => one.runId === runId)!
+    t.equal(row.state, signal === 'SIGTERM' ? 'exit 143' : 'killed')
+    t.same(
+      readsOf(row).map(one => one.key),
+      ['train/000001.cls'],
+    )
+    await until('no container is left', async () => (await docker.run('ps', '--all', '--quiet')) === '')
+    t.same(mountsBelow(folder), [])
+  }
+})
+
+t.test('nothing that is named can be an option, and what is missing is said', async t => {
+  const elsewhere = new Runs(folder, { ...docker.env, DOCKER_HOST: 'unix:///nowhere' })
+  const cases: readonly [Runs, string[], RegExp][] = [
+    [runs, ['--', '--privileged', 'true'], /not an image/],
+    [runs, ['--mount', `${written.reference}:/data,source=/etc`, 'local:1', 'true'], /no absolute path/],
+    [runs, ['--mount', `${written.reference}:/`, 'local:1', 'true'], /no absolute path/],
+    [runs, ['--mount', `${written.reference}:data`, 'local:1', 'true'], /PKG:\/PATH/],
+    [runs, ['--env', 'A B=1', 'local:1', 'true'], /NAME=VALUE/],
+    [elsewhere, ['local:1', 'true'], /no container engine.*docker.*--host/s],
+    [runs, ['--engine', 'podman', 'local:1', 'true'], /podman/],
+  ]
+  for (const [from, args, words] of cases) {
+    const { status, stderr } = await from.bobbin('run', ...args)
+    t.ok(status === 1 || status === 2, `${args.join(' ')}: ${status}`)
+    t.match(stderr, words)
+  }
+  const network = await runs.run(
+    '--network',
+    'none',
+    '--user',
+    '1234:1234',
+    '--no-loader',
+    '--no-code',
+    'local:1',
+    'id',
+  )
+  t.match(readFileSync(join(network.record, 'stdout.log'), 'utf8'), /uid=1234 gid=1234/)
+  t.notOk(existsSync(join(network.record, 'loader.log')))
+})
