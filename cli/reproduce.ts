@@ -1,6 +1,6 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import type { DaemonClient } from '../daemon/control/client.js'
 import { BobbinError, hasCode } from '../daemon/model/index.js'
 import { openPackage } from '../daemon/quilt/package-cache.js'
@@ -11,6 +11,7 @@ import { restoreCode } from './run/code.js'
 import { findEngine } from './run/container.js'
 import { identifyImage } from './run/image.js'
 import { compareOutputs } from './run/outputs.js'
+import { checkCode, prepareOutputs } from './run/preflight.js'
 import { startRun } from './run/start.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
@@ -54,15 +55,14 @@ async function again(
       state: stateDir(),
       container: await containerOf(facts, signal),
       command: facts.command,
-      cwd: codeDir === undefined ? (facts.cwd ?? process.cwd()) : join(codeDir, facts.cwd ?? ''),
+      cwd: resolve(codeDir ?? '', facts.cwd ?? ''),
       env: facts.env,
       mounts: facts.mounts.map(({ registry, package: name, topHash, target }) => {
         const source = `${registry}/${name}@${topHash}`
         return { asked: `${source}:${target}`, source, target }
       }),
-      codeDir,
-      requireClean: false,
-      outputDir: facts.outputDir === undefined ? undefined : (flags.output ?? 'own'),
+      code: codeDir === undefined ? undefined : await checkCode(codeDir, false),
+      outputDir: outputDirOf(facts, flags, text => output.note(text)),
       withLoader: facts.loaderSocket !== null,
       key: undefined,
       onMounted: (client, mounts, aborted) => void prefetch(record, client, mounts, context, aborted),
@@ -88,6 +88,11 @@ async function again(
   )
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
+}
+
+function outputDirOf({ outputDir }: RunFacts, { output }: ReproduceFlags, note: (text: string) => void) {
+  if (outputDir === undefined) return undefined
+  return output === undefined ? 'own' : prepareOutputs(output, note)
 }
 
 /** Throws OBJECT_GONE when the image is not to be had any more, or is another one. */

@@ -5,6 +5,7 @@ import { stateDir } from './record/run-folder.js'
 import { type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
 import { parseMountWish } from './run/data.js'
 import { identifyImage } from './run/image.js'
+import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
 import { type RunOutcome, startRun } from './run/start.js'
 
 export interface RunFlags extends PackageFlags, EngineFlags {
@@ -41,29 +42,35 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
     )
   if (!isContainer && command.length === 0)
     throw new BobbinError('INVALID_ARGUMENT', 'which command? bobbin run --host -- COMMAND…')
-  const mounts = (flags.mount ?? []).map(text => parseMountWish(text, isContainer))
-  const key = flags.key ?? process.env.BOBBIN_RUN_KEY
+  const problems = new Problems()
+  const note = (text: string) => context.output.note(text)
+  const { signal } = context
+  const keyPath = flags.key || process.env.BOBBIN_RUN_KEY
+  const engine = isContainer ? await problems.try(() => findEngine(flags.engine)) : undefined
+  const onPull = () => note(`bobbin: pulling ${image}`)
+  const found = engine && (await problems.try(() => identifyImage(engine.name, image!, { signal, onPull })))
+  const mounts = await problems.try(() => (flags.mount ?? []).map(text => parseMountWish(text, isContainer)))
+  if (mounts !== undefined && mounts.length > 0) await problems.try(() => checkMounting(isContainer))
+  const env = await problems.try(() => environmentOf(flags.env ?? []))
+  const { code: codeDir = process.cwd(), output: dir } = flags
+  const code = codeDir === false ? undefined : await problems.try(() => checkCode(codeDir, flags.requireClean ?? false))
+  const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
+  const key = keyPath ? await problems.try(() => readKey(keyPath, 'private')) : undefined
+  problems.throwIfAny()
   const wish = {
     version: flags.version,
     state: stateDir(),
-    container: isContainer ? await container(image!, flags, context) : undefined,
+    container: isContainer ? { engine: engine!, image: found!, options: engineOptions(flags) } : undefined,
     command,
     cwd: process.cwd(),
-    env: environmentOf(flags.env ?? []),
-    mounts,
-    codeDir: flags.code === false ? undefined : (flags.code ?? process.cwd()),
-    requireClean: flags.requireClean ?? false,
-    outputDir: flags.output,
+    env: env!,
+    mounts: mounts!,
+    code,
+    outputDir,
     withLoader: flags.loader ?? true,
-    key: key === undefined || key === '' ? undefined : readKey(key, 'private'),
+    key,
   }
   return startRun(wish, flags, context)
-}
-
-async function container(asked: string, flags: RunFlags, { output, signal }: Context) {
-  const engine = await findEngine(flags.engine)
-  const onPull = () => output.note(`bobbin: pulling ${asked}`)
-  return { engine, image: await identifyImage(engine.name, asked, { signal, onPull }), options: engineOptions(flags) }
 }
 
 /** `NAME=VALUE`, or `NAME` for what it is here. Throws INVALID_ARGUMENT. */

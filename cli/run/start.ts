@@ -1,20 +1,20 @@
 /** One run, from what was asked for to its record. `bobbin run` and `bobbin reproduce` both come here. */
 import type { KeyObject } from 'node:crypto'
-import { accessSync, constants, mkdirSync, statfsSync } from 'node:fs'
+import { existsSync, rmSync } from 'node:fs'
 import { hostname } from 'node:os'
-import { join, relative, resolve } from 'node:path'
+import { join, relative } from 'node:path'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { ensureDaemon } from '../../daemon/control/launch.js'
-import { BobbinError, formatBytes, localError, throwIfAborted } from '../../daemon/model/index.js'
+import { throwIfAborted } from '../../daemon/model/index.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
 import { type RunFacts, RunFolder, type RunMount } from '../record/run-folder.js'
-import { type CodeIdentity, identifyCode } from './code.js'
 import { type Binding, bindingsOf, containerCommand, type EngineFacts, isShared } from './container.js'
 import { type MountWish, mountFor, unmountAll } from './data.js'
 import { finishRun } from './finish.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
+import { type FoundCode, prepareOutputs } from './preflight.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
 
 export interface RunWish {
@@ -29,9 +29,8 @@ export interface RunWish {
   readonly cwd: string
   readonly env: Readonly<Record<string, string>>
   readonly mounts: readonly MountWish[]
-  /** Where the code is, here; undefined: none is recorded. */
-  readonly codeDir: string | undefined
-  readonly requireClean: boolean
+  /** undefined: none is recorded. */
+  readonly code: FoundCode | undefined
   /** `own`: in the run's folder. */
   readonly outputDir: string | 'own' | undefined
   readonly withLoader: boolean
@@ -47,15 +46,27 @@ export interface RunOutcome {
 
 /** Where a container finds things. */
 const INSIDE = { code: '/code', outputs: '/outputs', loader: '/bobbin/loader', objects: '/bobbin/objects' } as const
-/** Less room for outputs is worth a word. */
-const OUTPUT_BYTES_LOW = 2 ** 30
-
+/** Nothing is left of one whose command could not be started. */
 export async function startRun(wish: RunWish, flags: PackageFlags, context: Context): Promise<RunOutcome> {
-  const { settings, output, signal } = context
   const folder = RunFolder.create(wish.state)
-  const code = await codeOf(wish, folder)
-  const wanted = wish.outputDir === 'own' ? folder.file('outputs') : wish.outputDir
-  const outputDir = wanted === undefined ? undefined : prepareOutputs(resolve(wanted), text => output.note(text))
+  let facts: RunFacts
+  try {
+    facts = await runIn(folder, wish, flags, context)
+  } catch (error) {
+    // Its output is the first thing that a command leaves. What has run stays, and `bobbin runs` makes its record.
+    if (!existsSync(folder.file('stdout.log'))) rmSync(folder.path, { recursive: true, force: true })
+    throw error
+  }
+  const options = { cacheDir: context.settings.cacheDir, source: context.source, key: wish.key }
+  return { folder, facts: await finishRun(folder, facts, options) }
+}
+
+/** From the mounts to the command's end. */
+async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, context: Context): Promise<RunFacts> {
+  const { settings, output, signal } = context
+  if (wish.code?.diff !== undefined) folder.writeFile('source.diff', wish.code.diff)
+  const outputDir =
+    wish.outputDir === 'own' ? prepareOutputs(folder.file('outputs'), text => output.note(text)) : wish.outputDir
   const { client, isStarted } = await ensureDaemon(settings)
   if (isStarted) output.note(`bobbin: started the daemon (process ${client.pid}) for ${settings.cacheDir}`)
   throwIfAborted(signal)
@@ -63,72 +74,39 @@ export async function startRun(wish: RunWish, flags: PackageFlags, context: Cont
   const mountsFolder = folder.file('mnt')
   const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer })
   let sidecar: Sidecar | undefined
-  let facts: RunFacts | undefined
   try {
     if (isContainer && mounts.length > 0 && !isShared(mountsFolder))
       output.note(
         `bobbin: ${mountsFolder} is on a mount that is not shared: the container does not see a mount that is made again (mount --make-rshared /)`,
       )
     sidecar = wish.withLoader ? await startSidecar(folder, settings.cacheDir, signal) : undefined
-    facts = factsOf(wish, folder, { code, outputDir, mounts, socket: sidecar?.socket ?? null })
+    const facts = factsOf(wish, folder, { outputDir, mounts, socket: sidecar?.socket ?? null })
     folder.write(facts)
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
     const exitCode = await execute(wish, facts, sidecar, context)
-    facts = { ...facts, exitCode }
+    return { ...facts, exitCode, finishedOn: new Date().toISOString() }
   } finally {
     await sidecar?.stop()
     await unmountAll(client, mounts)
   }
-  const finishedOn = new Date().toISOString()
-  const { cacheDir } = settings
-  return {
-    folder,
-    facts: await finishRun(folder, { ...facts, finishedOn }, { cacheDir, source: context.source, key: wish.key }),
-  }
-}
-
-async function codeOf({ codeDir, requireClean }: RunWish, folder: RunFolder): Promise<CodeIdentity | undefined> {
-  if (codeDir === undefined) return undefined
-  const found = await identifyCode(codeDir, folder.path)
-  if (found === undefined)
-    throw new BobbinError(
-      'INVALID_ARGUMENT',
-      `${resolve(codeDir)} is in no git repository, so the run could not name its code: git init && git add -A && git commit, or give --code DIR or --no-code`,
-    )
-  if (requireClean && found.identity.isDirty)
-    throw new BobbinError(
-      'INVALID_ARGUMENT',
-      `${found.identity.folder} differs from its commit (${found.identity.untracked} new files; git status shows it): commit it, or leave --require-clean out`,
-    )
-  if (found.diff !== undefined) folder.writeFile('source.diff', found.diff)
-  return found.identity
-}
-
-function prepareOutputs(dir: string, note: (text: string) => void): string {
-  try {
-    mkdirSync(dir, { recursive: true })
-    accessSync(dir, constants.W_OK)
-    const { bavail, bsize } = statfsSync(dir)
-    if (bavail * bsize < OUTPUT_BYTES_LOW)
-      note(`bobbin: only ${formatBytes(bavail * bsize)} are free for outputs in ${dir}`)
-    return dir
-  } catch (error) {
-    throw localError(`use ${dir} for outputs`, error)
-  }
 }
 
 function factsOf(
-  { version, container, command, env, cwd }: RunWish,
+  { version, container, command, env, cwd, code: found }: RunWish,
   { runId }: RunFolder,
-  found: {
-    readonly code: CodeIdentity | undefined
+  {
+    outputDir,
+    mounts,
+    socket,
+  }: {
     readonly outputDir: string | undefined
     readonly mounts: readonly RunMount[]
     readonly socket: string | null
   },
 ): RunFacts {
-  const { code, outputDir, mounts, socket } = found
+  const code = found?.identity
+  const below = code === undefined ? '..' : relative(code.folder, cwd)
   return {
     version: 1,
     runId,
@@ -143,7 +121,7 @@ function factsOf(
     ...(code !== undefined && { code }),
     mounts,
     loaderSocket: socket,
-    ...(container === undefined && { cwd: code === undefined ? cwd : relative(code.folder, cwd) }),
+    ...(container === undefined && { cwd: below.startsWith('..') ? cwd : below }),
     ...(outputDir !== undefined && { outputDir }),
     startedOn: new Date().toISOString(),
   }
@@ -155,7 +133,7 @@ function execute(
   sidecar: Sidecar | undefined,
   { settings, output }: Context,
 ): Promise<number> {
-  const { container, command, codeDir } = wish
+  const { container, command } = wish
   const objects = objectsFolder(settings.cacheDir)
   const hashes = hashVariables(facts)
   const folder = join(wish.state, 'runs', facts.runId)
@@ -172,7 +150,7 @@ function execute(
   const { engine, image, options } = container
   const bindings: Binding[] = [
     ...bindingsOf(facts.mounts, join(folder, 'mnt')),
-    ...(facts.code === undefined || codeDir === undefined ? [] : [{ source: facts.code.folder, target: INSIDE.code }]),
+    ...(facts.code === undefined ? [] : [{ source: facts.code.folder, target: INSIDE.code }]),
     ...(facts.outputDir === undefined ? [] : [{ source: facts.outputDir, target: INSIDE.outputs, isWritable: true }]),
     ...(sidecar === undefined
       ? []

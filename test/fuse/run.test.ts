@@ -322,6 +322,23 @@ t.test('what cannot be is said before anything is started', async t => {
     t.match(stderr, words)
   }
   t.same(mountsBelow(folder), [])
+  const all = await runs.bobbin(
+    'run',
+    '--host',
+    '--env',
+    'A B',
+    '--code',
+    folder,
+    '--output',
+    '/dev/null/out',
+    '--',
+    'true',
+  )
+  t.equal(all.status, 2)
+  for (const words of [/cannot start:/, /NAME=VALUE/, /no git repository/, /outputs/]) t.match(all.stderr, words)
+  const count = readdirSync(join(runs.state, 'runs')).length
+  await runs.bobbin('run', '--host', '--', 'no-such-program')
+  t.equal(readdirSync(join(runs.state, 'runs')).length, count, 'no folder is left of what never ran')
   const none = await runs.bobbin('record', 'verify', 'ffff')
   t.equal(none.status, 10)
 })

@@ -1,0 +1,96 @@
+/** What would stop a run, all of it at once and before anything is started: nobody likes to mend one thing a try. */
+import { accessSync, constants, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statfsSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { BobbinError, type ErrorCode, formatBytes, localError } from '../../daemon/model/index.js'
+import { type CodeIdentity, identifyCode } from './code.js'
+
+/** Gathers errors; what is not one of ours is a bug, and is thrown at once. */
+export class Problems {
+  readonly #found: BobbinError[] = []
+
+  /** Undefined: it failed, and is remembered. */
+  async try<T>(run: () => T | Promise<T>): Promise<T | undefined> {
+    try {
+      return await run()
+    } catch (error) {
+      if (!(error instanceof BobbinError) || error.code === 'INTERRUPTED') throw error
+      this.#found.push(error)
+      return undefined
+    }
+  }
+
+  /** Throws the only one, or one that lists them all under the code of the first. */
+  throwIfAny(): void {
+    const [first, ...rest] = this.#found
+    if (first === undefined) return
+    if (rest.length === 0) throw first
+    const code: ErrorCode = first.code
+    const lines = this.#found.map(({ message }) => `\n  - ${message}`)
+    throw new BobbinError(code, `the run cannot start:${lines.join('')}`)
+  }
+}
+
+export interface FoundCode {
+  readonly identity: CodeIdentity
+  /** What is not in the commit. */
+  readonly diff: Buffer | undefined
+}
+
+/** Throws INVALID_ARGUMENT: no repository, no commit, or changes that are not wanted. */
+export async function checkCode(dir: string, requireClean: boolean): Promise<FoundCode> {
+  const scratch = mkdtempSync(join(tmpdir(), 'bobbin-git-'))
+  try {
+    const found = await identifyCode(dir, scratch)
+    if (found === undefined)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `${resolve(dir)} is in no git repository, so the run could not name its code: git init && git add -A && git commit, or give --code DIR or --no-code`,
+      )
+    const { folder, isDirty, untracked } = found.identity
+    if (requireClean && isDirty)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `${folder} differs from its commit (${untracked} new files; git status shows it): commit it, or leave --require-clean out`,
+      )
+    return found
+  } finally {
+    rmSync(scratch, { recursive: true, force: true })
+  }
+}
+
+/** Less room for outputs is worth a word. */
+const OUTPUT_BYTES_LOW = 2 ** 30
+
+/** Makes the folder. Throws LOCAL_IO, ACCESS_DENIED, STORE_FULL. */
+export function prepareOutputs(dir: string, note: (text: string) => void): string {
+  const folder = resolve(dir)
+  try {
+    mkdirSync(folder, { recursive: true })
+    accessSync(folder, constants.W_OK)
+    const { bavail, bsize } = statfsSync(folder)
+    const free = bavail * bsize
+    if (free < OUTPUT_BYTES_LOW) note(`bobbin: only ${formatBytes(free)} are free for outputs in ${folder}`)
+    return folder
+  } catch (error) {
+    throw localError(`use ${folder} for outputs`, error)
+  }
+}
+
+/** Throws FUSE_UNAVAILABLE when nothing can be mounted, or containers could not enter what is. */
+export function checkMounting(isContainer: boolean): void {
+  if (!existsSync('/dev/fuse'))
+    throw new BobbinError('FUSE_UNAVAILABLE', 'there is no /dev/fuse here: modprobe fuse (as root)')
+  if (!isContainer || process.getuid?.() === 0) return
+  let text = ''
+  try {
+    text = readFileSync('/etc/fuse.conf', 'utf8')
+  } catch {
+    // Not there is not set.
+  }
+  if (/^\s*user_allow_other\b/m.test(text)) return
+  throw new BobbinError(
+    'FUSE_UNAVAILABLE',
+    'containers cannot enter the mounts of a user: echo user_allow_other >> /etc/fuse.conf (as root)',
+  )
+}
