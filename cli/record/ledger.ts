@@ -5,18 +5,9 @@
  * `paths` and `tar`: samples that the run's loader delivered, or began to (`aborted`); `entry`: single ones of it.
  */
 import { createHash } from 'node:crypto'
-import { createReadStream, readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { createReadStream, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
-import { BobbinError, type Entry, hasCode, localError, parsePackageName, systemCode } from '../../daemon/model/index.js'
-import { readAccessLog } from '../../daemon/mount/access-log.js'
-import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
-import { parseRegistry } from '../../daemon/quilt/reference.js'
-import type { Delivery } from '../../loader/http/deliveries.js'
-import type { PackageAddress } from '../../loader/http/objects.js'
-import type { OpenPackages } from '../../loader/http/open-packages.js'
-import type { Plans } from '../../loader/http/plans.js'
-import type { RunMount } from './run-folder.js'
+import { BobbinError, hasCode, systemCode } from '../../daemon/model/index.js'
 
 export const LEDGER_VIAS = ['fuse', 'paths', 'tar', 'entry'] as const
 export type LedgerVia = (typeof LEDGER_VIAS)[number]
@@ -51,131 +42,7 @@ export interface LedgerFacts {
   readonly merkleRoot: string
 }
 
-type Tally = Omit<LedgerRow, 'count' | 'aborted' | 'first'> & { count: number; aborted: number; first: string }
-
-/** Gathers reads of any number of packages. */
-export class Ledger {
-  readonly #rows = new Map<string, Tally>()
-  readonly #packages = new Map<string, PackageAddress>()
-  /** Records that a mount could not keep. */
-  lost = 0
-
-  add(row: Omit<LedgerRow, 'count' | 'aborted'>, { isAborted = false } = {}): void {
-    const id = nameOf(row)
-    const known = this.#rows.get(id)
-    if (known === undefined) {
-      this.#rows.set(id, { ...row, count: isAborted ? 0 : 1, aborted: isAborted ? 1 : 0 })
-      return
-    }
-    if (isAborted) known.aborted++
-    else known.count++
-    if (row.first < known.first) known.first = row.first
-  }
-
-  /** What was opened through a mount of the run, which is over. */
-  addMount(mount: RunMount, { index, name, topHash }: OpenedPackage): void {
-    const mountedAt = Date.parse(mount.mountedAt)
-    for (const path of accessLogs(mount, mountedAt)) {
-      const { facts, records } = readAccessLog(path)
-      if (facts.mountpoint !== mount.mountpoint || facts.mountedAt !== mountedAt) continue
-      for (const { kind, ino, bytes, timeNs } of records) {
-        if (kind === 'lost') this.lost += bytes
-        // Without opens (open mode `none`) the first read of each file is all there is.
-        if (kind === 'lost') continue
-        const { key, hash, size } = index.entry(ino)
-        const first = new Date(Number(timeNs / 1_000_000n)).toISOString()
-        const row = {
-          package: name,
-          topHash,
-          key,
-          hashType: hash.type,
-          hash: hash.hex,
-          size,
-          via: 'fuse',
-          first,
-        } as const
-        if (kind === 'open' || !this.#rows.has(nameOf(row))) this.add(row)
-      }
-    }
-  }
-
-  /** What the run's own loader has written down that it delivered; what a plan's steps hold is computed again. */
-  async addDeliveries(path: string, plans: Plans, packages: OpenPackages): Promise<void> {
-    for (const delivery of deliveriesIn(path)) {
-      if ('lost' in delivery) {
-        this.lost += delivery.lost
-        continue
-      }
-      const isAborted = delivery.outcome === 'aborted'
-      const add = (packageName: string, topHash: string, { key, hash, size }: Entry, via: LedgerVia) =>
-        this.add(
-          { package: packageName, topHash, key, hashType: hash.type, hash: hash.hex, size, via, first: delivery.time },
-          { isAborted },
-        )
-      if (delivery.as === 'entry') {
-        const { keys, registry, package: name, topHash } = delivery
-        this.#note({ registry, package: name, topHash })
-        await packages.use({ registry, package: name, topHash }, async ({ index }) => {
-          for (const key of keys) {
-            const node = index.find(key)
-            if (node !== undefined) add(name, topHash, index.entry(node.ino), 'entry')
-          }
-        })
-        continue
-      }
-      const { plan: id, epoch, steps, positions = [], rank, world, as } = delivery
-      const plan = await plans.get(id)
-      await plan.use(async () => {
-        const contents =
-          steps === null ? [plan.at(epoch, positions)] : steps.map(step => plan.step(epoch, step, { rank, world }))
-        const { package: name, topHash } = plan.address
-        this.#note(plan.address)
-        for (const { samples } of contents)
-          for (const { facts } of samples) for (const { entry } of facts.entries) add(name, topHash, entry, as)
-      })
-    }
-  }
-
-  /** Those that the loader was asked for. */
-  packages(): PackageAddress[] {
-    return [...this.#packages.values()]
-  }
-
-  #note(address: PackageAddress): void {
-    this.#packages.set(`${address.registry} ${address.package} ${address.topHash}`, address)
-  }
-
-  rows(): LedgerRow[] {
-    return sorted(this.#rows.values())
-  }
-}
-
-type WrittenDelivery = (Delivery & { readonly time: string }) | { readonly lost: number }
-
-/** Lines of a file that may not be there, the last one perhaps cut. */
-function* deliveriesIn(path: string): Generator<WrittenDelivery> {
-  let text: string
-  try {
-    text = readFileSync(path, 'utf8')
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT') return
-    throw localError(`read ${path}`, error)
-  }
-  for (const line of text.split('\n').slice(0, -1)) yield JSON.parse(line) as WrittenDelivery
-}
-
-function accessLogs({ cacheDir, topHash }: RunMount, mountedAt: number): string[] {
-  const folder = join(cacheDir, 'access')
-  try {
-    return readdirSync(folder)
-      .filter(name => name.startsWith(`${topHash}-${mountedAt}-`))
-      .map(name => join(folder, name))
-  } catch (error) {
-    // Made with the first record.
-    if (systemCode(error) === 'ENOENT') return []
-    throw error
-  }
-}
+export type Tally = Omit<LedgerRow, 'count' | 'aborted' | 'first'> & { count: number; aborted: number; first: string }
 
 /** Rows of several ledgers: what is of one entry and one way is one row. */
 export function mergeRows(rows: readonly LedgerRow[]): LedgerRow[] {
@@ -193,11 +60,16 @@ export function mergeRows(rows: readonly LedgerRow[]): LedgerRow[] {
   return sorted(merged.values())
 }
 
-function nameOf({ package: name, topHash, key, via }: Pick<LedgerRow, 'package' | 'topHash' | 'key' | 'via'>): string {
+export function nameOf({
+  package: name,
+  topHash,
+  key,
+  via,
+}: Pick<LedgerRow, 'package' | 'topHash' | 'key' | 'via'>): string {
   return `${name}\0${topHash}\0${key}\0${via}`
 }
 
-function sorted(rows: Iterable<LedgerRow>): LedgerRow[] {
+export function sorted(rows: Iterable<LedgerRow>): LedgerRow[] {
   return [...rows].sort((a, b) => (nameOf(a) < nameOf(b) ? -1 : 1))
 }
 
@@ -252,51 +124,6 @@ function rowOf(line: string): LedgerRow | undefined {
   } catch {
     return undefined
   }
-}
-
-/** What a ledger says that its package does not; empty: it is a subset. */
-export async function notInPackages(
-  rows: AsyncIterable<LedgerRow>,
-  registries: ReadonlyMap<string, string>,
-  options: OpenOptions,
-): Promise<string[]> {
-  const opened = new Map<string, OpenedPackage>()
-  const wrong: string[] = []
-  try {
-    for await (const row of rows) {
-      const where = `${row.package}@${row.topHash.slice(0, 12)} ${JSON.stringify(row.key)}`
-      const registry = registries.get(`${row.package}@${row.topHash}`)
-      if (registry === undefined) {
-        wrong.push(`${where}: the statement names no such package`)
-        continue
-      }
-      const id = `${registry} ${row.package} ${row.topHash}`
-      const known = opened.get(id) ?? (await open(registry, row, options))
-      opened.set(id, known)
-      const node = known.index.find(row.key)
-      if (node?.kind !== 'file') {
-        wrong.push(`${where}: the package has no such entry`)
-        continue
-      }
-      const { hash, size } = known.index.entry(node.ino)
-      if (hash.type !== row.hashType || hash.hex !== row.hash || size !== row.size)
-        wrong.push(`${where}: the package says ${hash.type}:${hash.hex} of ${size} bytes`)
-    }
-  } finally {
-    for (const one of opened.values()) one.close()
-  }
-  return wrong
-}
-
-function open(registry: string, { package: name, topHash }: LedgerRow, options: OpenOptions): Promise<OpenedPackage> {
-  return openPackage(
-    {
-      registry: parseRegistry(registry),
-      name: parsePackageName(name),
-      revision: { kind: 'hash', prefix: topHash },
-    },
-    options,
-  )
 }
 
 /** SHA-256 of a file, hex; undefined when it is not there. */

@@ -6,10 +6,11 @@ import type { KeyObject } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
-import { localError } from '../../daemon/model/index.js'
-import type { OpenOptions } from '../../daemon/quilt/package-cache.js'
+import { localError, parsePackageName } from '../../daemon/model/index.js'
+import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
+import { parseRegistry } from '../../daemon/quilt/reference.js'
 import { type Envelope, openEnvelope } from './dsse.js'
-import { fileSha256, ledgerFacts, notInPackages, readLedger } from './ledger.js'
+import { fileSha256, type LedgerRow, ledgerFacts, readLedger } from './ledger.js'
 import type { RunFacts, RunFolder } from './run-folder.js'
 import { provenance, type Statement, trace } from './statement.js'
 
@@ -48,7 +49,7 @@ export async function verifyRecord(
   if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
   const registries = new Map(facts.mounts.map(mount => [`${mount.package}@${mount.topHash}`, mount.registry]))
   for (const { registry, package: name, topHash } of facts.loaded ?? []) registries.set(`${name}@${topHash}`, registry)
-  problems.push(...(await notInPackages(each(rows), registries, options.packages)))
+  problems.push(...(await notInPackages(rows, registries, options.packages)))
   return {
     problems,
     reads: rows.length,
@@ -125,6 +126,47 @@ function documentOf(run: RunFolder, name: string): unknown {
   }
 }
 
-async function* each<T>(items: readonly T[]): AsyncGenerator<T> {
-  yield* items
+/** What a ledger says that its package does not; empty: it is a subset. */
+async function notInPackages(
+  rows: readonly LedgerRow[],
+  registries: ReadonlyMap<string, string>,
+  options: OpenOptions,
+): Promise<string[]> {
+  const opened = new Map<string, OpenedPackage>()
+  const wrong: string[] = []
+  try {
+    for (const row of rows) {
+      const where = `${row.package}@${row.topHash.slice(0, 12)} ${JSON.stringify(row.key)}`
+      const registry = registries.get(`${row.package}@${row.topHash}`)
+      if (registry === undefined) {
+        wrong.push(`${where}: the statement names no such package`)
+        continue
+      }
+      const id = `${registry} ${row.package} ${row.topHash}`
+      const known = opened.get(id) ?? (await open(registry, row, options))
+      opened.set(id, known)
+      const node = known.index.find(row.key)
+      if (node?.kind !== 'file') {
+        wrong.push(`${where}: the package has no such entry`)
+        continue
+      }
+      const { hash, size } = known.index.entry(node.ino)
+      if (hash.type !== row.hashType || hash.hex !== row.hash || size !== row.size)
+        wrong.push(`${where}: the package says ${hash.type}:${hash.hex} of ${size} bytes`)
+    }
+  } finally {
+    for (const one of opened.values()) one.close()
+  }
+  return wrong
+}
+
+function open(registry: string, { package: name, topHash }: LedgerRow, options: OpenOptions): Promise<OpenedPackage> {
+  return openPackage(
+    {
+      registry: parseRegistry(registry),
+      name: parsePackageName(name),
+      revision: { kind: 'hash', prefix: topHash },
+    },
+    options,
+  )
 }

@@ -9,7 +9,8 @@ import type { PackageAddress } from '../../loader/http/objects.js'
 import { OpenPackages } from '../../loader/http/open-packages.js'
 import { Plans } from '../../loader/http/plans.js'
 import { signEnvelope } from '../record/dsse.js'
-import { fileSha256, formatLedger, Ledger, ledgerFacts } from '../record/ledger.js'
+import { fileSha256, formatLedger, ledgerFacts } from '../record/ledger.js'
+import { Reads } from '../record/reads.js'
 import type { RunFacts, RunFolder } from '../record/run-folder.js'
 import { provenance, trace } from '../record/statement.js'
 import { hashOutputs } from './outputs.js'
@@ -24,13 +25,13 @@ const KEPT_FILES = ['stdout.log', 'stderr.log', 'source.diff'] as const
 
 /** The mounts are gone and the loader has ended, so that their logs are whole. */
 export async function finishRun(run: RunFolder, facts: RunFacts, options: FinishOptions): Promise<RunFacts> {
-  const ledger = await readsOf(run, facts, options)
-  const rows = ledger.rows()
+  const reads = await readsOf(run, facts, options)
+  const rows = reads.rows()
   const text = formatLedger(rows)
   run.writeFile('reads.jsonl', text)
   const finished: RunFacts = {
     ...facts,
-    loaded: loadedOnly(facts, ledger),
+    loaded: loadedOnly(facts, reads),
     ...(facts.outputDir !== undefined && { outputs: await hashOutputs(facts.outputDir) }),
   }
   const counted = ledgerFacts(rows, text)
@@ -38,7 +39,7 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
   const known = new Map(
     [...files].filter((file): file is [(typeof KEPT_FILES)[number], string] => file[1] !== undefined),
   )
-  const isComplete = ledger.lost === 0 && !(facts.wasAbandoned ?? false)
+  const isComplete = reads.lost === 0 && !(facts.wasAbandoned ?? false)
   const statements = [
     ['statement.json', provenance(finished, { ledger: counted, isComplete, files: known })],
     ['trace.json', trace(finished, rows, counted)],
@@ -55,21 +56,21 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
 }
 
 /** The loader serves any package that it is asked for, mounted or not. */
-function loadedOnly({ mounts }: RunFacts, ledger: Ledger): PackageAddress[] {
+function loadedOnly({ mounts }: RunFacts, reads: Reads): PackageAddress[] {
   const isMounted = ({ registry, topHash }: PackageAddress) =>
     mounts.some(mount => mount.topHash === topHash && mount.registry === registry)
-  return ledger.packages().filter(address => !isMounted(address))
+  return reads.packages().filter(address => !isMounted(address))
 }
 
-async function readsOf(run: RunFolder, { mounts }: RunFacts, { cacheDir, source }: FinishOptions): Promise<Ledger> {
-  const ledger = new Ledger()
+async function readsOf(run: RunFolder, { mounts }: RunFacts, { cacheDir, source }: FinishOptions): Promise<Reads> {
+  const reads = new Reads()
   const offline = true
   const packages = new OpenPackages({ cacheDir, source, offline, quarantine: true })
   const plans = new Plans({ cacheDir, source, offline, defaultRegistry: undefined, log: pino({ level: 'silent' }) })
   try {
-    for (const mount of mounts) await packages.use(mount, async opened => ledger.addMount(mount, opened))
-    await ledger.addDeliveries(run.file('deliveries.ndjson'), plans, packages)
-    return ledger
+    for (const mount of mounts) await packages.use(mount, async opened => reads.addMount(mount, opened))
+    await reads.addDeliveries(run.file('deliveries.ndjson'), plans, packages)
+    return reads
   } finally {
     packages.close()
     await plans.close()

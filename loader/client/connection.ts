@@ -6,6 +6,8 @@ import { Cut, LoaderError } from './errors.js'
 const SIDECAR_DEFAULT = 'unix:/var/cache/bobbin/loader/loader.sock'
 /** More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time. */
 const SILENCE_MS = 120_000
+/** For a sidecar that is just starting. */
+const START_MS = 30_000
 const PROBLEM_BYTES_MAX = 65_536
 
 export interface Question {
@@ -75,6 +77,17 @@ export class Connection {
   async document<T>(question: Question): Promise<T> {
     const bytes = await bytesOf(await this.send(question))
     return (bytes.length === 0 ? undefined : JSON.parse(bytes.toString('utf8'))) as T
+  }
+
+  /** A document, as often as it takes. Throws LoaderError. */
+  async ask<T>(question: Question, patienceMs = START_MS): Promise<T> {
+    for (const patience = new Patience(this.address, patienceMs); ; ) {
+      try {
+        return await this.document<T>(question)
+      } catch (error) {
+        await patience.wait(error)
+      }
+    }
   }
 
   close(): void {

@@ -6,8 +6,7 @@ import type { IncomingMessage } from 'node:http'
 import type { CursorFacts, PlanFacts } from '../http/schema.js'
 import { formatCursor } from '../plan/cursor.js'
 import type { PlanBody, PlanDocument } from '../plan/plan-document.js'
-import type { LoaderClient } from './client.js'
-import { Patience } from './connection.js'
+import { type Connection, Patience } from './connection.js'
 import { Cut, damaged, LoaderError } from './errors.js'
 import { type Batch, linesOf, type PathsLine, type Sample, samplesOfLine, samplesOfTar } from './samples.js'
 
@@ -61,7 +60,7 @@ export class Plan {
   readonly document: PlanDocument
 
   constructor(
-    private readonly client: LoaderClient,
+    private readonly connection: Connection,
     readonly facts: PlanFacts,
     private readonly body: PlanBody,
   ) {
@@ -79,7 +78,7 @@ export class Plan {
   /** Throws CURSOR_FOREIGN for one of another plan or package. */
   checkCursor(cursor: string): Promise<CursorFacts> {
     return this.#ask(() =>
-      this.client.ask({ method: 'POST', path: '/v1/cursor/check', body: { plan: this.id, cursor } }),
+      this.connection.ask({ method: 'POST', path: '/v1/cursor/check', body: { plan: this.id, cursor } }),
     )
   }
 
@@ -103,7 +102,7 @@ export class Plan {
     }
     const stepBytes = Math.max(1, this.facts.maxStepBytes / world)
     const most = Math.max(1, Math.min(STEPS_MAX, SAMPLES_AN_ANSWER / batch, BYTES_AN_ANSWER / stepBytes))
-    const patience = new Patience(this.client.connection.address, patienceMs)
+    const patience = new Patience(this.connection.address, patienceMs)
     let step = start.step
     // The first answer is one step, to have it soon.
     let count = 1
@@ -131,7 +130,7 @@ export class Plan {
   /** Samples by their positions in an epoch, in the order asked for. */
   samplesAt(positions: readonly number[], { epoch = 0 }: { readonly epoch?: number } = {}): Promise<Sample[]> {
     const read = async () => {
-      const response = await this.client.connection.send({
+      const response = await this.connection.send({
         method: 'POST',
         path: `/v1/plans/${this.id}/samples`,
         body: { epoch, positions },
@@ -222,7 +221,7 @@ export class Plan {
       query.set('session', session)
       if (release !== undefined) query.set('release', release)
     }
-    return this.client.connection.send({ method: 'GET', path: `/v1/plans/${this.id}/batches?${query}`, accept })
+    return this.connection.send({ method: 'GET', path: `/v1/plans/${this.id}/batches?${query}`, accept })
   }
 
   async #objects(transport: Transport): Promise<string | undefined> {
@@ -243,7 +242,7 @@ export class Plan {
 
   /** Asks again while it may help, and makes the plan known to a sidecar that has forgotten it. */
   async #ask<T>(ask: () => Promise<T>): Promise<T> {
-    for (const patience = new Patience(this.client.connection.address, PATIENCE_MS); ; ) {
+    for (const patience = new Patience(this.connection.address, PATIENCE_MS); ; ) {
       try {
         return await ask()
       } catch (error) {
@@ -256,7 +255,7 @@ export class Plan {
   async #postAgain(): Promise<void> {
     const { package: name, topHash } = this.facts
     const body = { ...this.body, package: name, topHash }
-    const again = await this.client.ask<PlanFacts>({ method: 'POST', path: '/v1/plans', body })
+    const again = await this.connection.ask<PlanFacts>({ method: 'POST', path: '/v1/plans', body })
     if (again.planId !== this.id)
       throw new LoaderError('PLAN_NOT_FOUND', `the sidecar makes another plan of it now: ${again.planId}`)
   }
@@ -265,6 +264,6 @@ export class Plan {
   async #releaseAll({ session }: Walk): Promise<void> {
     // Of this session all, whatever their numbers.
     const body = { lease: `${session}-${10 ** 15 - 1}` }
-    await this.client.connection.document({ method: 'POST', path: '/v1/release', body }).catch(() => {})
+    await this.connection.document({ method: 'POST', path: '/v1/release', body }).catch(() => {})
   }
 }
