@@ -1,8 +1,31 @@
 import { findDaemon } from '../daemon/control/client.js'
 import { BobbinError, formatBytes, formatDuration } from '../daemon/model/index.js'
+import { isAlive } from '../daemon/store/index.js'
 import { withContext } from './context.js'
 import { table } from './output.js'
+import { RunFolder, stateDir } from './record/run-folder.js'
 import type { CommonFlags } from './settings.js'
+
+/** Older ones have ended, or are found by `bobbin runs`. */
+const RUNS_LOOKED_AT = 100
+
+/** Of this user, on this machine. */
+function runningRuns(): {
+  runId: string
+  pid: number
+  startedOn: string
+  command: readonly string[]
+  record: string
+}[] {
+  return RunFolder.all(stateDir())
+    .slice(-RUNS_LOOKED_AT)
+    .flatMap(folder => {
+      const facts = folder.tryRead()
+      if (facts === undefined || facts.finishedOn !== undefined || !isAlive(facts.pid)) return []
+      const { runId, pid, startedOn, command } = facts
+      return [{ runId, pid, startedOn, command, record: folder.path }]
+    })
+}
 
 export async function status(flags: CommonFlags): Promise<void> {
   await withContext(flags, async ({ settings, output }) => {
@@ -32,6 +55,11 @@ export async function status(flags: CommonFlags): Promise<void> {
         ]),
       ),
     ]
-    await output.row(facts, lines.filter(line => line !== '').join('\n'))
+    const runs = runningRuns()
+    for (const { runId, startedOn, command } of runs)
+      lines.push(
+        `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${command.join(' ').slice(0, 80)}`,
+      )
+    await output.row({ ...facts, runs }, lines.filter(line => line !== '').join('\n'))
   })
 }

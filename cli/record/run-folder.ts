@@ -133,8 +133,13 @@ export class RunFolder {
     return join(this.path, name)
   }
 
+  /** Undefined: there is nothing yet, or it is damaged. */
+  tryRead(): RunFacts | undefined {
+    return readFacts(this.path)
+  }
+
   read(): RunFacts {
-    const facts = readFacts(this.path)
+    const facts = this.tryRead()
     if (facts !== undefined) return facts
     throw new BobbinError('LOCAL_IO', `${this.file('run.json')} is missing or damaged`)
   }

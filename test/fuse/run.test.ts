@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
+import { startHeldServer } from '../support/held-server.js'
 import { writeRegistry } from '../support/registry.js'
 import { factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
@@ -241,6 +242,31 @@ t.test('signals reach the command, and how it ended is what we end with', async 
     t.match(JSON.parse(told), { exitCode: code })
     t.same(mountsBelow(folder), [])
   }
+})
+
+t.test('a signal before the command has started leaves nothing', async t => {
+  const source = await startHeldServer()
+  t.teardown(() => source.stop())
+  const far = new Runs(join(folder, 'far'), source.env)
+  t.teardown(() => far.cli.try('stop', '--force'))
+  await far.commit({ 'train.sh': 'true' })
+  source.hold()
+  const child = far.start('--host', '--mount', `s3://held/test/far@${'1'.repeat(64)}:${data}`, '--', 'true')
+  await until('it asks the registry', () => source.waiting > 0, 30_000)
+  child.kill('SIGINT')
+  t.equal(await new Promise(resolve => child.once('exit', resolve)), 130)
+  t.same(readdirSync(join(far.state, 'runs')), [])
+  t.same(mountsBelow(folder), [])
+})
+
+t.test('status shows the runs that are under way', async t => {
+  const child = runs.start('--host', ...mount, '--', 'sleep', '60')
+  const running = async () => (await runs.cli.json<{ runs: { pid: number; command: string[] }[] }>('status')).runs
+  await until('it is there', async () => (await running()).some(({ pid }) => pid === child.pid), 30_000)
+  t.match(await running(), [{ command: ['sleep', '60'] }])
+  child.kill('SIGTERM')
+  t.equal(await new Promise(resolve => child.once('exit', resolve)), 143)
+  t.same(await running(), [])
 })
 
 t.test('a run whose process was killed has a record that says so (S52)', async t => {
