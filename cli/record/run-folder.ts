@@ -105,7 +105,8 @@ export class RunFolder {
     const runId = v7()
     const path = join(state, 'runs', runId)
     try {
-      mkdirSync(path, { recursive: true, mode: 0o755 })
+      // What was fetched with one person's credentials is not for others: mounts and the loader's socket lie below.
+      mkdirSync(path, { recursive: true, mode: 0o700 })
     } catch (error) {
       throw localError(`make the run's folder ${path} (BOBBIN_STATE says where)`, error)
     }

@@ -20,10 +20,11 @@ const START_MS = 30_000
 const SOCKET_PATH_BYTES_MAX = 107
 
 export async function startSidecar(run: RunFolder, cacheDir: string, signal: AbortSignal): Promise<Sidecar> {
-  const own = run.file('loader')
-  const isShort = Buffer.byteLength(join(own, 'loader.sock')) <= SOCKET_PATH_BYTES_MAX
-  const folder = isShort ? own : mkdtempSync(join(tmpdir(), 'bobbin-run-'))
-  mkdirSync(folder, { recursive: true })
+  const isShort = Buffer.byteLength(join(run.file('loader'), 'loader.sock')) <= SOCKET_PATH_BYTES_MAX
+  // Others cannot get this far; whoever is in the container can, by the binding.
+  const base = isShort ? run.path : mkdtempSync(join(tmpdir(), 'bobbin-run-'))
+  const folder = join(base, 'loader')
+  mkdirSync(folder, { mode: 0o755 })
   const socket = join(folder, 'loader.sock')
   const main = fileURLToPath(new URL('../main.js', import.meta.url))
   const args = [
@@ -39,17 +40,16 @@ export async function startSidecar(run: RunFolder, cacheDir: string, signal: Abo
   const log = openSync(run.file('loader.log'), 'a', 0o644)
   const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true })
   const stop = async () => {
-    const ended = child.exitCode === null && child.signalCode === null
-    if (ended) {
+    if (child.exitCode === null && child.signalCode === null) {
       const over = new Promise(resolve => child.once('exit', resolve))
       child.kill('SIGTERM')
       await over
     }
-    rmSync(folder, { recursive: true, force: true })
+    rmSync(isShort ? folder : base, { recursive: true, force: true })
   }
   try {
     await ready(child, signal)
-    // Containers may run as anybody; who reaches the folder is whom it is bound for.
+    // Containers may run as anybody.
     chmodSync(socket, 0o666)
     return { folder, socket, stop }
   } catch (error) {

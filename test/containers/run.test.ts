@@ -1,8 +1,9 @@
 /** `bobbin run` with a real engine: what the container sees, which image it is, and what becomes of it. */
 import { createHash } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { chmodSync, existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { runProgram } from '../support/cli.js'
 import { mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startDocker } from '../support/docker.js'
 import { repository } from '../support/parts.js'
@@ -182,16 +183,30 @@ t.test('nothing that is named can be an option, and what is missing is said', as
     t.ok(status === 1 || status === 2, `${args.join(' ')}: ${status}`)
     t.match(stderr, words)
   }
-  const network = await runs.run(
-    '--network',
-    'none',
-    '--user',
-    '1234:1234',
-    '--no-loader',
-    '--no-code',
-    'local:1',
-    'id',
-  )
-  t.match(readFileSync(join(network.record, 'stdout.log'), 'utf8'), /uid=1234 gid=1234/)
-  t.notOk(existsSync(join(network.record, 'loader.log')))
+  const bare = await runs.run(...network, '--no-loader', '--no-code', 'local:1', 'env')
+  t.notMatch(readFileSync(join(bare.record, 'stdout.log'), 'utf8'), /GIT_HASH|BOBBIN_SIDECAR/)
+  t.notOk(existsSync(join(bare.record, 'loader.log')))
+})
+
+t.test('any user in the container reads data and asks the loader, and no other user of this machine', async t => {
+  const volumes = ['/usr:/usr', '/usr/lib:/lib', '/usr/lib64:/lib64'].flatMap(volume => ['--volume', `${volume}:ro`])
+  const script = `id; sha256sum /data/${key}; /usr/bin/curl -sSf --unix-socket /bobbin/loader/loader.sock http://x/livez; echo; echo ready; sleep 600`
+  const child = runs.start(...mount, ...network, ...volumes, '--user', '1234:1234', 'local:1', 'sh', '-c', script)
+  let said = ''
+  child.stderr!.setEncoding('utf8').on('data', chunk => {
+    said += chunk
+  })
+  await until('it runs', () => said.includes('ready'), 60_000)
+  t.match(said, /uid=1234 gid=1234/)
+  t.match(said, sha256(readFileSync(written.paths.get(key)!)))
+  t.match(said, '{"ok":true}')
+  const record = join(runs.state, 'runs', readdirSync(join(runs.state, 'runs')).sort().at(-1)!)
+  for (const above of [folder, runs.state, join(runs.state, 'runs')]) chmodSync(above, 0o755)
+  for (const path of ['loader/loader.sock', `mnt/0/data/${key}`, 'run.json']) {
+    t.ok(existsSync(join(record, path)))
+    const { status } = await runProgram('setpriv', ['--reuid=65534', '--clear-groups', 'ls', join(record, path)])
+    t.not(status, 0, `nobody else gets to ${path}`)
+  }
+  child.kill('SIGTERM')
+  t.equal(await new Promise(resolve => child.once('exit', resolve)), 143, said)
 })
