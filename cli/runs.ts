@@ -7,6 +7,7 @@ import { type RunFacts, RunFolder, stateDir } from './record/run-folder.js'
 import { containerName, removeContainer } from './run/container.js'
 import { unmountAll } from './run/data.js'
 import { finishRun } from './run/finish.js'
+import { endLeftovers } from './run/leftovers.js'
 import type { CommonFlags } from './settings.js'
 
 /** What ran, on which hashes; a run whose process was killed gets its record first. */
@@ -50,6 +51,7 @@ export async function upToDate(folder: RunFolder, { settings, source }: Context)
   if (facts.finishedOn !== undefined || isAlive(facts.pid)) return facts
   const { cacheDir } = facts.mounts[0] ?? settings
   const client = findDaemon(cacheDir)
+  await endLeftovers(facts.runId)
   // Its engine has gone on with it; there is nobody left who would take its exit code.
   if (facts.engine.name !== 'host') await removeContainer(facts.engine.name, containerName(facts.runId))
   if (client !== undefined) await unmountAll(client, facts.mounts)

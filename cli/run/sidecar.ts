@@ -38,7 +38,8 @@ export async function startSidecar(run: RunFolder, cacheDir: string, signal: Abo
     run.file('deliveries.ndjson'),
   ]
   const log = openSync(run.file('loader.log'), 'a', 0o644)
-  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true })
+  const env = { ...process.env, BOBBIN_RUN: run.runId }
+  const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true, env })
   const stop = async () => {
     if (child.exitCode === null && child.signalCode === null) {
       const over = new Promise(resolve => child.once('exit', resolve))

@@ -22,7 +22,9 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
   const logPath = join(options.cacheDir, 'daemon.log')
   const log = openLog(options.cacheDir, logPath)
   const { argv } = daemonCommand(options)
-  const child = spawn(argv[0]!, argv.slice(1), { detached: true, cwd: '/', stdio: ['ignore', 'ignore', log] })
+  // It belongs to no run, whoever has started it (cli/run/leftovers.ts).
+  const { BOBBIN_RUN: _, ...env } = process.env
+  const child = spawn(argv[0]!, argv.slice(1), { detached: true, cwd: '/', stdio: ['ignore', 'ignore', log], env })
   child.unref()
   let exitCode: number | null | undefined
   child.once('exit', code => {
