@@ -129,8 +129,10 @@ export class Ahead {
     const { content } = waiting
     if (!waiting.isReady()) {
       const ours = this.#start(plan, content, 'demand')
-      // The objects are the same ones, and are moved to the front; the first lease has done its part.
-      waiting.release()
+      // The objects are the same ones, and are moved to the front. The first lease goes when ours has them: before
+      // that, nobody might wait for what is on its way, and it would be given up and fetched anew.
+      const done = () => waiting.release()
+      ours.lease.then(done, done)
       return ours
     }
     const lease = waiting.lease.then(async first => {

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { AS_USERS_DO, Bobbin, runProgram } from '../support/cli.js'
-import { testFolder, until } from '../support/daemon.js'
+import { cannotMount, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { type RunningLoader, startLoader } from '../support/loader.js'
 import { noise } from '../support/objects.js'
@@ -305,7 +305,7 @@ t.test('a killed daemon costs an answer, not the service', async t => {
   const after = await loader.ask(`${path}?step=1`)
   t.equal(after.status, 200)
   t.equal(after.body.length, Number(after.headers['content-length']))
-  t.equal((await loader.ask('/readyz')).status, 200)
+  await until('it is ready again', async () => (await loader.ask('/readyz')).status === 200)
 })
 
 t.test(
@@ -344,3 +344,31 @@ t.test(
     t.ok(statSync(socket).isSocket(), "the socket is systemd's and stays")
   },
 )
+
+t.test('ranks and a mount share one fetch of each object (S37)', { skip: cannotMount() }, async t => {
+  const source = await startHeldServer()
+  t.teardown(() => source.stop())
+  const folder = testFolder(t)
+  const keys = Array.from({ length: 16 }, (_, i) => `f${String(i).padStart(2, '0')}.bin`)
+  const files = Object.fromEntries(
+    keys.map((key, i) => [key, { bytes: noise(50_000, i), physicalKey: source.add(key, noise(50_000, i)) }]),
+  )
+  const written = await writeRegistry(join(folder, 'registry'), 'test/shared', files)
+  const loader = await startLoader(t, { env: source.env })
+  const plan = await loader.plan({ package: written.reference, batch: { global: 4 } })
+  const mountpoint = join(folder, 'mnt')
+  await loader.cli.text('mount', written.reference, mountpoint, '--mkdir')
+  const batch = (rank: number, step: number, headers = {}) =>
+    loader.ask(`/v1/plans/${plan.planId}/batches?world=2&rank=${rank}&step=${step}`, { headers })
+  const steps = [0, 1, 2, 3]
+  source.hold()
+  const readers = [
+    ...steps.flatMap(step => [batch(0, step), batch(1, step), batch(1, step, { accept: PATHS })]),
+    runProgram('sh', ['-c', `cat ${mountpoint}/*.bin | sha256sum`]),
+  ]
+  await until('the source is asked', () => source.waiting > 4)
+  source.release()
+  for (const answer of await Promise.all(readers)) t.equal(answer.status, 'stdout' in answer ? 0 : 200)
+  for (const key of keys) t.equal(source.requests.get(key), 1, key)
+  await loader.cli.text('umount', mountpoint)
+})
