@@ -17,6 +17,7 @@ const exitCodeByError = {
   NO_ATTRIBUTE: 10,
   NOT_MOUNTED: 10,
   ALREADY_MOUNTED: 11,
+  REVISION_CONFLICT: 11,
   CACHE_IN_USE: 11,
   PLAN_NOT_FOUND: 10,
   ACCESS_DENIED: 12,
@@ -51,7 +52,7 @@ Exit codes:
   1    another failure
   2    wrong usage (a mountpoint that cannot be used, too)
   10   no such registry, package, revision, entry or object; an ambiguous prefix
-  11   already mounted, or the cache belongs to another daemon
+  11   already mounted, the cache belongs to another daemon, or another revision was pushed meanwhile
   12   access denied
   13   verification failed: a manifest, an object or a folder is not what its hash says
   14   FUSE is not available here

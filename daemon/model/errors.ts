@@ -15,6 +15,8 @@ export const ERROR_CODES = [
   'REVISION_NOT_FOUND',
   /** A top-hash prefix fits several revisions; the message lists them. */
   'REVISION_AMBIGUOUS',
+  /** The name has moved on: its latest revision is not the one that a new one was made from. */
+  'REVISION_CONFLICT',
   /** The package has no entry or directory of that key. */
   'ENTRY_NOT_FOUND',
   /** An entry's object is not at its physical key any more. */

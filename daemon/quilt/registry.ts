@@ -13,6 +13,8 @@ import {
   hasCode,
   isPackageName,
   isTopHash,
+  type LogicalKey,
+  type ObjectPlace,
   type PackageName,
   type PhysicalKey,
   type Registry,
@@ -48,6 +50,38 @@ export interface RegistryOptions {
 
 export function manifestKey(registry: Registry, topHash: TopHash): PhysicalKey {
   return keyIn(registry, `.quilt/packages/${topHash}`)
+}
+
+/** `pointer`: unix seconds, or a tag. */
+export function pointerKey(registry: Registry, name: PackageName, pointer: string): PhysicalKey {
+  return keyIn(registry, `${packageFolder(name)}${pointer}`)
+}
+
+export function workflowConfigKey(registry: Registry): PhysicalKey {
+  return keyIn(registry, '.quilt/workflows/config.yml')
+}
+
+/** Where the objects of a new revision go: where quilt3 puts them, or else below a name that is their hash. */
+export function objectPlace(registry: Registry, name: PackageName, key: LogicalKey): ObjectPlace {
+  return {
+    preferred: keyIn(registry, `${name}/${key}`),
+    byHash: hex => keyIn(registry, `.quilt/objects/${hex}`),
+  }
+}
+
+/** What the pointer `latest` says now, be it a top hash or not; `undefined` without one. */
+export async function readLatest(
+  source: Source,
+  registry: Registry,
+  name: PackageName,
+  options: RegistryOptions = {},
+): Promise<string | undefined> {
+  try {
+    return await readPointer(source, registry, name, 'latest', options)
+  } catch (error) {
+    if (hasCode(error, 'OBJECT_GONE')) return undefined
+    throw error
+  }
 }
 
 /**
@@ -209,10 +243,7 @@ async function readPointer(
   options: RegistryOptions,
 ): Promise<string> {
   const range = { start: 0, length: POINTER_BYTES_MAX }
-  const reading = await source.read(keyIn(registry, `${packageFolder(name)}${pointer}`), {
-    range,
-    ...listOptions(options),
-  })
+  const reading = await source.read(pointerKey(registry, name, pointer), { range, ...listOptions(options) })
   const chunks: Uint8Array[] = []
   for await (const chunk of reading.chunks) chunks.push(chunk)
   return Buffer.concat(chunks).toString('utf8').trim()

@@ -1,4 +1,5 @@
 /** Content-addressed objects on disk: admitted, pinned, evicted, recovered; one owner a store. */
+export { flock } from './flock.js'
 export { findObject, type ObjectId, objectId, objectPath, objectsFolder } from './layout.js'
 export {
   type ObjectHandle,

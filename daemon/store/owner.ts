@@ -1,12 +1,9 @@
 /**
  * One owner a cache: the process that holds an flock(2) on `<cache>/owner`.
  *
- * Node.js has no flock, but a lock belongs to the open file, not to the process: flock(1) of
- * util-linux locks the descriptor that it inherits, and the lock stays with ours after it exits.
- * The kernel drops it when we end, however we end, so there is no stale lock and no pid to guess.
+ * The kernel drops the lock when we end, however we end, so there is no stale lock and no pid to guess.
  * The file's text is for clients: who the owner is and where it listens.
  */
-import { spawnSync } from 'node:child_process'
 import {
   closeSync,
   constants,
@@ -21,6 +18,7 @@ import {
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, localError, systemCode } from '../model/index.js'
+import { flock } from './flock.js'
 
 export interface OwnerFacts {
   readonly pid: number
@@ -159,24 +157,6 @@ function isSameFile(fd: number, path: string): boolean {
   } catch {
     return false
   }
-}
-
-/** False: another process holds a lock that excludes ours. */
-function flock(fd: number, kind: 'shared' | 'exclusive'): boolean {
-  const { error, status, stderr } = spawnSync('flock', [kind === 'shared' ? '-s' : '-x', '-n', '3'], {
-    stdio: ['ignore', 'ignore', 'pipe', fd],
-    encoding: 'utf8',
-  })
-  if (error !== undefined) {
-    const isMissing = systemCode(error) === 'ENOENT'
-    throw new BobbinError('LOCAL_IO', isMissing ? 'flock is missing: install util-linux' : `flock: ${error.message}`, {
-      cause: error,
-    })
-  }
-  if (status === 0) return true
-  // Silence is its way of saying "locked"; some file systems cannot lock at all.
-  if (stderr === '') return false
-  throw new BobbinError('LOCAL_IO', `cannot lock the cache: ${stderr.trim()}`)
 }
 
 function parseFacts(text: string): OwnerFacts | undefined {

@@ -1,0 +1,158 @@
+/**
+ * Writes a manifest as quilt3 and quilt-rs read it, row by row, and works out its top hash on the way.
+ *
+ * Rows come in tree order, which the caller sees to and this checks: the top hash is over the rows in that order.
+ * Metadata is JSON text all the way, so that its numbers stay what they are.
+ */
+import { createHash } from 'node:crypto'
+import { closeSync, openSync, writeSync } from 'node:fs'
+import {
+  BobbinError,
+  compareTreeOrder,
+  type Entry,
+  formatPhysicalKey,
+  localError,
+  type TopHash,
+} from '../model/index.js'
+import { canonicalJson, quote } from './canonical-json.js'
+import { formatManifestHash } from './object-hash.js'
+
+/** What quilt3 and the services of a Quilt stack take as a row, in bytes. */
+const ROW_BYTES_MAX = 1_000_000
+const WRITE_BYTES = 256 * 1024
+
+export interface ManifestHeader {
+  readonly message: string | null
+  /** JSON text of an object, or `null`. Without it there is none, which is another top hash than `null`. */
+  readonly userMeta?: string | undefined
+  /** JSON text of an object. */
+  readonly workflow?: string | undefined
+}
+
+export interface WrittenManifest {
+  readonly topHash: TopHash
+  readonly entries: number
+  /** Of all entries together. */
+  readonly bytes: number
+}
+
+export class ManifestWriter {
+  readonly #fd: number
+  readonly #topHash = createHash('sha256')
+  #pending: Buffer[] = []
+  #pendingBytes = 0
+  #entries = 0
+  #bytes = 0
+  #lastKey: Buffer | undefined
+
+  /** Makes the file, which must not exist yet; who made the writer closes it, and removes the file. */
+  constructor(
+    readonly path: string,
+    header: ManifestHeader,
+  ) {
+    const text = Buffer.from(headerText(header))
+    requireShort(text.length, 'the header (message and metadata of the package)')
+    try {
+      this.#fd = openSync(path, 'wx', 0o640)
+    } catch (error) {
+      throw localError(`write ${path}`, error)
+    }
+    this.#topHash.update(canonicalJson(text, 0, text.length))
+    this.#write(text)
+  }
+
+  /** A file without metadata. */
+  addEntry({ key, size, hash, physicalKey }: Entry): void {
+    const { type } = hash
+    const value = formatManifestHash(hash)
+    const row = {
+      logical_key: key,
+      physical_keys: [formatPhysicalKey(physicalKey)],
+      size,
+      hash: { type, value },
+      meta: {},
+    }
+    // By hand: there are as many of these as files, and nothing in them but the key needs escapes.
+    const canonical = `{"hash":{"type":"${type}","value":"${value}"},"logical_key":${quote(key)},"meta":{},"size":${size}}`
+    this.addFileRow(Buffer.from(JSON.stringify(row)), Buffer.from(key), canonical, size)
+  }
+
+  /** A row as another manifest has it, without its newline; `canonical` is what the top hash covers. Both are taken before this returns. */
+  addFileRow(row: Buffer, key: Buffer, canonical: string | Uint8Array, size: number): void {
+    if (this.#lastKey !== undefined && compareTreeOrder(this.#lastKey, key) >= 0) {
+      throw new BobbinError('INTERNAL', `not in tree order: ${JSON.stringify(key.toString())}`)
+    }
+    this.#lastKey = key
+    this.#topHash.update(canonical)
+    this.#entries++
+    this.#bytes += size
+    requireShort(row.length, `the row of ${JSON.stringify(key.toString())}`)
+    this.#write(row)
+  }
+
+  /** Metadata of a directory, which is not hashed; all of these come before the files. */
+  addDirectoryRow(row: Buffer): void {
+    this.#write(row)
+  }
+
+  #write(row: Buffer): void {
+    this.#pending.push(row, NEWLINE)
+    this.#pendingBytes += row.length + 1
+    if (this.#pendingBytes >= WRITE_BYTES) this.#flush()
+  }
+
+  #flush(): void {
+    const bytes = Buffer.concat(this.#pending)
+    this.#pending = []
+    this.#pendingBytes = 0
+    try {
+      for (let at = 0; at < bytes.length; ) at += writeSync(this.#fd, bytes, at)
+    } catch (error) {
+      throw localError(`write ${this.path}`, error)
+    }
+  }
+
+  /** May be called once, after the last row: the file is whole then. */
+  finish(): WrittenManifest {
+    this.#flush()
+    return { topHash: this.#topHash.digest('hex') as TopHash, entries: this.#entries, bytes: this.#bytes }
+  }
+
+  close(): void {
+    closeSync(this.#fd)
+  }
+}
+
+const NEWLINE = Buffer.from('\n')
+
+function headerText({ message, userMeta, workflow }: ManifestHeader): string {
+  const members = [
+    '"version":"v0"',
+    ...(userMeta === undefined ? [] : [`"user_meta":${userMeta}`]),
+    ...(workflow === undefined ? [] : [`"workflow":${workflow}`]),
+    `"message":${JSON.stringify(message)}`,
+  ]
+  return `{${members.join(',')}}`
+}
+
+function requireShort(bytes: number, what: string): void {
+  if (bytes <= ROW_BYTES_MAX) return
+  throw new BobbinError('TOO_LARGE', `${what} takes ${bytes} bytes in the manifest: Quilt's limit is ${ROW_BYTES_MAX}`)
+}
+
+/**
+ * Metadata as somebody has typed it, as JSON text on one line that means the same to Python, big numbers included.
+ * Throws INVALID_ARGUMENT for what is not a JSON object; NaN and infinite numbers quilt3 refuses, too.
+ */
+export function parseUserMeta(text: string): string {
+  try {
+    const bytes = Buffer.from(text.trim())
+    const canonical = canonicalJson(bytes, 0, bytes.length)
+    const value: unknown = JSON.parse(canonical)
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return canonical
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    throw new BobbinError('INVALID_ARGUMENT', `the metadata is not JSON: ${reason}`, { cause: error })
+  }
+  throw new BobbinError('INVALID_ARGUMENT', 'the metadata is not a JSON object')
+}
