@@ -65,6 +65,17 @@ function forPackage(command: Command): Command {
     .addHelpText('after', PACKAGE_HELP)
 }
 
+/** Flags of verbs that make a revision. */
+function forRevision(command: Command): Command {
+  return common(command)
+    .requiredOption('-m, --message <message>', 'what is new')
+    .option('--meta <json>', "the package's metadata, a JSON object, or @FILE with one")
+    .option('--workflow <id>', "the registry's workflow to follow ('': none)")
+    .option('--parent <hash>', 'the revision that this was made from: pushed only if it is still the latest')
+    .option('--force', 'push over whatever is the latest')
+    .option('--registry <url>', 'the registry of a package that is named without one')
+}
+
 /** Says no names of its own, so that `--help` need not load what knows them; a wrong one is refused in settings. */
 function openMode(): Option {
   return new Option(
@@ -110,6 +121,11 @@ forPackage(
 )
   .option('--extra-files-ok', 'files that the package does not have are no difference')
   .action(async (pkg, dir, flags) => (await import('./verify.js')).verify(pkg, dir, flags))
+forRevision(
+  program
+    .command('push <DIR> <PKG>')
+    .description('a folder becomes a revision; unchanged objects are not uploaded again; run it again to resume'),
+).action(async (dir, pkg, flags) => (await import('./push.js')).push(dir, pkg, flags))
 forPackage(program.command('mount <PKG> <DIR>').description('mount a package; returns when the mount answers'))
   .option('--allow-other', 'other users may enter (containers need it; default for root)')
   .option('--uid <number>', 'owner of the files', Number)

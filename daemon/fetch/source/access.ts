@@ -2,7 +2,7 @@
  * Sends one request to a bucket the way that works for it: in its region, signed or not.
  *
  * Both are learned from refusals and remembered for the bucket. Signed comes first when there are
- * credentials; a refusal is tried once the other way round, as quilt3 does, because credentials of
+ * credentials; a refusal of reading is tried once the other way round, as quilt3 does, because credentials of
  * one account are often refused where nobody would be (public buckets). Whether unsigned works is
  * remembered per bucket and operation: a bucket may allow reading and not listing.
  */
@@ -13,7 +13,7 @@ import { CredentialFinder, type FoundCredentials } from './credentials.js'
 import { isDenied, redirectRegion, s3Code } from './errors.js'
 
 export interface S3Request<Output> {
-  readonly operation: 'GetObject' | 'ListBucket'
+  readonly operation: 'GetObject' | 'ListBucket' | 'PutObject'
   readonly bucket: string
   /** The address, for messages. */
   readonly what: string
@@ -26,11 +26,13 @@ interface BucketMemory {
 }
 
 export class S3Access {
-  readonly #clients = new S3Clients()
+  readonly #clients: S3Clients
   readonly #credentials: CredentialFinder
   readonly #buckets = new Map<string, BucketMemory>()
 
-  constructor(ioTimeoutMs: number) {
+  /** `idleMs`: ends requests whose connection was silent for so long; by default who sends them has a clock. */
+  constructor(ioTimeoutMs: number, options: { readonly idleMs?: number } = {}) {
+    this.#clients = new S3Clients(options)
     this.#credentials = new CredentialFinder(ioTimeoutMs)
   }
 
@@ -44,11 +46,7 @@ export class S3Access {
     // At most one redirect and one change of identity, so at most four turns.
     for (;;) {
       throwIfAborted(signal)
-      const client = await this.#clients.get({
-        bucket: request.bucket,
-        region: memory.region ?? (credentials.kind === 'found' ? credentials.region : undefined),
-        sign: isSigned && credentials.kind === 'found' ? credentials.provider : undefined,
-      })
+      const client = await this.#client(request.bucket, credentials, isSigned)
       try {
         const output = await request.send(client, signal)
         if (credentials.kind === 'found') memory.isSigned.set(request.operation, isSigned)
@@ -62,10 +60,25 @@ export class S3Access {
         }
         if (!isDenied(error)) throw error
         refusals.push({ isSigned, error })
-        if (credentials.kind === 'none' || refusals.length === 2) throw accessDenied(request, credentials, refusals)
+        const isFinal = credentials.kind === 'none' || request.operation === 'PutObject' || refusals.length === 2
+        if (isFinal) throw accessDenied(request, credentials, refusals)
         isSigned = !isSigned
       }
     }
+  }
+
+  /** The client that a signed request to this bucket would be sent with now, for who has to know its settings. */
+  async client(bucket: string): Promise<S3Client> {
+    return await this.#client(bucket, await this.#credentials.find(), true)
+  }
+
+  #client(bucket: string, credentials: FoundCredentials, isSigned: boolean): Promise<S3Client> {
+    const found = credentials.kind === 'found' ? credentials : undefined
+    return this.#clients.get({
+      bucket,
+      region: this.#memoryOf(bucket).region ?? found?.region,
+      sign: isSigned ? found?.provider : undefined,
+    })
   }
 
   #memoryOf(bucket: string): BucketMemory {

@@ -37,7 +37,12 @@ export interface ClientChoice {
 export class S3Clients {
   readonly #clients = new Map<string, S3Client>()
   #settings: Promise<{ readonly region: string; readonly isPathStyle: boolean }> | undefined
+  readonly #idleMs: number | undefined
   #agents: { httpAgent: HttpAgent; httpsAgent: HttpsAgent } | undefined
+
+  constructor(options: { readonly idleMs?: number } = {}) {
+    this.#idleMs = options.idleMs
+  }
 
   async get(choice: ClientChoice): Promise<S3Client> {
     // Both are awaited before the map is looked at, so that a burst of requests makes one client.
@@ -58,7 +63,10 @@ export class S3Clients {
         // We check every byte against the manifest; the SDK's CRC would only cost time.
         responseChecksumValidation: 'WHEN_REQUIRED',
         requestChecksumCalculation: 'WHEN_REQUIRED',
-        requestHandler: this.#sharedAgents(),
+        requestHandler: {
+          ...this.#sharedAgents(),
+          ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }),
+        },
         ...(choice.sign
           ? { credentials: choice.sign }
           : {

@@ -81,7 +81,8 @@ const RETRIED_CODES = [
 /** How many tries in all an error is worth; 1: it is final. */
 export function triesMax(error: unknown): number {
   if (error instanceof BobbinError) return 1
-  if (error instanceof Error && error.name === 'SilenceError') return TRIES_MAX
+  // The second one is the SDK's, of a connection that was silent for too long.
+  if (error instanceof Error && ['SilenceError', 'TimeoutError'].includes(error.name)) return TRIES_MAX
   const status = httpStatus(error)
   // The SDK has learned the server's clock from the answer; the second try is signed with it.
   if (isClockSkew(s3Code(error))) return 2
@@ -143,5 +144,5 @@ export function s3Error(error: unknown, what: string, isList: boolean): BobbinEr
       cause: error,
     })
   }
-  return new BobbinError('UPSTREAM_UNAVAILABLE', `cannot read ${what}: ${reason}`, { cause: error })
+  return new BobbinError('UPSTREAM_UNAVAILABLE', `cannot reach ${what}: ${reason}`, { cause: error })
 }

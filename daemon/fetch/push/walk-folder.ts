@@ -1,0 +1,101 @@
+/**
+ * The files of a folder as entries of a package, in tree order: what quilt3's `set_dir` would take.
+ *
+ * A symbolic link to a file is the file; one to a folder is not entered, and a broken one is no file. Neither are fifos,
+ * sockets and devices. Empty folders leave no trace: packages have none.
+ */
+import { isUtf8 } from 'node:buffer'
+import type { Dirent } from 'node:fs'
+import { readdir, readFile, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { BobbinError, keyProblem, type LogicalKey, localError, systemCode, throwIfAborted } from '../../model/index.js'
+import { type IgnoreRule, parseQuiltignore } from './quiltignore.js'
+
+export interface FoundFile {
+  readonly key: LogicalKey
+  readonly path: string
+  /** Bytes, as it was seen. */
+  readonly size: number
+}
+
+export interface WalkOptions {
+  readonly signal?: AbortSignal | undefined
+  /** What is there and does not become an entry, unless a rule of `.quiltignore` says so. */
+  readonly onSkipped?: ((key: string, reason: string) => void) | undefined
+}
+
+/** Throws INVALID_ARGUMENT: no such folder, or a name that no package may have. */
+export async function* walkFolder(dir: string, options: WalkOptions = {}): AsyncGenerator<FoundFile> {
+  const isIgnored = parseQuiltignore(await readRules(join(dir, '.quiltignore')))
+  yield* walk(dir, '', isIgnored, options)
+}
+
+async function readRules(path: string): Promise<string> {
+  return await readFile(path, 'utf8').catch(error => {
+    if (['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')) return ''
+    throw localError(`read ${path}`, error)
+  })
+}
+
+async function* walk(
+  folder: string,
+  prefix: string,
+  isIgnored: IgnoreRule,
+  options: WalkOptions,
+): AsyncGenerator<FoundFile> {
+  for (const { name, entry } of await list(folder, prefix)) {
+    throwIfAborted(options.signal)
+    const key = prefix + name
+    const path = join(folder, name)
+    if (entry.isDirectory()) {
+      if (!isIgnored(`/${key}`, true)) yield* walk(path, `${key}/`, isIgnored, options)
+      continue
+    }
+    if (isIgnored(`/${key}`, false)) continue
+    const found = await lookAt(path, entry)
+    if (typeof found === 'string') {
+      options.onSkipped?.(key, found)
+      continue
+    }
+    const problem = keyProblem(key)
+    if (problem !== undefined) {
+      throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(path)} cannot be in a package: ${problem}`)
+    }
+    yield { key: key as LogicalKey, path, size: found.size }
+  }
+}
+
+/** In the byte order of the names: by folder, that is tree order. */
+async function list(folder: string, prefix: string): Promise<{ readonly name: string; readonly entry: Dirent }[]> {
+  const entries = await readdir(folder, { withFileTypes: true, encoding: 'buffer' }).catch(error => {
+    const isMissing = ['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')
+    if (isMissing && prefix === '') throw new BobbinError('INVALID_ARGUMENT', `no such folder: ${folder}`)
+    throw localError(`list ${folder}`, error)
+  })
+  // TypeScript's types know names as strings only.
+  const named = (entries as unknown as (Dirent & { readonly name: unknown })[]).map(entry => ({
+    bytes: entry.name as unknown as Buffer,
+    entry,
+  }))
+  return named
+    .sort((a, b) => Buffer.compare(a.bytes, b.bytes))
+    .map(({ bytes, entry }) => {
+      if (isUtf8(bytes)) return { name: bytes.toString('utf8'), entry }
+      const shown = JSON.stringify(join(folder, bytes.toString('latin1')))
+      throw new BobbinError('INVALID_ARGUMENT', `${shown} cannot be in a package: its name is not UTF-8`)
+    })
+}
+
+/** What it is, or why it becomes no entry. */
+async function lookAt(path: string, entry: Dirent): Promise<{ readonly size: number } | string> {
+  try {
+    const stats = await stat(path)
+    if (stats.isFile()) return { size: stats.size }
+    return stats.isDirectory() ? 'a symbolic link to a folder' : 'no regular file'
+  } catch (error) {
+    if (entry.isSymbolicLink() && ['ENOENT', 'ENOTDIR', 'ELOOP'].includes(systemCode(error) ?? '')) {
+      return 'a symbolic link to nothing'
+    }
+    throw localError(`look at ${path}`, error)
+  }
+}
