@@ -36,6 +36,12 @@ exit code. Records are in $XDG_STATE_HOME/bobbin/runs (BOBBIN_STATE).
   bobbin run --mount s3://BUCKET/cv/coco2017@3722a4:/data --output ./out --gpus all IMAGE python train.py
   bobbin run --host --mount s3://BUCKET/cv/coco2017@3722a4:/tmp/coco -- python train.py`
 
+const FILTER_HELP = `
+Keys and metadata of entries stay as they are; metadata of folders and of the package do not come along (--meta).
+
+  bobbin filter s3://BUCKET/cv/coco2017 --push s3://BUCKET/cv/coco2017-animals -m 'animals only' \\
+    --where "ends_with(key, '.jpg') && contains(meta.annotations[].supercategory, 'animal')"`
+
 function collect(value: string, before: readonly string[] = []): string[] {
   return [...before, value]
 }
@@ -126,6 +132,22 @@ forRevision(
     .command('push <DIR> <PKG>')
     .description('a folder becomes a revision; unchanged objects are not uploaded again; run it again to resume'),
 ).action(async (dir, pkg, flags) => (await import('./push.js')).push(dir, pkg, flags))
+forRevision(
+  program
+    .command('filter <PKG>')
+    .description('a subset becomes a revision of its own; no object is copied')
+    .requiredOption('--where <expression>', 'JMESPath over {key, size, hash, meta}: which entries')
+    .requiredOption('--push <PKG>', 'the package that they become'),
+)
+  .addOption(new Option('--top-hash <hash>', 'the revision that is read, as quilt3 users give it'))
+  .addOption(new Option('--quarantine', 'leave out hostile rows instead of refusing the package'))
+  .addHelpText('after', FILTER_HELP)
+  .action(async (pkg, flags) => (await import('./filter.js')).filter(pkg, flags))
+forPackage(
+  program
+    .command('diff <PKG> <PKG>')
+    .description('what was added, removed and changed from one to the other, and the bytes to fetch for it'),
+).action(async (from, to, flags) => (await import('./diff.js')).diff(from, to, flags))
 forPackage(program.command('mount <PKG> <DIR>').description('mount a package; returns when the mount answers'))
   .option('--allow-other', 'other users may enter (containers need it; default for root)')
   .option('--uid <number>', 'owner of the files', Number)

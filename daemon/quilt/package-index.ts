@@ -232,6 +232,11 @@ export class PackageIndex {
     return { type, hex: Buffer.from(words.buffer, at, type === 'CRC64NVME' ? 8 : 32).toString('hex') }
   }
 
+  /** The row of the manifest that a file comes from; the header is row 1. */
+  row(ino: number): number {
+    return this.#words(ino).getUint32(4 * NODE.row, true)
+  }
+
   /** The user's metadata of an entry or a directory (1: of the package), as JSON text of the manifest. */
   metadata(ino: number): string | undefined {
     if (ino === ROOT_INO) return this.#manifestText(this.#spans.userMeta)

@@ -1,0 +1,43 @@
+import { formatBytes } from '../daemon/model/index.js'
+import { formatManifestHash } from '../daemon/quilt/object-hash.js'
+import { openPackage } from '../daemon/quilt/package-cache.js'
+import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/quilt/package-diff.js'
+import { type PackageFlags, referenceOf, withPackage } from './context.js'
+
+const MARKS: Readonly<Record<Change['change'], string>> = { added: '+', removed: '-', changed: '~', metadata: 'm' }
+
+/** One row a difference, and a last one with their numbers. */
+export async function diff(from: string, to: string, flags: PackageFlags): Promise<void> {
+  await withPackage(from, flags, async (before, { settings, source, output, progress, signal }) => {
+    const after = await openPackage(referenceOf(to, flags, settings), {
+      cacheDir: settings.cacheDir,
+      source,
+      offline: settings.offline,
+      quarantine: flags.quarantine ?? false,
+      signal,
+      onProgress: ({ phase, done, total }) => progress.update(phase, done, total),
+    })
+    progress.stop()
+    try {
+      const counts = { added: 0, removed: 0, changed: 0, metadata: 0 }
+      const toFetch = new ObjectsToFetch()
+      for (const { change, entry } of diffPackages(before.index, after.index)) {
+        counts[change]++
+        if (change === 'added' || change === 'changed') toFetch.add(entry)
+        const { key, size } = entry
+        const row = { change, key, size, hash: formatManifestHash(entry.hash), hashType: entry.hash.type }
+        await output.row(row, `${MARKS[change]} ${formatBytes(size).padStart(10)}  ${key}`)
+      }
+      const packageMetadata = !isSamePackageMetadata(before.index, after.index)
+      const bytesToFetch = toFetch.bytesBeside(before.index)
+      if (output.isJson) await output.row({ change: 'total', ...counts, packageMetadata, bytesToFetch }, '')
+      const { added, removed, changed, metadata } = counts
+      output.note(
+        `bobbin: ${added} added, ${removed} removed, ${changed} changed, ${metadata} with other metadata` +
+          `${packageMetadata ? "; the package's own metadata differs" : ''}; ${formatBytes(bytesToFetch)} to fetch`,
+      )
+    } finally {
+      after.close()
+    }
+  })
+}

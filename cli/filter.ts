@@ -1,0 +1,39 @@
+import { pushSubset } from '../daemon/fetch/push/push-subset.js'
+import { formatBytes } from '../daemon/model/index.js'
+import { Selector } from '../loader/plan/selection.js'
+import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
+import { printRevision, type RevisionFlags, revisionOf, targetOf } from './push.js'
+
+interface FilterFlags extends PackageFlags, RevisionFlags {
+  readonly where: string
+  readonly push: string
+}
+
+export async function filter(text: string, flags: FilterFlags): Promise<void> {
+  const selector = new Selector({ select: ['**'], exclude: [], where: flags.where })
+  await withPackage(text, flags, async (from, context) => {
+    const { settings, output, progress, signal } = context
+    const { index, name, topHash } = from
+    // --top-hash is the revision that is read.
+    const { topHash: _, ...targetFlags } = flags
+    const target = targetOf(flags.push, targetFlags, settings)
+    const { entries, bytes, isNew, ...pushed } = await pushSubset({
+      ...target,
+      ...revisionOf(flags),
+      from,
+      isWanted: ({ ino, size }, key) =>
+        selector.matches({ key, size, hash: index.object(ino).hash, meta: () => index.metadata(ino) }),
+      whyNone: () => selector.firstError,
+      sourceConfig: sourceConfigOf(settings),
+      cacheDir: settings.cacheDir,
+      signal,
+      onProgress: seen => progress.update('filter', seen, index.facts.entries),
+    })
+    progress.stop()
+    output.note(
+      `bobbin: ${entries} of ${index.facts.entries} entries of ${name}@${topHash.slice(0, 12)}, ${formatBytes(bytes)}` +
+        (isNew ? '; no object was copied' : ': this is the latest revision already'),
+    )
+    await printRevision(context, target, pushed.topHash)
+  })
+}

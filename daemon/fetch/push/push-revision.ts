@@ -1,0 +1,162 @@
+/**
+ * A new revision, whatever its entries come from. In this order, so that whatever fails leaves the registry as it was,
+ * but for objects that the next try finds and does not upload again:
+ *
+ *   rules → names and sizes → conflict → objects → manifest → conflict again → pointers
+ *
+ * What may be checked before a byte is uploaded is checked before.
+ */
+import { randomBytes } from 'node:crypto'
+import { mkdir, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import {
+  type BobbinError,
+  hasCode,
+  localError,
+  type PackageName,
+  type Registry,
+  type RegistryWriter,
+  type Source,
+} from '../../model/index.js'
+import { type ManifestHeader, ManifestWriter, type WrittenManifest } from '../../quilt/manifest-writer.js'
+import { publishRevision, type RevisionTarget, requireParent } from '../../quilt/publish.js'
+import { readLatest } from '../../quilt/registry.js'
+import { findWorkflow, type WorkflowEntry } from '../../quilt/workflow.js'
+import { createSource, type SourceConfig } from '../source/index.js'
+import { Workers } from '../workers.js'
+import { createRegistryWriter } from '../writer/index.js'
+import { LocalFile } from './local-file.js'
+
+export interface RevisionOptions {
+  readonly registry: Registry
+  readonly name: PackageName
+  readonly message: string | null
+  /** JSON text of an object, as `parseUserMeta` gives it. */
+  readonly userMeta?: string | undefined
+  /** A workflow's id; `null`: none; `undefined`: the registry's default. */
+  readonly workflow?: string | null | undefined
+  /** The revision that the new one was made from: a top hash, or its first characters. */
+  readonly parent?: string | undefined
+  /** Push over whatever is latest. */
+  readonly force?: boolean | undefined
+  readonly sourceConfig: SourceConfig
+  readonly cacheDir: string
+  readonly signal?: AbortSignal | undefined
+}
+
+/** What the entries of a revision come from. */
+export interface Entries {
+  /** Sees all names before anything is written. With `isListed`, for rules about entries, gives them; else nothing. */
+  look(isListed: boolean): Promise<WorkflowEntry[]>
+  /** The rows as they would be, with nothing written to the registry: for the top hash. */
+  describe(manifest: ManifestWriter): Promise<void>
+  /** Writes the rows, and before each what it points to. */
+  write(manifest: ManifestWriter): Promise<void>
+}
+
+export interface Tools {
+  readonly writer: RegistryWriter
+  readonly workers: Workers
+}
+
+export interface Revision extends WrittenManifest {
+  /** False: this was the latest revision already. */
+  readonly isNew: boolean
+}
+
+/**
+ * Throws INVALID_ARGUMENT (names that no package may have, rules of the registry), REVISION_CONFLICT, TOO_LARGE, and
+ * what `Entries` and `RegistryWriter` throw.
+ */
+export async function pushRevision(
+  options: RevisionOptions,
+  entriesWith: (tools: Tools) => Entries,
+): Promise<Revision> {
+  const { sourceConfig, cacheDir } = options
+  const source = createSource(sourceConfig)
+  const workers = new Workers(sourceConfig)
+  try {
+    const writer = createRegistryWriter(options.registry, { ...sourceConfig, cacheDir })
+    try {
+      return await push(options, source, { writer, workers }, entriesWith({ writer, workers }))
+    } finally {
+      await writer.close()
+    }
+  } finally {
+    await workers.close()
+    source.close()
+  }
+}
+
+async function push(
+  options: RevisionOptions,
+  source: Source,
+  { writer, workers }: Tools,
+  entries: Entries,
+): Promise<Revision> {
+  const { registry, name, parent, force, message, userMeta, cacheDir, signal } = options
+  const target: RevisionTarget = { registry, name, parent, isForced: force }
+  const workflow = await findWorkflow(source, writer, options, { signal })
+  const listed = await entries.look(workflow?.checksEntries ?? false)
+  workflow?.checkEntries(listed)
+  const header: ManifestHeader = { message, userMeta, workflow: workflow?.header }
+  const conflict = await conflictOf(source, target, signal)
+  return await withManifestFile(cacheDir, async path => {
+    if (conflict !== undefined) {
+      // Whoever runs the same command again, perhaps because the answer of the last step was lost, has what they want.
+      const same = await writeManifest(path, header, manifest => entries.describe(manifest))
+      if ((await readLatest(source, registry, name, { signal })) !== same.topHash) throw conflict
+      return { ...same, isNew: false }
+    }
+    const written = await writeManifest(path, header, manifest => entries.write(manifest))
+    const file = await LocalFile.open(path, workers)
+    try {
+      const { isNew } = await publishRevision(source, writer, target, { topHash: written.topHash, file }, { signal })
+      return { ...written, isNew }
+    } finally {
+      await file.close()
+    }
+  })
+}
+
+async function conflictOf(
+  source: Source,
+  target: RevisionTarget,
+  signal: AbortSignal | undefined,
+): Promise<BobbinError | undefined> {
+  try {
+    await requireParent(source, target, { signal })
+    return undefined
+  } catch (error) {
+    if (hasCode(error, 'REVISION_CONFLICT')) return error
+    throw error
+  }
+}
+
+async function writeManifest(
+  path: string,
+  header: ManifestHeader,
+  fill: (manifest: ManifestWriter) => Promise<void>,
+): Promise<WrittenManifest> {
+  const manifest = new ManifestWriter(path, header)
+  try {
+    await fill(manifest)
+    return manifest.finish()
+  } finally {
+    manifest.close()
+  }
+}
+
+/** A path for a manifest under way, below the cache as all of them. */
+async function withManifestFile<T>(cacheDir: string, use: (path: string) => Promise<T>): Promise<T> {
+  const folder = join(cacheDir, 'tmp')
+  await mkdir(folder, { recursive: true, mode: 0o750 }).catch(error =>
+    Promise.reject(localError(`make the folder ${folder}`, error)),
+  )
+  const path = join(folder, `${process.pid}-${randomBytes(6).toString('hex')}.manifest`)
+  try {
+    return await use(path)
+  } finally {
+    await rm(path, { force: true })
+  }
+}
