@@ -14,9 +14,7 @@ export async function filter(text: string, flags: FilterFlags): Promise<void> {
   await withPackage(text, flags, async (from, context) => {
     const { settings, output, progress, signal } = context
     const { index, name, topHash } = from
-    // --top-hash is the revision that is read.
-    const { topHash: _, ...targetFlags } = flags
-    const target = targetOf(flags.push, targetFlags, settings)
+    const target = targetOf(flags.push, flags, settings)
     const { entries, bytes, isNew, ...pushed } = await pushSubset({
       ...target,
       ...revisionOf(flags),

@@ -203,6 +203,7 @@ forPackage(
   )
   .option('-e, --env <name=value>', 'a variable for the command (NAME: as it is here)', collect)
   .option('--output <dir>', 'where the command writes its outputs: /outputs in the container, BOBBIN_OUTPUT anywhere')
+  .option('--push-output <pkg>', 'when it ends well, its outputs and its record become a revision of this package')
   .option('--code <dir>', 'the git repository of the code, /code in the container (default: the one of this folder)')
   .option('--no-code', 'record no code')
   .option('--require-clean', 'refuse code that differs from its commit')
@@ -231,6 +232,11 @@ common(record.command('verify <RECORD>').description('is it sound: statements, f
 common(record.command('merge <RECORDS...>').description('the records of the nodes of one job become one')).action(
   async (records, flags) => (await import('./record.js')).merge(records, flags),
 )
+common(
+  record.command('push <RECORD> <PKG>').description("a run's outputs become a revision of a package, its record in it"),
+)
+  .option('--registry <url>', 'the registry of a package that is named without one')
+  .action(async (text, pkg, flags) => (await import('./record.js')).push(text, pkg, flags))
 common(program.command('reproduce <RECORD>').description('the same hashes again, and whether the outputs are equal'))
   .option('--output <dir>', "where the outputs go (default: the new run's folder)")
   .action(async (text, flags) => (await import('./reproduce.js')).reproduce(text, { ...flags, version }))

@@ -54,8 +54,10 @@ export async function push(dir: string, text: string, flags: RevisionFlags): Pro
 }
 
 /** The name that a revision is pushed to. Throws INVALID_ARGUMENT for a name that no new package may have. */
-export function targetOf(text: string, flags: RevisionFlags, settings: Settings): PackageReference {
-  const reference = referenceOf(text, flags, settings)
+export function targetOf(text: string, flags: { readonly registry?: string }, settings: Settings): PackageReference {
+  // Of all flags: --top-hash, where a verb has it, is of the package that is read.
+  const { registry } = flags
+  const reference = referenceOf(text, { ...(registry !== undefined && { registry }) }, settings)
   if (reference.revision.kind !== 'latest') {
     throw new BobbinError(
       'INVALID_ARGUMENT',

@@ -1,9 +1,11 @@
 import { BobbinError } from '../daemon/model/index.js'
-import { withContext } from './context.js'
+import { type PackageFlags, withContext } from './context.js'
+import { printRevision, targetOf } from './push.js'
 import { readKey } from './record/dsse.js'
 import { mergeRecords } from './record/merge.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
 import { verifyRecord } from './record/verify.js'
+import { pushOutputs } from './run/push-outputs.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
 
@@ -46,5 +48,18 @@ export async function merge(records: readonly string[], flags: CommonFlags): Pro
       { runId: facts.runId, record: folder.path, nodes: facts.nodes },
       `${folder.path}: ${runs.length} records in one`,
     )
+  })
+}
+
+/** The outputs of a run become a revision, with its record in it. */
+export async function push(text: string, target: string, flags: PackageFlags): Promise<void> {
+  await withContext(flags, async context => {
+    const folder = RunFolder.find(text, stateDir())
+    const facts = await upToDate(folder, context)
+    if (facts.finishedOn === undefined)
+      throw new BobbinError('INVALID_ARGUMENT', `the run ${folder.runId} is not over yet`)
+    const reference = targetOf(target, flags, context.settings)
+    const { topHash } = await pushOutputs({ folder, facts }, reference, context)
+    await printRevision(context, reference, topHash)
   })
 }

@@ -1,11 +1,15 @@
 import { BobbinError } from '../daemon/model/index.js'
+import type { PackageReference } from '../daemon/quilt/reference.js'
+import { readLatest } from '../daemon/quilt/registry.js'
 import { type Context, type PackageFlags, withContext } from './context.js'
+import { targetOf } from './push.js'
 import { readKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
 import { type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
 import { parseMountWish } from './run/data.js'
 import { identifyImage } from './run/image.js'
 import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
+import { type PushedRevision, pushOutputs } from './run/push-outputs.js'
 import { type RunOutcome, startRun } from './run/start.js'
 
 export interface RunFlags extends PackageFlags, EngineFlags {
@@ -18,18 +22,47 @@ export interface RunFlags extends PackageFlags, EngineFlags {
   readonly code?: string | false
   readonly requireClean?: boolean
   readonly output?: string
+  readonly pushOutput?: string
   /** false: `--no-loader`. */
   readonly loader?: boolean
   readonly key?: string
 }
 
-/** Ends with the command's own exit code. */
+/** Ends with the command's own exit code, or with that of the push that failed behind it. */
 export async function run(words: readonly string[], flags: RunFlags): Promise<void> {
   await withContext(flags, async context => {
     const outcome = await runAs(words, flags, context)
-    await report(outcome, context)
     process.exitCode = outcome.facts.exitCode ?? 1
+    const { pushOutput } = flags
+    if (pushOutput === undefined) return report(outcome, context)
+    const { revision, error } = await pushed(outcome, pushOutput, flags, context)
+    await report(outcome, context, revision)
+    await context.output.flush()
+    if (error !== undefined) throw error
   })
+}
+
+/** The outputs of what has failed are no new revision: somebody would train on with them. */
+async function pushed(
+  outcome: RunOutcome,
+  text: string,
+  flags: RunFlags,
+  context: Context,
+): Promise<{ readonly revision?: PushedRevision; readonly error?: unknown }> {
+  const { runId, exitCode, outputDir } = outcome.facts
+  const again = `bobbin record push ${runId} ${text}`
+  if (exitCode !== 0) {
+    context.output.note(`bobbin: a run that failed is not pushed; if you want it: ${again}`)
+    return {}
+  }
+  try {
+    const revision = await pushOutputs(outcome, targetOf(text, flags, context.settings), context)
+    context.output.note(`bobbin: its outputs are ${revision.registry}/${revision.package}@${revision.topHash}`)
+    return { revision }
+  } catch (error) {
+    context.output.note(`bobbin: the outputs are in ${outputDir}; to push them again: ${again}`)
+    return { error }
+  }
 }
 
 async function runAs(words: readonly string[], flags: RunFlags, context: Context): Promise<RunOutcome> {
@@ -52,9 +85,11 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const mounts = await problems.try(() => (flags.mount ?? []).map(text => parseMountWish(text, isContainer)))
   if (mounts !== undefined && mounts.length > 0) await problems.try(() => checkMounting(isContainer))
   const env = await problems.try(() => environmentOf(flags.env ?? []))
-  const { code: codeDir = process.cwd(), output: dir } = flags
+  const { code: codeDir = process.cwd(), output: dir, pushOutput } = flags
   const code = codeDir === false ? undefined : await problems.try(() => checkCode(codeDir, flags.requireClean ?? false))
   const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
+  if (pushOutput !== undefined)
+    await problems.try(() => checkTarget(targetOf(pushOutput, flags, context.settings), context))
   const key = keyPath ? await problems.try(() => readKey(keyPath, 'private')) : undefined
   problems.throwIfAny()
   const wish = {
@@ -66,11 +101,16 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
     env: env!,
     mounts: mounts!,
     code,
-    outputDir,
+    outputDir: outputDir ?? (pushOutput === undefined ? undefined : 'own'),
     withLoader: flags.loader ?? true,
     key,
   }
   return startRun(wish, flags, context)
+}
+
+/** Whoever cannot push learns it before hours of training, not behind them. */
+async function checkTarget({ registry, name }: PackageReference, { source, signal }: Context): Promise<void> {
+  await readLatest(source, registry, name, { signal })
 }
 
 /** `NAME=VALUE`, or `NAME` for what it is here. Throws INVALID_ARGUMENT. */
@@ -85,7 +125,11 @@ export function environmentOf(words: readonly string[]): Record<string, string> 
   return env
 }
 
-export async function report({ folder, facts }: RunOutcome, { output }: Context): Promise<void> {
+export async function report(
+  { folder, facts }: RunOutcome,
+  { output }: Context,
+  revision?: PushedRevision,
+): Promise<void> {
   const { runId, exitCode, image, code, mounts } = facts
   const document = {
     runId,
@@ -96,6 +140,7 @@ export async function report({ folder, facts }: RunOutcome, { output }: Context)
     gitCommit: code?.commit ?? null,
     gitTree: code?.tree ?? null,
     outputs: facts.outputs ?? [],
+    ...(revision !== undefined && { pushed: revision }),
   }
   if (output.isJson) await output.row(document, '')
   else output.note(`bobbin: run ${runId} ended with ${exitCode}; its record: ${folder.path}`)

@@ -7,6 +7,7 @@
  *   trace.json       in-toto Statement with the reads as a runtime trace
  *   run.intoto.jsonl both in signed envelopes, when there is a key
  *   source.diff      what the code differs in from its commit
+ *   pushed.json      the revision that the outputs became
  *   stdout.log, stderr.log, outputs/, mnt/, loader.sock, deliveries.ndjson
  */
 import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
@@ -84,6 +85,8 @@ export interface RunFacts {
   }[]
 }
 
+/** Where the record lies in a package of outputs. */
+export const RECORD_FOLDER = '.bobbin'
 const RUN_ID = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
 
 /** BOBBIN_STATE, systemd's, XDG's, or `~/.local/state/bobbin`. */
@@ -113,10 +116,10 @@ export class RunFolder {
     return new RunFolder(path, runId)
   }
 
-  /** A folder, or an id (or the start of one) of a run in `state`. Throws ENTRY_NOT_FOUND. */
+  /** A folder (a package of outputs, too), or an id (or the start of one) of a run in `state`. Throws ENTRY_NOT_FOUND. */
   static find(text: string, state: string): RunFolder {
     const folder = resolve(text)
-    for (const candidate of [folder, resolve(folder, '..')]) {
+    for (const candidate of [folder, join(folder, RECORD_FOLDER), resolve(folder, '..')]) {
       const facts = readFacts(candidate)
       if (facts !== undefined) return new RunFolder(candidate, facts.runId)
     }

@@ -12,6 +12,7 @@ import { type RunFacts, RunFolder, type RunMount } from '../record/run-folder.js
 import { type Binding, bindingsOf, containerCommand, type EngineFacts, isShared } from './container.js'
 import { type MountWish, mountFor, unmountAll } from './data.js'
 import { finishRun } from './finish.js'
+import { hashVariables } from './hashes.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
 import { type FoundCode, prepareOutputs } from './preflight.js'
@@ -191,15 +192,4 @@ function execute(
     engineOptions: [...workdir, ...options],
   })
   return launch(line, { ...common, env: process.env })
-}
-
-/** The three hashes, and one for each mount after the first: `QUILT_HASH_2`, … */
-function hashVariables({ code, image, mounts, runId }: RunFacts): Record<string, string> {
-  return {
-    BOBBIN_RUN: runId,
-    ...(code !== undefined && { GIT_HASH: code.commit, GIT_TREE: code.tree }),
-    ...(image !== undefined && { DOCKER_HASH: image.digest }),
-    ...(mounts[0] !== undefined && { QUILT_HASH: mounts[0].topHash }),
-    ...Object.fromEntries(mounts.map(({ topHash }, i) => [`QUILT_HASH_${i + 1}`, topHash])),
-  }
 }

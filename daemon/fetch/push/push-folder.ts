@@ -1,7 +1,7 @@
 /** A folder becomes a revision of a package: its files are stored, unless they are there already. */
-import { realpath } from 'node:fs/promises'
+import { realpath, stat } from 'node:fs/promises'
 import { sep } from 'node:path'
-import { BobbinError, type Entry } from '../../model/index.js'
+import { BobbinError, compareTreeOrder, type Entry, type LogicalKey, localError } from '../../model/index.js'
 import type { ManifestWriter } from '../../quilt/manifest-writer.js'
 import { objectPlace } from '../../quilt/registry.js'
 import type { WorkflowEntry } from '../../quilt/workflow.js'
@@ -12,6 +12,8 @@ import { type FoundFile, walkFolder } from './walk-folder.js'
 
 export interface PushOptions extends RevisionOptions {
   readonly dir: string
+  /** Files that become entries beside those of the folder; what the folder has at their keys does not. */
+  readonly beside?: readonly { readonly key: LogicalKey; readonly path: string }[] | undefined
   readonly onProgress?: ((progress: PushProgress) => void) | undefined
   /** What is in the folder and does not become an entry. */
   readonly onSkipped?: ((key: string, reason: string) => void) | undefined
@@ -61,11 +63,11 @@ class FolderEntries implements Entries {
   ) {}
 
   async look(isListed: boolean): Promise<WorkflowEntry[]> {
-    const { dir, registry, name, signal, onSkipped } = this.options
+    const { dir, registry, name, onSkipped } = this.options
     await this.#requireOutside()
     const entries: WorkflowEntry[] = []
     let files = 0
-    for await (const { key, path, size } of walkFolder(dir, { signal, onSkipped })) {
+    for await (const { key, path, size } of filesOf(this.options, onSkipped)) {
       if (registry.kind === 's3' && Buffer.byteLength(`${name}/${key}`) > OBJECT_KEY_BYTES_MAX) {
         const reason = `S3 takes keys of ${OBJECT_KEY_BYTES_MAX} bytes, the package's name included`
         throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(path)} cannot be in a package: ${reason}`)
@@ -106,9 +108,9 @@ class FolderEntries implements Entries {
     manifest: ManifestWriter,
     entryOf: (file: LocalFile, found: FoundFile, signal: AbortSignal) => Promise<Entry>,
   ): Promise<void> {
-    const { dir, signal } = this.options
+    const { signal } = this.options
     const ordered = new InOrder<Entry>(entry => manifest.addEntry(entry))
-    await concurrently(numbered(walkFolder(dir, { signal })), FILES_AT_ONCE, signal, async ({ index, item }, stop) => {
+    await concurrently(numbered(filesOf(this.options)), FILES_AT_ONCE, signal, async ({ index, item }, stop) => {
       const file = await LocalFile.open(item.path, this.tools.workers)
       try {
         ordered.add(index, await entryOf(file, item, stop))
@@ -141,6 +143,34 @@ class FolderEntries implements Entries {
     const bytes = this.#bytesDone + this.#bytesUnderWay
     this.options.onProgress?.({ bytes, bytesTotal: this.#bytesTotal })
   }
+}
+
+/** In tree order. */
+async function* filesOf(
+  { dir, beside = [], signal }: PushOptions,
+  onSkipped?: (key: string, reason: string) => void,
+): AsyncGenerator<FoundFile> {
+  const others = beside
+    .map(file => ({ ...file, bytes: Buffer.from(file.key) }))
+    .sort((a, b) => compareTreeOrder(a.bytes, b.bytes))
+  let next = 0
+  for await (const found of walkFolder(dir, { signal, onSkipped })) {
+    const bytes = Buffer.from(found.key)
+    let isReplaced = false
+    for (; next < others.length; next++) {
+      const order = compareTreeOrder(others[next]!.bytes, bytes)
+      if (order > 0) break
+      yield await besideFile(others[next]!)
+      isReplaced = order === 0
+    }
+    if (!isReplaced) yield found
+  }
+  for (; next < others.length; next++) yield await besideFile(others[next]!)
+}
+
+async function besideFile({ key, path }: { readonly key: LogicalKey; readonly path: string }): Promise<FoundFile> {
+  const { size } = await stat(path).catch(error => Promise.reject(localError(`read ${path}`, error)))
+  return { key, path, size }
 }
 
 async function* numbered<T>(items: AsyncIterable<T>): AsyncGenerator<{ readonly index: number; readonly item: T }> {

@@ -1,0 +1,93 @@
+/**
+ * What a run has left becomes a revision of a package: its outputs, with its record below `.bobbin/`. The message has
+ * the hashes that it was made from, the metadata has them and the provenance statement.
+ */
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
+import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
+import { BobbinError, type LogicalKey, type TopHash } from '../../daemon/model/index.js'
+import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
+import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
+import { type Context, sourceConfigOf } from '../context.js'
+import type { RunFacts, RunFolder } from '../record/run-folder.js'
+import { RECORD_FOLDER } from '../record/run-folder.js'
+import { hashVariables } from './hashes.js'
+
+/** In this order a reader wants them. What a run has none of is left out. */
+const RECORD_FILES = [
+  'run.json',
+  'statement.json',
+  'trace.json',
+  'run.intoto.jsonl',
+  'reads.jsonl',
+  'source.diff',
+  'stdout.log',
+  'stderr.log',
+] as const
+/** A larger one is named by its hash: a row of a manifest may have 1,000,000 bytes. */
+const STATEMENT_BYTES_MAX = 500_000
+
+export interface PushedRevision {
+  readonly registry: string
+  readonly package: string
+  readonly topHash: TopHash
+}
+
+/**
+ * Whatever is latest is followed: each run is a revision of its own, and several may end at any time.
+ * Throws INVALID_ARGUMENT for a run without outputs, and what `pushFolder` throws.
+ */
+export async function pushOutputs(
+  { folder, facts }: { readonly folder: RunFolder; readonly facts: RunFacts },
+  target: PackageReference,
+  { settings, signal, progress, output }: Context,
+): Promise<PushedRevision> {
+  const { outputDir, runId } = facts
+  if (outputDir === undefined) throw new BobbinError('INVALID_ARGUMENT', `the run ${runId} was given no --output`)
+  const beside = RECORD_FILES.filter(name => existsSync(folder.file(name))).map(name => {
+    return { key: `${RECORD_FOLDER}/${name}` as LogicalKey, path: folder.file(name) }
+  })
+  const { topHash } = await pushFolder({
+    ...target,
+    message: messageOf(facts),
+    userMeta: metadataOf(folder, facts),
+    force: true,
+    dir: outputDir,
+    beside,
+    sourceConfig: sourceConfigOf(settings),
+    cacheDir: settings.cacheDir,
+    signal,
+    onProgress: ({ bytes, bytesTotal }) => progress.update('push', bytes, bytesTotal),
+    onSkipped: (key, reason) => output.note(`bobbin: left out ${JSON.stringify(key)}: ${reason}`),
+  })
+  progress.stop()
+  const { registry, name } = target
+  const revision: PushedRevision = { registry: formatRegistry(registry), package: name, topHash }
+  folder.writeFile('pushed.json', `${JSON.stringify(revision)}\n`)
+  return revision
+}
+
+function messageOf(facts: RunFacts): string {
+  const { BOBBIN_RUN, ...hashes } = hashVariables(facts)
+  const words = Object.entries(hashes).map(([name, value]) => `${name}=${value}`)
+  return `${facts.command.join(' ').slice(0, 200)}: ${words.join(' ')}`
+}
+
+function metadataOf(folder: RunFolder, facts: RunFacts): string {
+  const statement = readFileSync(folder.file('statement.json'))
+  const { runId, command, exitCode, startedOn, finishedOn, mounts, image } = facts
+  const record = {
+    runId,
+    command,
+    exitCode,
+    startedOn,
+    finishedOn,
+    hashes: hashVariables(facts),
+    image: image?.reference,
+    datasets: mounts.map(({ registry, package: name, topHash }) => `${registry}/${name}@${topHash}`),
+    record: `${RECORD_FOLDER}/`,
+    statementSha256: createHash('sha256').update(statement).digest('hex'),
+    ...(statement.length <= STATEMENT_BYTES_MAX && { statement: JSON.parse(statement.toString()) as unknown }),
+  }
+  return parseUserMeta(JSON.stringify({ bobbin: record }))
+}
