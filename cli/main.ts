@@ -201,7 +201,11 @@ forPackage(
   .addOption(
     new Option('--engine <name>', 'docker or podman (default: the first that answers)').choices(['docker', 'podman']),
   )
-  .option('-e, --env <name=value>', 'a variable for the command (NAME: as it is here)', collect)
+  .option(
+    '-e, --env <name=value>',
+    'a variable for the command (NAME: as it is here, and recorded by its name alone)',
+    collect,
+  )
   .option('--output <dir>', 'where the command writes its outputs: /outputs in the container, BOBBIN_OUTPUT anywhere')
   .option('--push-output <pkg>', 'when it ends well, its outputs and its record become a revision of this package')
   .option('--code <dir>', 'the git repository of the code, /code in the container (default: the one of this folder)')

@@ -57,6 +57,7 @@ async function again(
       command: facts.command,
       cwd: resolve(codeDir ?? '', facts.cwd ?? ''),
       env: facts.env,
+      passed: passedOf(facts),
       mounts: facts.mounts.map(({ registry, package: name, topHash, target }) => {
         const source = `${registry}/${name}@${topHash}`
         return { asked: `${source}:${target}`, source, target }
@@ -88,6 +89,17 @@ async function again(
   )
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
+}
+
+/** Throws INVALID_ARGUMENT: their values are in no record. */
+function passedOf({ passed = [] }: RunFacts): readonly string[] {
+  const missing = passed.filter(name => process.env[name] === undefined)
+  if (missing.length === 0) return passed
+  const names = missing.join(', ')
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `the run was given ${names}, and records hold no such values: export ${names}`,
+  )
 }
 
 function outputDirOf({ outputDir }: RunFacts, { output }: ReproduceFlags, note: (text: string) => void) {

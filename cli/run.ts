@@ -10,7 +10,7 @@ import { parseMountWish } from './run/data.js'
 import { identifyImage } from './run/image.js'
 import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
 import { type PushedRevision, pushOutputs } from './run/push-outputs.js'
-import { type RunOutcome, startRun } from './run/start.js'
+import { type RunOutcome, type RunWish, startRun } from './run/start.js'
 
 export interface RunFlags extends PackageFlags, EngineFlags {
   readonly version: string
@@ -98,7 +98,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
     container: isContainer ? { engine: engine!, image: found!, options: engineOptions(flags) } : undefined,
     command,
     cwd: process.cwd(),
-    env: env!,
+    ...env!,
     mounts: mounts!,
     code,
     outputDir: outputDir ?? (pushOutput === undefined ? undefined : 'own'),
@@ -113,16 +113,20 @@ async function checkTarget({ registry, name }: PackageReference, { source, signa
   await readLatest(source, registry, name, { signal })
 }
 
-/** `NAME=VALUE`, or `NAME` for what it is here. Throws INVALID_ARGUMENT. */
-export function environmentOf(words: readonly string[]): Record<string, string> {
+/**
+ * `NAME=VALUE`, or `NAME` for what it is here: that one is recorded by its name alone, since this is how secrets are
+ * given. Throws INVALID_ARGUMENT.
+ */
+export function environmentOf(words: readonly string[]): Pick<RunWish, 'env' | 'passed'> {
   const env: Record<string, string> = {}
+  const passed: string[] = []
   for (const word of words) {
     const [, name, value] = /^([A-Za-z_][A-Za-z0-9_]*)(?:=(.*))?$/s.exec(word) ?? []
     if (name === undefined) throw new BobbinError('INVALID_ARGUMENT', `--env ${JSON.stringify(word)} is not NAME=VALUE`)
-    const found = value ?? process.env[name]
-    if (found !== undefined) env[name] = found
+    if (value !== undefined) env[name] = value
+    else if (process.env[name] !== undefined) passed.push(name)
   }
-  return env
+  return { env, passed }
 }
 
 export async function report(

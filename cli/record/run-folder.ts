@@ -54,6 +54,8 @@ export interface RunFacts {
   readonly command: readonly string[]
   /** What the user set, not what the environment held. */
   readonly env: Readonly<Record<string, string>>
+  /** Names of variables whose values it got and the record has not. */
+  readonly passed?: readonly string[]
   /** Docker's own, as given. */
   readonly options: readonly string[]
   readonly image?: ImageIdentity

@@ -70,6 +70,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
           ...(run.code !== undefined && { source: gitSourceUri(run.code, run.code.ref) }),
           datasets: Object.fromEntries(run.mounts.map(mount => [mount.target, mount.asked])),
           env: run.env,
+          ...(run.passed !== undefined && { envNames: run.passed }),
           options: run.options,
         },
         internalParameters: {

@@ -96,10 +96,12 @@ export function containerCommand(options: {
   readonly image: ImageIdentity
   readonly command: readonly string[]
   readonly env: Readonly<Record<string, string>>
+  /** Names; their values come from the engine's client, so that they are in no command line. */
+  readonly passed: readonly string[]
   readonly bindings: readonly Binding[]
   readonly engineOptions: readonly string[]
 }): string[] {
-  const { engine, runId, image, command, env, bindings } = options
+  const { engine, runId, image, command, env, passed, bindings } = options
   return [
     engine,
     'run',
@@ -111,6 +113,7 @@ export function containerCommand(options: {
     '--pull=never',
     ...bindings.map(mountOption),
     ...Object.entries(env).map(([key, value]) => `--env=${key}=${value}`),
+    ...passed.map(name => `--env=${name}`),
     ...options.engineOptions,
     '--',
     image.reference,

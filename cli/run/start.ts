@@ -29,6 +29,8 @@ export interface RunWish {
   /** Of a bare process. */
   readonly cwd: string
   readonly env: Readonly<Record<string, string>>
+  /** Variables of this process that the command gets, too. */
+  readonly passed: readonly string[]
   readonly mounts: readonly MountWish[]
   /** undefined: none is recorded. */
   readonly code: FoundCode | undefined
@@ -105,7 +107,7 @@ async function daemonOf(client: DaemonClient): Promise<string | undefined> {
 }
 
 function factsOf(
-  { version, container, command, env, cwd, code: found }: RunWish,
+  { version, container, command, env, passed, cwd, code: found }: RunWish,
   { runId }: RunFolder,
   {
     outputDir,
@@ -128,6 +130,7 @@ function factsOf(
     engine: container?.engine ?? { name: 'host', version: process.version },
     command,
     env,
+    ...(passed.length > 0 && { passed }),
     options: container?.options ?? [],
     ...(container !== undefined && { image: container.image }),
     ...(code !== undefined && { code }),
@@ -188,6 +191,7 @@ function execute(
     image,
     command,
     env,
+    passed: wish.passed,
     bindings,
     engineOptions: [...workdir, ...options],
   })
