@@ -45,8 +45,10 @@ export async function runs(id: string | undefined, flags: CommonFlags): Promise<
   })
 }
 
+const MADE_LATER = 'bobbin run was ended before the record was whole: it was made later'
+
 /** Makes up for the end of a run whose process has gone. */
-export async function upToDate(folder: RunFolder, { settings, source }: Context): Promise<RunFacts> {
+export async function upToDate(folder: RunFolder, { settings, source, signal }: Context): Promise<RunFacts> {
   const facts = folder.read()
   if (facts.finishedOn !== undefined || isAlive(facts.pid)) return facts
   const { cacheDir } = facts.mounts[0] ?? settings
@@ -54,8 +56,12 @@ export async function upToDate(folder: RunFolder, { settings, source }: Context)
   await endLeftovers(facts.runId)
   // Its engine has gone on with it; there is nobody left who would take its exit code.
   if (facts.engine.name !== 'host') await removeContainer(facts.engine.name, containerName(facts.runId))
-  if (client !== undefined) await unmountAll(client, facts.mounts)
-  return finishRun(folder, { ...facts, finishedOn: new Date().toISOString(), wasAbandoned: true }, { cacheDir, source })
+  await unmountAll(client, facts.mounts)
+  const { exitCode, endedOn, problems = [] } = facts
+  const finishedOn = endedOn ?? new Date().toISOString()
+  // Whoever looked after it had seen the command's end.
+  const ended = exitCode === undefined ? { wasAbandoned: true } : { problems: [...problems, MADE_LATER] }
+  return finishRun(folder, { ...facts, finishedOn, ...ended }, { cacheDir, source, signal })
 }
 
 function stateOf({ finishedOn, wasAbandoned, exitCode }: RunFacts): string {

@@ -5,7 +5,7 @@
  * `paths` and `tar`: samples that the run's loader delivered, or began to (`aborted`); `entry`: single ones of it.
  */
 import { createHash } from 'node:crypto'
-import { createReadStream, readFileSync } from 'node:fs'
+import { createReadStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { BobbinError, hasCode, systemCode } from '../../daemon/model/index.js'
 
@@ -80,7 +80,7 @@ export function formatLedger(rows: readonly LedgerRow[]): string {
 export function ledgerFacts(rows: readonly LedgerRow[], text: string): LedgerFacts {
   const sizes = new Map(rows.map(row => [`${row.package}\0${row.topHash}\0${row.key}`, row.size]))
   return {
-    sha256: createHash('sha256').update(text).digest('hex'),
+    sha256: textSha256(text),
     rows: rows.length,
     entriesRead: sizes.size,
     bytesRead: [...sizes.values()].reduce((sum, size) => sum + size, 0),
@@ -126,10 +126,17 @@ function rowOf(line: string): LedgerRow | undefined {
   }
 }
 
+export function textSha256(text: string): string {
+  return createHash('sha256').update(text).digest('hex')
+}
+
 /** SHA-256 of a file, hex; undefined when it is not there. */
-export function fileSha256(path: string): string | undefined {
+export async function fileSha256(path: string): Promise<string | undefined> {
+  const hash = createHash('sha256')
   try {
-    return createHash('sha256').update(readFileSync(path)).digest('hex')
+    // Outputs may be larger than any buffer.
+    for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer)
+    return hash.digest('hex')
   } catch (error) {
     if (systemCode(error) === 'ENOENT' || hasCode(error, 'ENTRY_NOT_FOUND')) return undefined
     throw error

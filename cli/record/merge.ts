@@ -2,9 +2,10 @@
 import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync } from 'node:fs'
 import { BobbinError, localError } from '../../daemon/model/index.js'
-import { formatLedger, type LedgerRow, ledgerFacts, mergeRows, readLedger } from './ledger.js'
-import { type RunFacts, RunFolder } from './run-folder.js'
+import { formatLedger, type LedgerRow, ledgerFacts, mergeRows, readLedger, textSha256 } from './ledger.js'
+import { formatFacts, type RunFacts, RunFolder } from './run-folder.js'
 import { provenance, trace } from './statement.js'
+import { isCompleteIn, statementOf } from './verify.js'
 
 /** Throws INVALID_ARGUMENT when they are not of one job: other code, image, data or command. */
 export async function mergeRecords(
@@ -27,7 +28,7 @@ export async function mergeRecords(
   const merged = mergeRows(rows)
   const folder = RunFolder.create(state)
   mkdirSync(folder.path, { recursive: true })
-  const { outputDir: _, code, ...rest } = first
+  const { outputDir: _, endedOn: __, code, ...rest } = first
   const facts: RunFacts = {
     ...rest,
     ...(code !== undefined && { code }),
@@ -40,6 +41,7 @@ export async function mergeRecords(
       .at(-1)!,
     exitCode: Math.max(...all.map(one => one.facts.exitCode ?? 1)),
     ...(all.some(one => one.facts.wasAbandoned) && { wasAbandoned: true }),
+    problems: all.flatMap(({ facts: { problems = [], host } }) => problems.map(problem => `${host}: ${problem}`)),
     outputs: all.flatMap(({ facts: { outputs = [], host } }) =>
       outputs.map(output => ({ ...output, path: `${host}/${output.path}` })),
     ),
@@ -51,8 +53,8 @@ export async function mergeRecords(
   const text = formatLedger(merged)
   const ledger = ledgerFacts(merged, text)
   folder.writeFile('reads.jsonl', text)
-  const isComplete = all.every(({ facts: one }) => !one.wasAbandoned)
-  const evidence = { ledger, isComplete, files: new Map<string, string>() }
+  const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
+  const evidence = { ledger, isComplete, files: new Map([['run.json', textSha256(formatFacts(facts))]]) }
   folder.writeFile('statement.json', `${JSON.stringify(provenance(facts, evidence), undefined, 2)}\n`)
   folder.writeFile('trace.json', `${JSON.stringify(trace(facts, merged, ledger), undefined, 2)}\n`)
   folder.write(facts)

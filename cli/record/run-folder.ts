@@ -10,7 +10,7 @@
  *   pushed.json      the revision that the outputs became
  *   stdout.log, stderr.log, outputs/, mnt/, loader.sock, deliveries.ndjson
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { v7 } from 'uuid'
@@ -68,6 +68,9 @@ export interface RunFacts {
   /** Where the command wrote its outputs, here. */
   readonly outputDir?: string
   readonly startedOn: string
+  /** The command's end. */
+  readonly endedOn?: string
+  /** The same, once the record is whole. */
   readonly finishedOn?: string
   /** 128 + n: ended by a signal. */
   readonly exitCode?: number
@@ -76,6 +79,8 @@ export interface RunFacts {
   /** The process that looked after the run was gone before it was over. */
   readonly wasAbandoned?: boolean
   readonly outputs?: readonly OutputFile[]
+  /** What went wrong around the command, in words: a mount that ended, a full disk. What it did itself, its exit code says. */
+  readonly problems?: readonly string[]
   /** Packages that were read through the loader alone. */
   readonly loaded?: readonly PackageAddress[]
   /** Of a merged record. */
@@ -153,7 +158,7 @@ export class RunFolder {
   }
 
   write(facts: RunFacts): void {
-    this.writeFile('run.json', `${JSON.stringify(facts, undefined, 2)}\n`)
+    this.writeFile('run.json', formatFacts(facts))
   }
 
   /** Whole, or not at all. */
@@ -163,9 +168,15 @@ export class RunFolder {
       writeFileSync(`${path}.new`, content, { mode: 0o644 })
       renameSync(`${path}.new`, path)
     } catch (error) {
+      // On a full disk half of it would be in the way.
+      rmSync(`${path}.new`, { force: true })
       throw localError(`write ${path}`, error)
     }
   }
+}
+
+export function formatFacts(facts: RunFacts): string {
+  return `${JSON.stringify(facts, undefined, 2)}\n`
 }
 
 function idsIn(state: string): string[] {

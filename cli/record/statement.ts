@@ -53,7 +53,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
     return { name: `outputs/${path}`, digest: { sha256 }, annotations: { size } }
   })
   const { entriesRead, bytesRead, merkleRoot } = ledger
-  const logs = ['stdout.log', 'stderr.log', 'source.diff'].flatMap((name): ResourceDescriptor[] => {
+  const kept = ['run.json', 'stdout.log', 'stderr.log', 'source.diff'].flatMap((name): ResourceDescriptor[] => {
     const sha256 = files.get(name)
     return sha256 === undefined ? [] : [{ name, uri: `file:${name}`, digest: { sha256 } }]
   })
@@ -102,7 +102,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
           startedOn: run.startedOn,
           ...(run.finishedOn !== undefined && { finishedOn: run.finishedOn }),
         },
-        byproducts: [...logs, exitOf(run)],
+        byproducts: [...kept, exitOf(run)],
       },
     },
   }
@@ -160,8 +160,8 @@ export function packageUri(registry: string, name: string, topHash: string): str
     : `${registry}/${name}@${topHash}`
 }
 
-function exitOf({ exitCode, wasAbandoned }: RunFacts): ResourceDescriptor {
-  const document = { code: exitCode ?? null, killed: wasAbandoned ?? false }
+function exitOf({ exitCode, wasAbandoned, problems = [] }: RunFacts): ResourceDescriptor {
+  const document = { code: exitCode ?? null, killed: wasAbandoned ?? false, ...(problems.length > 0 && { problems }) }
   return {
     name: 'exit',
     content: Buffer.from(JSON.stringify(document)).toString('base64'),

@@ -30,7 +30,7 @@ export async function verifyRecord(
 ): Promise<Verdict> {
   const facts = run.read()
   const problems: string[] = []
-  const statement = documentOf(run, 'statement.json') as Statement
+  const statement = statementOf(run)
   const text = textOf(run, 'reads.jsonl')
   const rows = []
   for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
@@ -42,9 +42,10 @@ export async function verifyRecord(
   if (!isSame(documentOf(run, 'trace.json'), trace(facts, rows, ledger)))
     problems.push('trace.json does not follow from run.json and reads.jsonl')
   for (const [name, sha256] of files) {
-    if (fileSha256(run.file(name)) !== sha256) problems.push(`${name} is missing or is not what the statement says`)
+    if ((await fileSha256(run.file(name))) !== sha256)
+      problems.push(`${name} is missing or is not what the statement says`)
   }
-  problems.push(...outputProblems(facts))
+  problems.push(...(await outputProblems(facts)))
   const { publicKey } = options
   if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
   const registries = new Map(facts.mounts.map(mount => [`${mount.package}@${mount.topHash}`, mount.registry]))
@@ -59,12 +60,14 @@ export async function verifyRecord(
 }
 
 /** Those that are not here any more are no problem: they may have been moved. */
-function outputProblems({ outputs = [], outputDir }: RunFacts): string[] {
+async function outputProblems({ outputs = [], outputDir }: RunFacts): Promise<string[]> {
   if (outputDir === undefined) return []
-  return outputs.flatMap(({ path, sha256 }) => {
-    const found = fileSha256(join(outputDir, path))
-    return found === undefined || found === sha256 ? [] : `outputs/${path} has changed since`
-  })
+  const changed: string[] = []
+  for (const { path, sha256 } of outputs) {
+    const found = await fileSha256(join(outputDir, path))
+    if (found !== undefined && found !== sha256) changed.push(`outputs/${path} has changed since`)
+  }
+  return changed
 }
 
 function signatureProblems(run: RunFolder, key: KeyObject): string[] {
@@ -87,7 +90,7 @@ function signatureProblems(run: RunFolder, key: KeyObject): string[] {
   })
 }
 
-function namedFiles({ predicate }: Statement): Map<string, string> {
+function namedFiles({ predicate }: Pick<Statement, 'predicate'>): Map<string, string> {
   const { runDetails } = predicate as { runDetails?: { byproducts?: { uri?: string; digest?: { sha256?: string } }[] } }
   const files = new Map<string, string>()
   for (const { uri, digest } of runDetails?.byproducts ?? []) {
@@ -97,7 +100,7 @@ function namedFiles({ predicate }: Statement): Map<string, string> {
   return files
 }
 
-function isCompleteIn({ predicate }: Statement): boolean {
+export function isCompleteIn({ predicate }: Pick<Statement, 'predicate'>): boolean {
   interface Definition {
     readonly resolvedDependencies?: { readonly name?: string; readonly annotations?: { readonly complete?: boolean } }[]
   }
@@ -106,7 +109,9 @@ function isCompleteIn({ predicate }: Statement): boolean {
 }
 
 function isSame(a: unknown, b: unknown): boolean {
-  return isDeepStrictEqual(JSON.parse(JSON.stringify(a)), JSON.parse(JSON.stringify(b)))
+  // A damaged document is null, which none of ours is.
+  const plain = (value: unknown) => JSON.parse(JSON.stringify(value ?? null))
+  return isDeepStrictEqual(plain(a), plain(b))
 }
 
 function textOf(run: RunFolder, name: string): string {
@@ -115,6 +120,12 @@ function textOf(run: RunFolder, name: string): string {
   } catch (error) {
     throw localError(`read ${run.file(name)}`, error)
   }
+}
+
+/** Says nothing when it is damaged: then it follows from nothing. */
+export function statementOf(run: RunFolder): Pick<Statement, 'predicate'> {
+  const found = documentOf(run, 'statement.json') as Statement | undefined | null
+  return typeof found?.predicate === 'object' && found.predicate !== null ? found : { predicate: {} }
 }
 
 function documentOf(run: RunFolder, name: string): unknown {

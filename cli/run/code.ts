@@ -124,6 +124,9 @@ function withoutCredentials(remote: string): string {
  * Throws INVALID_ARGUMENT when what comes of it is not the tree of the record.
  */
 export async function restoreCode(code: CodeIdentity, diffPath: string, target: string): Promise<void> {
+  // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
+  if (!/^[0-9a-f]{40,64}$/.test(code.commit))
+    throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
   const source = existsSync(join(code.folder, '.git')) ? code.folder : code.remote
   if (source === null)
     throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)

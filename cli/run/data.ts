@@ -7,10 +7,12 @@ import { basename, join, resolve } from 'node:path'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { BobbinError, hasCode, localError } from '../../daemon/model/index.js'
 import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
+import { unmountPath } from '../../daemon/mount/unmount.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry } from '../../daemon/quilt/reference.js'
 import { type Context, type PackageFlags, referenceOf } from '../context.js'
 import type { RunMount } from '../record/run-folder.js'
+import { isDead, isServed, settledStatus } from './came-through.js'
 
 /** `PKG:TARGET` as typed. */
 export interface MountWish {
@@ -115,11 +117,15 @@ function makeFolder(path: string): void {
   }
 }
 
-/** Also while something is open in them, since the run is over. */
-export async function unmountAll(client: DaemonClient, mounts: readonly RunMount[]): Promise<void> {
-  for (const { mountpoint } of mounts) {
+/** Also while something is open in them, since the run is over. What somebody else has mounted there since then stays. */
+export async function unmountAll(client: DaemonClient | undefined, mounts: readonly RunMount[]): Promise<void> {
+  if (mounts.length === 0) return
+  const status = client && (await settledStatus(client, mounts))
+  for (const mount of mounts) {
+    const { mountpoint } = mount
     try {
-      await client.unmount(mountpoint, true)
+      if (status !== undefined && isServed(mount, status)) await client?.unmount(mountpoint, true)
+      else if (await isDead(mountpoint)) await unmountPath(mountpoint, { isForced: true })
     } catch (error) {
       if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE')) throw error
     }

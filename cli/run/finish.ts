@@ -9,9 +9,9 @@ import type { PackageAddress } from '../../loader/http/objects.js'
 import { OpenPackages } from '../../loader/http/open-packages.js'
 import { Plans } from '../../loader/http/plans.js'
 import { signEnvelope } from '../record/dsse.js'
-import { fileSha256, formatLedger, ledgerFacts } from '../record/ledger.js'
+import { fileSha256, formatLedger, ledgerFacts, textSha256 } from '../record/ledger.js'
 import { Reads } from '../record/reads.js'
-import type { RunFacts, RunFolder } from '../record/run-folder.js'
+import { formatFacts, type RunFacts, type RunFolder } from '../record/run-folder.js'
 import { provenance, trace } from '../record/statement.js'
 import { hashOutputs } from './outputs.js'
 
@@ -19,6 +19,8 @@ export interface FinishOptions {
   readonly cacheDir: string
   readonly source: Source
   readonly key?: KeyObject | undefined
+  /** Ends the hashing of outputs, with INTERRUPTED; the record is then made by who asks for it next. */
+  readonly signal?: AbortSignal | undefined
 }
 
 const KEPT_FILES = ['stdout.log', 'stderr.log', 'source.diff'] as const
@@ -29,19 +31,23 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
   const rows = reads.rows()
   const text = formatLedger(rows)
   run.writeFile('reads.jsonl', text)
+  const hashed = facts.outputDir === undefined ? undefined : await hashOutputs(facts.outputDir, options.signal)
+  const problems = [...(facts.problems ?? []), ...(hashed?.problems ?? [])]
   const finished: RunFacts = {
     ...facts,
     loaded: loadedOnly(facts, reads),
-    ...(facts.outputDir !== undefined && { outputs: await hashOutputs(facts.outputDir) }),
+    ...(hashed !== undefined && { outputs: hashed.files }),
+    ...(problems.length > 0 && { problems }),
   }
   const counted = ledgerFacts(rows, text)
-  const files = new Map(KEPT_FILES.flatMap(name => [[name, fileSha256(run.file(name))] as const]))
-  const known = new Map(
-    [...files].filter((file): file is [(typeof KEPT_FILES)[number], string] => file[1] !== undefined),
-  )
+  const files = new Map([['run.json', textSha256(formatFacts(finished))]])
+  for (const name of KEPT_FILES) {
+    const sha256 = await fileSha256(run.file(name))
+    if (sha256 !== undefined) files.set(name, sha256)
+  }
   const isComplete = reads.lost === 0 && facts.areLogsWhole === true && facts.wasAbandoned !== true
   const statements = [
-    ['statement.json', provenance(finished, { ledger: counted, isComplete, files: known })],
+    ['statement.json', provenance(finished, { ledger: counted, isComplete, files })],
     ['trace.json', trace(finished, rows, counted)],
   ] as const
   for (const [name, statement] of statements) run.writeFile(name, `${JSON.stringify(statement, undefined, 2)}\n`)

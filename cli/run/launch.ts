@@ -16,11 +16,13 @@ export interface LaunchOptions {
   readonly logs: { readonly stdout: string; readonly stderr: string }
   /** Its stdout belongs to us with `--json`: the command's goes to stderr. */
   readonly isJson: boolean
+  /** Told of a log that could not be kept to its end: its name. */
+  onLogCut(name: string): void
 }
 
 /** Exit code, or 128 + the number of the signal. Throws INVALID_ARGUMENT when it cannot be started. */
 export async function launch(command: readonly string[], options: LaunchOptions): Promise<number> {
-  const { cwd, env, logs, isJson } = options
+  const { cwd, env, logs, isJson, onLogCut } = options
   const child = spawn(command[0]!, command.slice(1), {
     stdio: ['inherit', 'pipe', 'pipe'],
     env,
@@ -37,8 +39,8 @@ export async function launch(command: readonly string[], options: LaunchOptions)
   )
   await started
   const kept = [
-    keep(child, 'stdout', isJson ? process.stderr : process.stdout, logs.stdout),
-    keep(child, 'stderr', process.stderr, logs.stderr),
+    keep(child, 'stdout', isJson ? process.stderr : process.stdout, logs.stdout, () => onLogCut('stdout.log')),
+    keep(child, 'stderr', process.stderr, logs.stderr, () => onLogCut('stderr.log')),
   ]
   const stopPassing = passSignals(child)
   try {
@@ -55,11 +57,13 @@ async function keep(
   name: 'stdout' | 'stderr',
   shown: NodeJS.WriteStream,
   path: string,
+  onCut: () => void,
 ): Promise<void> {
   const file = createWriteStream(path, { mode: 0o644 })
   let isBroken = false
   file.on('error', () => {
     // A full disk ends the copy, not the run.
+    if (!isBroken) onCut()
     isBroken = true
   })
   for await (const chunk of child[name]!) {

@@ -1,8 +1,8 @@
 /** What a run has written: every file of its output folder, by its hash. */
 import { createHash } from 'node:crypto'
-import { createReadStream, lstatSync, readdirSync } from 'node:fs'
+import { createReadStream, lstatSync, readdirSync, type Stats } from 'node:fs'
 import { join } from 'node:path'
-import { localError, systemCode } from '../../daemon/model/index.js'
+import { localError, throwIfAborted } from '../../daemon/model/index.js'
 
 export interface OutputFile {
   /** Below the output folder, with slashes. */
@@ -13,32 +13,67 @@ export interface OutputFile {
   readonly sha256: string
 }
 
-/** In the order of their paths. Links and what is no file are left out: they are not content. */
-export async function hashOutputs(folder: string): Promise<OutputFile[]> {
-  const found: OutputFile[] = []
-  for (const path of filesBelow(folder, '')) {
-    const hash = createHash('sha256')
-    let size = 0
-    for await (const chunk of createReadStream(join(folder, path))) {
-      hash.update(chunk as Buffer)
-      size += (chunk as Buffer).length
-    }
-    found.push({ path, size, sha256: hash.digest('hex') })
-  }
-  return found.sort((a, b) => (a.path < b.path ? -1 : 1))
+export interface HashedOutputs {
+  /** In the order of their paths. Links and what is no file are left out: they are not content. */
+  readonly files: readonly OutputFile[]
+  /** What could not be read: another user's, say. The record is made all the same. */
+  readonly problems: readonly string[]
 }
 
-function* filesBelow(folder: string, below: string): Generator<string> {
-  try {
-    for (const name of readdirSync(join(folder, below))) {
-      const path = below === '' ? name : `${below}/${name}`
-      const stats = lstatSync(join(folder, path))
-      if (stats.isDirectory()) yield* filesBelow(folder, path)
-      else if (stats.isFile()) yield path
+/** Throws INTERRUPTED: there may be terabytes. */
+export async function hashOutputs(folder: string, signal: AbortSignal | undefined): Promise<HashedOutputs> {
+  const files: OutputFile[] = []
+  const problems: string[] = []
+  for (const path of filesBelow(folder, '', problems)) {
+    try {
+      files.push(await hashFile(folder, path, signal))
+    } catch (error) {
+      throwIfAborted(signal)
+      problems.push(unreadable(path, error))
     }
-  } catch (error) {
-    if (systemCode(error) !== 'ENOENT') throw localError(`read the outputs in ${folder}`, error)
   }
+  return { files: files.sort((a, b) => (a.path < b.path ? -1 : 1)), problems }
+}
+
+async function hashFile(folder: string, path: string, signal: AbortSignal | undefined): Promise<OutputFile> {
+  const hash = createHash('sha256')
+  let size = 0
+  throwIfAborted(signal)
+  for await (const chunk of createReadStream(join(folder, path), { ...(signal !== undefined && { signal }) })) {
+    hash.update(chunk as Buffer)
+    size += (chunk as Buffer).length
+  }
+  return { path, size, sha256: hash.digest('hex') }
+}
+
+function* filesBelow(folder: string, below: string, problems: string[]): Generator<string> {
+  let names: string[] = []
+  try {
+    names = readdirSync(join(folder, below))
+  } catch (error) {
+    problems.push(unreadable(below === '' ? folder : below, error))
+  }
+  for (const name of names) {
+    const path = below === '' ? name : `${below}/${name}`
+    const stats = tryLstat(join(folder, path))
+    // A name that is no UTF-8 leads nowhere when it is text.
+    if (stats === undefined)
+      problems.push(`the output ${JSON.stringify(path)} is not in the record: it cannot be looked at`)
+    else if (stats.isDirectory()) yield* filesBelow(folder, path, problems)
+    else if (stats.isFile()) yield path
+  }
+}
+
+function tryLstat(path: string): Stats | undefined {
+  try {
+    return lstatSync(path)
+  } catch {
+    return undefined
+  }
+}
+
+function unreadable(path: string, error: unknown): string {
+  return `the output ${JSON.stringify(path)} is not in the record: ${localError('read it', error).message}`
 }
 
 export interface OutputDifference {

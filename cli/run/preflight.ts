@@ -77,6 +77,16 @@ export function prepareOutputs(dir: string, note: (text: string) => void): strin
   }
 }
 
+/** Nobody can write there, for want of blocks or of inodes. What cannot be asked is not full. */
+export function isFull(folder: string): boolean {
+  try {
+    const { bavail, files, ffree } = statfsSync(folder)
+    return bavail === 0 || (files > 0 && ffree === 0)
+  } catch {
+    return false
+  }
+}
+
 /** Throws FUSE_UNAVAILABLE when nothing can be mounted, or containers could not enter what is. */
 export function checkMounting(isContainer: boolean): void {
   if (!existsSync('/dev/fuse'))

@@ -10,16 +10,24 @@ export interface Ran {
 
 const TIMEOUT_MS = 600_000
 
-/** However it ends. Throws INVALID_ARGUMENT when there is no such program. */
+/** However it ends. Throws INVALID_ARGUMENT when there is no such program, INTERRUPTED. */
 export function runQuietly(
   command: string,
   args: readonly string[],
-  { env, signal }: { readonly env?: NodeJS.ProcessEnv; readonly signal?: AbortSignal | undefined } = {},
+  {
+    env,
+    signal,
+    timeoutMs = TIMEOUT_MS,
+  }: {
+    readonly env?: NodeJS.ProcessEnv
+    readonly signal?: AbortSignal | undefined
+    readonly timeoutMs?: number
+  } = {},
 ): Promise<Ran> {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: TIMEOUT_MS,
+      timeout: timeoutMs,
       ...(env !== undefined && { env }),
       ...(signal !== undefined && { signal }),
     })
@@ -27,6 +35,7 @@ export function runQuietly(
     child.stdout.on('data', chunk => output.stdout.push(chunk))
     child.stderr.on('data', chunk => output.stderr.push(chunk))
     child.once('error', error => {
+      if (signal?.aborted) return reject(new BobbinError('INTERRUPTED', 'interrupted', { cause: error }))
       if (systemCode(error) !== 'ENOENT') return reject(error)
       reject(new BobbinError('INVALID_ARGUMENT', `there is no program ${command} here`, { cause: error }))
     })

@@ -11,8 +11,8 @@ export interface Sidecar {
   /** Bound into containers. */
   readonly folder: string
   readonly socket: string
-  /** Resolves when it has written down all that it delivered. */
-  stop(): Promise<void>
+  /** Resolves when it has written down all that it delivered; false: it had ended before, and has perhaps not. */
+  stop(): Promise<boolean>
 }
 
 const START_MS = 30_000
@@ -41,12 +41,14 @@ export async function startSidecar(run: RunFolder, cacheDir: string, signal: Abo
   const env = { ...process.env, BOBBIN_RUN: run.runId }
   const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true, env })
   const stop = async () => {
-    if (child.exitCode === null && child.signalCode === null) {
+    const isRunning = child.exitCode === null && child.signalCode === null
+    if (isRunning) {
       const over = new Promise(resolve => child.once('exit', resolve))
       child.kill('SIGTERM')
       await over
     }
     rmSync(isShort ? folder : base, { recursive: true, force: true })
+    return isRunning
   }
   try {
     await ready(child, signal)

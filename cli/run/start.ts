@@ -5,17 +5,18 @@ import { hostname } from 'node:os'
 import { join, relative } from 'node:path'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { ensureDaemon } from '../../daemon/control/launch.js'
-import { throwIfAborted } from '../../daemon/model/index.js'
+import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
 import { type RunFacts, RunFolder, type RunMount } from '../record/run-folder.js'
+import { endedMounts, settledStatus } from './came-through.js'
 import { type Binding, bindingsOf, containerCommand, type EngineFacts, isShared } from './container.js'
 import { type MountWish, mountFor, unmountAll } from './data.js'
 import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
-import { type FoundCode, prepareOutputs } from './preflight.js'
+import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
 
 export interface RunWish {
@@ -54,14 +55,40 @@ export async function startRun(wish: RunWish, flags: PackageFlags, context: Cont
   const folder = RunFolder.create(wish.state)
   let facts: RunFacts
   try {
+    if (isFull(folder.path))
+      throw new BobbinError(
+        'STORE_FULL',
+        `no space left on the device of ${folder.path}: a run could not keep its record`,
+      )
     facts = await runIn(folder, wish, flags, context)
   } catch (error) {
     // Its output is the first thing that a command leaves. What has run stays, and `bobbin runs` makes its record.
     if (!existsSync(folder.file('stdout.log'))) rmSync(folder.path, { recursive: true, force: true })
     throw error
   }
-  const options = { cacheDir: context.settings.cacheDir, source: context.source, key: wish.key }
-  return { folder, facts: await finishRun(folder, facts, options) }
+  return { folder, facts: await finish(folder, facts, wish, context) }
+}
+
+async function finish(
+  folder: RunFolder,
+  facts: RunFacts,
+  { key }: RunWish,
+  { settings: { cacheDir }, source, signal, output }: Context,
+): Promise<RunFacts> {
+  for (const problem of facts.problems ?? []) output.note(`bobbin: ${problem}`)
+  const { runId, exitCode } = facts
+  try {
+    // How it ended, for whoever makes up for the rest when we are ended now.
+    folder.write(facts)
+    return await finishRun(folder, { ...facts, finishedOn: facts.endedOn! }, { cacheDir, source, key, signal })
+  } catch (error) {
+    if (!(error instanceof BobbinError)) throw error
+    const how = `the command ended with ${exitCode}, but its record is not whole`
+    if (error.code === 'INTERRUPTED') output.note(`bobbin: ${how}; bobbin runs ${runId} makes it`)
+    else
+      throw new BobbinError(error.code, `${how}: ${error.message}; when that is mended, bobbin runs ${runId} makes it`)
+    throw error
+  }
 }
 
 /** From the mounts to the command's end. */
@@ -79,6 +106,8 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   const daemonBefore = await daemonOf(client)
   let sidecar: Sidecar | undefined
   let ended: RunFacts
+  const problems: string[] = []
+  let areReadsKept = true
   try {
     if (isContainer && mounts.length > 0 && !isShared(mountsFolder))
       output.note(
@@ -89,13 +118,23 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
     folder.write(facts)
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
-    const exitCode = await execute(wish, facts, sidecar, context)
-    ended = { ...facts, exitCode, finishedOn: new Date().toISOString() }
+    const exitCode = await execute(wish, facts, sidecar, context, problems)
+    ended = { ...facts, exitCode, endedOn: new Date().toISOString() }
+    for (const { mountpoint } of await endedMounts(await settledStatus(client, mounts), mounts)) {
+      areReadsKept = false
+      problems.push(`the mount ${mountpoint} ended during the run: reads failed from then on`)
+    }
   } finally {
-    await sidecar?.stop()
+    if ((await sidecar?.stop()) === false) {
+      areReadsKept = false
+      problems.push("the run's loader ended during the run: its log is loader.log")
+    }
     await unmountAll(client, mounts)
   }
-  return { ...ended, areLogsWhole: daemonBefore !== undefined && (await daemonOf(client)) === daemonBefore }
+  const isWhole = areReadsKept && daemonBefore !== undefined && (await daemonOf(client)) === daemonBefore
+  if (outputDir !== undefined && isFull(outputDir))
+    problems.push(`no space is left in ${outputDir}: outputs may be cut short`)
+  return { ...ended, areLogsWhole: isWhole, ...(problems.length > 0 && { problems }) }
 }
 
 /** Another one after a crash; undefined: it does not answer at the moment. */
@@ -147,13 +186,15 @@ function execute(
   facts: RunFacts,
   sidecar: Sidecar | undefined,
   { settings, output }: Context,
+  problems: string[],
 ): Promise<number> {
   const { container, command } = wish
   const objects = objectsFolder(settings.cacheDir)
   const hashes = hashVariables(facts)
   const folder = join(wish.state, 'runs', facts.runId)
   const logs = { stdout: join(folder, 'stdout.log'), stderr: join(folder, 'stderr.log') }
-  const common = { logs, isJson: output.isJson }
+  const onLogCut = (name: string) => problems.push(`${name} lacks the end: it could not be written`)
+  const common = { logs, isJson: output.isJson, onLogCut }
   if (container === undefined) {
     const variables = {
       ...hashes,

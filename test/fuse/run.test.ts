@@ -180,6 +180,11 @@ t.test('a signed record is checked, and one that was edited by a byte is refused
       const { status, stderr } = await verify()
       t.not(status, 0, `${name}, byte ${place}: ${stderr}`)
     }
+    // No JSON any more, or what is no row.
+    writeFileSync(path, bytes.subarray(0, -5))
+    const cut = await verify()
+    t.not(cut.status, 0)
+    t.notMatch(cut.stderr, /this is a bug/, name)
     writeFileSync(path, bytes)
   }
   t.equal((await verify()).status, 0)

@@ -1,5 +1,5 @@
 /** Runs of commands on packages, in a state folder of a test's own. */
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { LedgerRow } from '../../cli/record/ledger.js'
@@ -79,6 +79,28 @@ export class Runs {
   #environment(): NodeJS.ProcessEnv {
     return { ...process.env, AWS_EC2_METADATA_DISABLED: 'true', ...this.#env, BOBBIN_CACHE: this.cli.cacheDir }
   }
+}
+
+/** What a process that is still on its way has said so far, and what it ends with. */
+export interface Started {
+  readonly process: ChildProcess
+  stdout(): string
+  stderr(): string
+  readonly ended: Promise<number | NodeJS.Signals | null>
+}
+
+export function started(child: ChildProcess): Started {
+  let [stdout, stderr] = ['', '']
+  child.stdout!.setEncoding('utf8').on('data', chunk => {
+    stdout += chunk
+  })
+  child.stderr!.setEncoding('utf8').on('data', chunk => {
+    stderr += chunk
+  })
+  const ended = new Promise<number | NodeJS.Signals | null>(resolve =>
+    child.once('close', (code, signal) => resolve(code ?? signal)),
+  )
+  return { process: child, stdout: () => stdout, stderr: () => stderr, ended }
 }
 
 export function readsOf({ record }: { readonly record: string }): LedgerRow[] {

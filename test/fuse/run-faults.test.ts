@@ -1,0 +1,258 @@
+/** What goes wrong under `bobbin run --host`: full disks, processes that die, signals, packages that are gone, hostile names. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { runProgram } from '../support/cli.js'
+import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
+import { startHeldServer } from '../support/held-server.js'
+import { parentOf, processesWith } from '../support/processes.js'
+import { factsOf, type RunAnswer, Runs, readsOf, started, statementOf } from '../support/runs.js'
+import { writeSamples } from '../support/samples.js'
+import { smallDisk } from '../support/small-disk.js'
+
+t.setTimeout(200_000)
+const whyNot = cannotMount()
+if (whyNot) {
+  t.plan(0, String(whyNot))
+  process.exit()
+}
+
+const folder = testFolder(t)
+const runs = new Runs(folder)
+t.teardown(() => runs.cli.try('stop', '--force'))
+const written = await writeSamples(join(folder, 'registry'), 12)
+await runs.commit({ 'code.txt': 'the code' })
+const data = join(folder, 'data')
+const mount = ['--mount', `${written.reference}:${data}`]
+const at = (i: number) => join(data, `train/${String(i).padStart(6, '0')}.jpg`)
+const shell = (script: string) => ['--', 'sh', '-c', script]
+
+const exitOf = (run: { readonly record: string }) => {
+  const { byproducts } = statementOf(run).predicate.runDetails
+  const { content } = byproducts.find((one: { name: string }) => one.name === 'exit')
+  return JSON.parse(Buffer.from(content, 'base64').toString())
+}
+const isComplete = (run: { readonly record: string }) =>
+  statementOf(run).predicate.buildDefinition.resolvedDependencies.find((one: { name: string }) => one.name === 'reads')
+    .annotations.complete
+const fill = (path: string) => `head -c 64M /dev/zero > '${path}'`
+/** Neither the mounts nor the processes of a run. */
+const nothingIsLeft = (t: Test, of: Runs, runId: string) => {
+  t.same(mountsBelow(of.folder), [])
+  t.same(processesWith('BOBBIN_RUN', runId), [], 'no process of it goes on')
+}
+
+t.test("outputs that fill their disk are the command's problem, and the record tells of it (S52)", async t => {
+  const disk = smallDisk(t, 2)
+  if (disk === undefined) return
+  const script =
+    `cat ${at(1)} > /dev/null; echo small > $BOBBIN_OUTPUT/a; ${fill('$BOBBIN_OUTPUT/big')} 2>/dev/null; exit 3`.replaceAll(
+      "'",
+      '"',
+    )
+  const run = await runs.run('--host', ...mount, '--output', join(disk, 'out'), ...shell(script))
+  t.equal(run.exitCode, 3)
+  t.same(
+    run.outputs.map(({ path }) => path),
+    ['a', 'big'],
+  )
+  t.match(exitOf(run), { code: 3, killed: false, problems: [/no space is left in .*out/] })
+  t.equal(isComplete(run), true, 'its reads are whole')
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
+})
+
+t.test('a record that does not fit on its disk is said, and made when there is room', async t => {
+  const disk = smallDisk(t, 2)
+  if (disk === undefined) return
+  const full = new Runs(join(folder, 'full'), { BOBBIN_STATE: join(disk, 'state') })
+  t.teardown(() => full.cli.try('stop', '--force'))
+  await full.commit({ 'code.txt': 'the code' })
+  const hog = join(disk, 'hog')
+  const own = ['--mount', `${written.reference}:${join(full.folder, 'data')}`]
+  const read = `cat ${join(full.folder, 'data/train/000002.jpg')} > /dev/null`
+  const { status, stderr, stdout } = await full.bobbin(
+    'run',
+    '--host',
+    ...own,
+    ...shell(`${read}; ${fill(hog)}; exit 4`),
+  )
+  t.equal(status, 1, stderr)
+  t.equal(stdout, '')
+  t.match(stderr, /the command ended with 4.*no space left on the device/s)
+  t.notMatch(stderr, /this is a bug/)
+  const [runId] = readdirSync(join(disk, 'state/runs'))
+  nothingIsLeft(t, full, runId!)
+  const refused = await full.bobbin('run', '--host', ...own, ...shell('true'))
+  t.equal(refused.status, 1, 'nor is there room to start another one')
+  t.match(refused.stderr, /no space left on the device/)
+  rmSync(hog)
+  const rows = await full.cli.rows<RunAnswer & { state: string }>('runs')
+  t.match(rows, [{ runId, state: 'killed' }])
+  t.same(
+    readsOf(rows[0]!).map(({ key }) => key),
+    ['train/000002.jpg'],
+  )
+  t.equal((await full.bobbin('record', 'verify', runId!)).status, 0)
+})
+
+t.test('outputs that cannot be read are named, and the record is there', async t => {
+  const out = join(folder, 'unreadable')
+  // A name that is no UTF-8, as tar and old cameras leave them.
+  const script = `echo a > $BOBBIN_OUTPUT/a; python3 -c "import os; open(os.environ['BOBBIN_OUTPUT'].encode() + b'/\\xff.bin', 'w').write('b')"; ln -s /etc $BOBBIN_OUTPUT/link; mkfifo $BOBBIN_OUTPUT/pipe`
+  const run = await runs.run('--host', '--output', out, ...shell(script))
+  t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+  t.same(
+    run.outputs.map(({ path }) => path),
+    ['a'],
+  )
+  t.match(exitOf(run), { problems: [/output .*\.bin/] })
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
+})
+
+t.test('a signal while outputs are hashed ends that, and the record is made up for (S52)', async t => {
+  const out = join(folder, 'huge')
+  // More than can be hashed before the test has seen it; it takes no room.
+  const script = `cat ${at(4)} > /dev/null; truncate -s 1T $BOBBIN_OUTPUT/huge`
+  const child = started(runs.start('--host', ...mount, '--output', out, ...shell(script)))
+  const latest = () => join(runs.state, 'runs', readdirSync(join(runs.state, 'runs')).sort().at(-1)!)
+  await until('its outputs are hashed', () => existsSync(join(out, 'huge')) && mountsBelow(folder).length === 0, 60_000)
+  const record = latest()
+  await until('the command is over', () => factsOf({ record }).exitCode === 0)
+  child.process.kill('SIGINT')
+  t.equal(await child.ended, 130, child.stderr())
+  const { runId } = factsOf({ record })
+  nothingIsLeft(t, runs, runId)
+  truncateSync(join(out, 'huge'), 5)
+  const rows = await runs.cli.rows<RunAnswer & { state: string }>('runs', runId)
+  t.match(rows, [{ state: 'exit 0', exitCode: 0, outputs: [{ path: 'huge', size: 5 }] }])
+  t.match(exitOf({ record }), { code: 0, killed: false, problems: [/made later/] })
+  t.equal((await runs.bobbin('record', 'verify', runId)).status, 0)
+})
+
+t.test('a signal while the manifest is on its way leaves no mount of those before it', async t => {
+  const source = await startHeldServer()
+  t.teardown(() => source.stop())
+  const far = new Runs(join(folder, 'far'), source.env)
+  t.teardown(() => far.cli.try('stop', '--force'))
+  await far.commit({ 'code.txt': 'the code' })
+  source.hold()
+  const near = ['--mount', `${written.reference}:${join(far.folder, 'near')}`]
+  const held = ['--mount', `s3://held/test/far@${'1'.repeat(64)}:${join(far.folder, 'held')}`]
+  for (const [signal, code] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const) {
+    const child = started(far.start('--host', ...near, ...held, ...shell('true')))
+    await until('it asks the registry', () => source.waiting > 0, 30_000)
+    t.equal(mountsBelow(far.folder).length, 1)
+    child.process.kill(signal)
+    t.equal(await child.ended, code, child.stderr())
+    t.same(readdirSync(join(far.state, 'runs')), [])
+    t.same(mountsBelow(far.folder), [])
+  }
+})
+
+t.test('a mount that dies under a run is noticed, and nothing hangs (S50)', async t => {
+  const go = join(folder, 'go')
+  const script = `cat ${at(5)} > /dev/null; echo ready; while ! test -e ${go}; do sleep 0.05; done; cat ${at(6)} > /dev/null`
+  const child = started(runs.start('--host', ...mount, ...shell(script)))
+  await until('it runs', () => child.stderr().includes('ready'), 60_000)
+  const { daemon } = await runs.cli.json<{ daemon: { pid: number } }>('status')
+  process.kill(parentOf(daemon.pid), 'SIGKILL')
+  writeFileSync(go, '')
+  t.equal(await child.ended, 1, 'what the command ends with')
+  const run = JSON.parse(child.stdout()) as RunAnswer
+  t.match(child.stderr(), /bobbin: .*mount.* ended during the run/)
+  t.equal(isComplete(run), false)
+  t.match(exitOf(run), { code: 1, killed: false, problems: [/mount.* ended during the run/] })
+  nothingIsLeft(t, runs, run.runId)
+  t.notOk(existsSync(data))
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
+  const next = await runs.run('--host', ...mount, ...shell(`cat ${at(6)} > /dev/null`))
+  t.equal(next.exitCode, 0, 'and the next run has a mount again')
+})
+
+t.test('a loader that dies under a run is noticed: what it delivered is perhaps not written down', async t => {
+  // By its socket, which nobody else has.
+  const script = `import os, signal, socket, struct
+one = socket.socket(socket.AF_UNIX)
+one.connect(os.environ['BOBBIN_SIDECAR'][5:])
+pid = struct.unpack('iii', one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+os.kill(pid, signal.SIGKILL)
+one.recv(1)`
+  const run = await runs.run('--host', '--', 'python3', '-c', script)
+  t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+  t.match(exitOf(run), { problems: [/loader ended during the run/] })
+  t.equal(isComplete(run), false)
+  nothingIsLeft(t, runs, run.runId)
+})
+
+t.test('a record whose package is gone is told at once, and one that is cached is still checked', async t => {
+  const gone = await writeSamples(join(folder, 'gone'), 4, { name: 'test/gone' })
+  const run = await runs.run('--host', '--mount', `${gone.reference}:${data}`, ...shell(`cat ${at(1)} > /dev/null`))
+  rmSync(gone.manifestPath)
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0, 'the cache has it')
+  const elsewhere = new Runs(join(folder, 'elsewhere'))
+  t.teardown(() => elsewhere.cli.try('stop', '--force'))
+  mkdirSync(elsewhere.code, { recursive: true })
+  for (const verb of [['record', 'verify'], ['reproduce']]) {
+    const { status, stderr } = await elsewhere.bobbin(...verb, run.record)
+    t.equal(status, 10, stderr)
+    t.match(stderr, gone.topHash.slice(0, 12))
+  }
+  t.same(readdirSync(join(elsewhere.state, 'runs')), [], 'no run is left of it')
+  t.same(mountsBelow(elsewhere.folder), [])
+})
+
+t.test('names that look like options of git or of a program are names', async t => {
+  const hit = join(folder, 'hit')
+  const hostile = `--upload-pack=touch ${hit}`
+  const refused: readonly [string[], number, RegExp][] = [
+    [['--host', '--mount', `--privileged:${data}`, ...shell('true')], 2, /--privileged/],
+    [['--host', '--mount', `-v/:/host`, ...shell('true')], 2, /-v/],
+    [['--host', '--mount', `s3://bucket/--upload-pack=x/y:${data}`, ...shell('true')], 2, /upload-pack/],
+    [['--host', '--mount', `s3://bucket/a/b\nc:${data}`, ...shell('true')], 2, /a\/b/],
+    [['--host', `--code=${hostile}`, ...shell('true')], 2, /no git repository/],
+    [['--host', '--no-code', '--', '--privileged'], 2, /cannot start --privileged/],
+    [['--host', '--no-code', '--', 'a\nb'], 2, /cannot start/],
+    [['--engine', '--privileged', 'local:1', 'true'], 2, /engine/],
+  ]
+  for (const [args, code, words] of refused) {
+    const { status, stderr } = await runs.bobbin('run', ...args)
+    t.equal(status, code, `${args.join(' ')}: ${stderr}`)
+    t.match(stderr, words)
+    t.notMatch(stderr, /this is a bug/)
+  }
+  t.same(mountsBelow(folder), [])
+
+  const odd = join(folder, '-v', 'a,b "c"\n')
+  const run = await runs.run(
+    '--host',
+    '--mount',
+    `${written.reference}:${odd}`,
+    ...shell('cat "$0"/train/000001.cls'),
+    odd,
+  )
+  t.equal(run.exitCode, 0, 'a bare process may have any path')
+  t.same(mountsBelow(folder), [])
+
+  // A record may come from anybody; what git is told stands in it.
+  const other = join(folder, 'other')
+  await runProgram('git', ['clone', '--quiet', runs.code, other])
+  for (const remote of [hostile, `ext::sh -c touch% ${hit}`]) {
+    await runProgram('git', ['-C', other, 'config', 'remote.origin.url', remote])
+    const made = await runs.run('--host', '--code', other, ...shell('true'))
+    const path = join(made.record, 'run.json')
+    const facts = factsOf(made)
+    const edited = (code: object) =>
+      writeFileSync(path, JSON.stringify({ ...facts, code: { ...facts.code, folder: '/nowhere', ...code } }))
+    edited({})
+    const cloned = await runs.bobbin('reproduce', made.record)
+    t.equal(cloned.status, 10, cloned.stderr)
+    edited({ remote: other, commit: '--orphan=x' })
+    const checkedOut = await runs.bobbin('reproduce', made.record)
+    t.equal(checkedOut.status, 2, checkedOut.stderr)
+    t.match(checkedOut.stderr, /not a commit/)
+  }
+  t.notOk(existsSync(hit), 'nothing of it was run')
+})
