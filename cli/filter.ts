@@ -11,11 +11,10 @@ interface FilterFlags extends PackageFlags, RevisionFlags {
 
 export async function filter(text: string, flags: FilterFlags): Promise<void> {
   const selector = new Selector({ select: ['**'], exclude: [], where: flags.where })
-  await withPackage(text, flags, async (from, context) => {
-    const { settings, output, progress, signal } = context
+  await withPackage(text, flags, async (from, { settings, output, progress, signal }) => {
     const { index, name, topHash } = from
     const target = targetOf(flags.push, flags, settings)
-    const { entries, bytes, isNew, ...pushed } = await pushSubset({
+    const pushed = await pushSubset({
       ...target,
       ...revisionOf(flags),
       from,
@@ -28,10 +27,11 @@ export async function filter(text: string, flags: FilterFlags): Promise<void> {
       onProgress: seen => progress.update('filter', seen, index.facts.entries),
     })
     progress.stop()
+    const { entries, bytes, isNew } = pushed
     output.note(
       `bobbin: ${entries} of ${index.facts.entries} entries of ${name}@${topHash.slice(0, 12)}, ${formatBytes(bytes)}` +
         (isNew ? '; no object was copied' : ': this is the latest revision already'),
     )
-    await printRevision(context, target, pushed.topHash)
+    await printRevision(pushed, output)
   })
 }

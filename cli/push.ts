@@ -1,14 +1,13 @@
 import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { pushFolder } from '../daemon/fetch/push/push-folder.js'
-import { BobbinError, formatBytes, localError, type TopHash } from '../daemon/model/index.js'
+import type { Revision } from '../daemon/fetch/push/push-revision.js'
+import { BobbinError, formatBytes, localError } from '../daemon/model/index.js'
 import { parseUserMeta } from '../daemon/quilt/manifest-writer.js'
-import { openPackage } from '../daemon/quilt/package-cache.js'
-import { ROOT_INO } from '../daemon/quilt/package-index.js'
-import type { PackageReference } from '../daemon/quilt/reference.js'
-import { type Context, referenceOf, sourceConfigOf, withContext } from './context.js'
+import { formatRegistry, type PackageReference } from '../daemon/quilt/reference.js'
+import { referenceOf, sourceConfigOf, withContext } from './context.js'
 import { jsonWith } from './json.js'
-import { packageSummary } from './resolve.js'
+import type { Output } from './output.js'
 import type { CommonFlags, Settings } from './settings.js'
 
 /** Flags of the verbs that make a revision. */
@@ -25,8 +24,7 @@ export interface RevisionFlags extends CommonFlags {
 const SKIPPED_SHOWN_MAX = 10
 
 export async function push(dir: string, text: string, flags: RevisionFlags): Promise<void> {
-  await withContext(flags, async context => {
-    const { settings, output, progress, signal } = context
+  await withContext(flags, async ({ settings, output, progress, signal }) => {
     const reference = targetOf(text, flags, settings)
     let skipped = 0
     const pushed = await pushFolder({
@@ -49,7 +47,7 @@ export async function push(dir: string, text: string, flags: RevisionFlags): Pro
         ? `bobbin: ${entries} entries, ${formatBytes(bytes)}: ${uploaded} written, ${reused} there already`
         : 'bobbin: this is the latest revision already',
     )
-    await printRevision(context, reference, pushed.topHash)
+    await printRevision(pushed, output)
   })
 }
 
@@ -88,20 +86,11 @@ function readMeta(path: string): string {
   }
 }
 
-/** What `resolve` prints, of the manifest as the registry has it now: it is read and hashed once more. */
+/** As `resolve` prints it. */
 export async function printRevision(
-  { settings, source, signal, output }: Context,
-  { registry, name }: PackageReference,
-  topHash: TopHash,
+  { registry, name, topHash, entries, bytes, message, metadata }: Revision,
+  output: Output,
 ): Promise<void> {
-  const opened = await openPackage(
-    { registry, name, revision: { kind: 'hash', prefix: topHash } },
-    { cacheDir: settings.cacheDir, source, signal },
-  )
-  try {
-    const metadata = opened.index.metadata(ROOT_INO) ?? 'null'
-    await output.row(jsonWith(packageSummary(opened), { metadata }), topHash)
-  } finally {
-    opened.close()
-  }
+  const facts = { registry: formatRegistry(registry), package: name, topHash, entries, bytes, message }
+  await output.row(jsonWith(facts, { metadata }), topHash)
 }

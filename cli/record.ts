@@ -58,8 +58,7 @@ export async function push(text: string, target: string, flags: PackageFlags): P
     const facts = await upToDate(folder, context)
     if (facts.finishedOn === undefined)
       throw new BobbinError('INVALID_ARGUMENT', `the run ${folder.runId} is not over yet`)
-    const reference = targetOf(target, flags, context.settings)
-    const { topHash } = await pushOutputs({ folder, facts }, reference, context)
-    await printRevision(context, reference, topHash)
+    const revision = await pushOutputs({ folder, facts }, targetOf(target, flags, context.settings), context)
+    await printRevision(revision, context.output)
   })
 }

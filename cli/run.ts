@@ -1,5 +1,6 @@
+import type { Revision } from '../daemon/fetch/push/push-revision.js'
 import { BobbinError } from '../daemon/model/index.js'
-import type { PackageReference } from '../daemon/quilt/reference.js'
+import { formatRegistry, type PackageReference } from '../daemon/quilt/reference.js'
 import { readLatest } from '../daemon/quilt/registry.js'
 import { type Context, type PackageFlags, withContext } from './context.js'
 import { targetOf } from './push.js'
@@ -9,7 +10,7 @@ import { type EngineFlags, type EngineName, engineOptions, findEngine } from './
 import { parseMountWish } from './run/data.js'
 import { identifyImage } from './run/image.js'
 import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
-import { type PushedRevision, pushOutputs } from './run/push-outputs.js'
+import { addressOf, pushOutputs } from './run/push-outputs.js'
 import { type RunOutcome, type RunWish, startRun } from './run/start.js'
 
 export interface RunFlags extends PackageFlags, EngineFlags {
@@ -48,7 +49,7 @@ async function pushed(
   text: string,
   flags: RunFlags,
   context: Context,
-): Promise<{ readonly revision?: PushedRevision; readonly error?: unknown }> {
+): Promise<{ readonly revision?: Revision; readonly error?: unknown }> {
   const { runId, exitCode, outputDir } = outcome.facts
   const again = `bobbin record push ${runId} ${text}`
   if (exitCode !== 0) {
@@ -57,7 +58,9 @@ async function pushed(
   }
   try {
     const revision = await pushOutputs(outcome, targetOf(text, flags, context.settings), context)
-    context.output.note(`bobbin: its outputs are ${revision.registry}/${revision.package}@${revision.topHash}`)
+    context.output.note(
+      `bobbin: its outputs are ${formatRegistry(revision.registry)}/${revision.name}@${revision.topHash}`,
+    )
     return { revision }
   } catch (error) {
     context.output.note(`bobbin: the outputs are in ${outputDir}; to push them again: ${again}`)
@@ -129,11 +132,7 @@ export function environmentOf(words: readonly string[]): Pick<RunWish, 'env' | '
   return { env, passed }
 }
 
-export async function report(
-  { folder, facts }: RunOutcome,
-  { output }: Context,
-  revision?: PushedRevision,
-): Promise<void> {
+export async function report({ folder, facts }: RunOutcome, { output }: Context, revision?: Revision): Promise<void> {
   const { runId, exitCode, image, code, mounts } = facts
   const document = {
     runId,
@@ -144,7 +143,7 @@ export async function report(
     gitCommit: code?.commit ?? null,
     gitTree: code?.tree ?? null,
     outputs: facts.outputs ?? [],
-    ...(revision !== undefined && { pushed: revision }),
+    ...(revision !== undefined && { pushed: addressOf(revision) }),
   }
   if (output.isJson) await output.row(document, '')
   else output.note(`bobbin: run ${runId} ended with ${exitCode}; its record: ${folder.path}`)

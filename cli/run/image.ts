@@ -26,6 +26,8 @@ export interface ImageIdentity {
 interface Inspected {
   readonly Id: string
   readonly RepoDigests: readonly string[] | null
+  /** Podman's: of the manifest for this platform. */
+  readonly Digest?: string
   readonly Os: string
   readonly Architecture: string
 }
@@ -48,9 +50,12 @@ export async function identifyImage(
     found = await inspect(program, asked)
   }
   if (found === undefined) throw new BobbinError('OBJECT_GONE', `there is no image ${asked}`)
-  const { Id: id, RepoDigests, Os, Architecture } = found
+  const { Id, RepoDigests, Digest, Os, Architecture } = found
+  // Podman leaves the algorithm out.
+  const id = Id.includes(':') ? Id : `sha256:${Id}`
   const name = repositoryOf(asked)
-  const digests = RepoDigests ?? []
+  // What podman has made or imported itself gets a digest below this name, which is no registry's.
+  const digests = (RepoDigests ?? []).filter(text => !text.startsWith('localhost/'))
   // One image may be known under several names: the one that was asked for.
   const pushed = digests.find(text => isSameRepository(text.split('@')[0]!, name)) ?? digests[0]
   const [repository, digest] = pushed?.split('@') ?? []
@@ -60,7 +65,8 @@ export async function identifyImage(
     digest: digest ?? id,
     repository: repository ?? null,
     id,
-    platformManifest: pushed === undefined ? null : await platformManifest(program, pushed, Os, Architecture),
+    platformManifest:
+      pushed === undefined ? null : (Digest ?? (await platformManifest(program, pushed, Os, Architecture))),
     platform: `${Os}/${Architecture}`,
     localOnly: pushed === undefined,
   }

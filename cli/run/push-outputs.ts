@@ -5,7 +5,8 @@
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
-import { BobbinError, type LogicalKey, type TopHash } from '../../daemon/model/index.js'
+import type { Revision } from '../../daemon/fetch/push/push-revision.js'
+import { BobbinError, type LogicalKey } from '../../daemon/model/index.js'
 import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
 import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
 import { type Context, sourceConfigOf } from '../context.js'
@@ -27,12 +28,6 @@ const RECORD_FILES = [
 /** A larger one is named by its hash: a row of a manifest may have 1,000,000 bytes. */
 const STATEMENT_BYTES_MAX = 500_000
 
-export interface PushedRevision {
-  readonly registry: string
-  readonly package: string
-  readonly topHash: TopHash
-}
-
 /**
  * Whatever is latest is followed: each run is a revision of its own, and several may end at any time.
  * Throws INVALID_ARGUMENT for a run without outputs, and what `pushFolder` throws.
@@ -41,13 +36,13 @@ export async function pushOutputs(
   { folder, facts }: { readonly folder: RunFolder; readonly facts: RunFacts },
   target: PackageReference,
   { settings, signal, progress, output }: Context,
-): Promise<PushedRevision> {
+): Promise<Revision> {
   const { outputDir, runId } = facts
   if (outputDir === undefined) throw new BobbinError('INVALID_ARGUMENT', `the run ${runId} was given no --output`)
   const beside = RECORD_FILES.filter(name => existsSync(folder.file(name))).map(name => {
     return { key: `${RECORD_FOLDER}/${name}` as LogicalKey, path: folder.file(name) }
   })
-  const { topHash } = await pushFolder({
+  const revision = await pushFolder({
     ...target,
     message: messageOf(facts),
     userMeta: metadataOf(folder, facts),
@@ -61,10 +56,13 @@ export async function pushOutputs(
     onSkipped: (key, reason) => output.note(`bobbin: left out ${JSON.stringify(key)}: ${reason}`),
   })
   progress.stop()
-  const { registry, name } = target
-  const revision: PushedRevision = { registry: formatRegistry(registry), package: name, topHash }
-  folder.writeFile('pushed.json', `${JSON.stringify(revision)}\n`)
+  folder.writeFile('pushed.json', `${JSON.stringify(addressOf(revision))}\n`)
   return revision
+}
+
+/** As it stands in what is printed and kept. */
+export function addressOf({ registry, name, topHash }: Revision) {
+  return { registry: formatRegistry(registry), package: name, topHash }
 }
 
 function messageOf(facts: RunFacts): string {

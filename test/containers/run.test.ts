@@ -168,7 +168,7 @@ t.test('a signal ends the container, and so does the death of who looks after it
 })
 
 t.test('nothing that is named can be an option, and what is missing is said', async t => {
-  const elsewhere = new Runs(folder, { ...docker.env, DOCKER_HOST: 'unix:///nowhere' })
+  const elsewhere = new Runs(folder, { DOCKER_HOST: 'unix:///nowhere', CONTAINERS_STORAGE_CONF: '/nowhere' })
   const cases: readonly [Runs, string[], RegExp][] = [
     [runs, ['--', '--privileged', 'true'], /not an image/],
     [runs, ['--mount', `${written.reference}:/data,source=/etc`, 'local:1', 'true'], /no absolute path/],
@@ -176,7 +176,7 @@ t.test('nothing that is named can be an option, and what is missing is said', as
     [runs, ['--mount', `${written.reference}:data`, 'local:1', 'true'], /PKG:\/PATH/],
     [runs, ['--env', 'A B=1', 'local:1', 'true'], /NAME=VALUE/],
     [elsewhere, ['local:1', 'true'], /no container engine.*docker.*--host/s],
-    [runs, ['--engine', 'podman', 'local:1', 'true'], /podman/],
+    [elsewhere, ['--engine', 'podman', 'local:1', 'true'], /no container engine.*podman/s],
   ]
   for (const [from, args, words] of cases) {
     const { status, stderr } = await from.bobbin('run', ...args)

@@ -6,7 +6,7 @@ import { runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { parentOf, processesWith } from '../support/processes.js'
-import { factsOf, type RunAnswer, Runs, readsOf, started, statementOf } from '../support/runs.js'
+import { exitOf, factsOf, isComplete, type RunAnswer, Runs, readsOf, started } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -27,14 +27,6 @@ const mount = ['--mount', `${written.reference}:${data}`]
 const at = (i: number) => join(data, `train/${String(i).padStart(6, '0')}.jpg`)
 const shell = (script: string) => ['--', 'sh', '-c', script]
 
-const exitOf = (run: { readonly record: string }) => {
-  const { byproducts } = statementOf(run).predicate.runDetails
-  const { content } = byproducts.find((one: { name: string }) => one.name === 'exit')
-  return JSON.parse(Buffer.from(content, 'base64').toString())
-}
-const isComplete = (run: { readonly record: string }) =>
-  statementOf(run).predicate.buildDefinition.resolvedDependencies.find((one: { name: string }) => one.name === 'reads')
-    .annotations.complete
 const fill = (path: string) => `head -c 64M /dev/zero > '${path}'`
 /** Neither the mounts nor the processes of a run. */
 const nothingIsLeft = (t: Test, of: Runs, runId: string) => {

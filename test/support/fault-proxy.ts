@@ -13,6 +13,8 @@ export type Fault =
   | { readonly kind: 'stall'; readonly afterBytes?: number }
   /** A TCP reset, before the answer or after some bytes of its body. */
   | { readonly kind: 'reset'; readonly afterBytes?: number }
+  /** The server does what it is asked to, and its answer never arrives: a TCP reset. */
+  | { readonly kind: 'lost' }
   /** The body ends early: the connection is closed properly, but Content-Length promised more. */
   | { readonly kind: 'cut'; readonly afterBytes: number }
   /** One bit of the body is wrong. Content-Length and all else are right. */
@@ -84,6 +86,11 @@ export async function startFaultProxy(target: string): Promise<FaultProxy> {
       // No keep-alive to the real server: its state must not mix with the faults'.
       { hostname, port, method: incoming.method, path: incoming.url, headers: incoming.headers, agent: false },
       answer => {
+        if (fault?.kind === 'lost') {
+          answer.resume()
+          incoming.socket.resetAndDestroy()
+          return
+        }
         outgoing.writeHead(answer.statusCode ?? 502, answer.rawHeaders)
         relay(answer, outgoing, fault)
       },

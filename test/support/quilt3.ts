@@ -46,13 +46,17 @@ export class Quilt3 {
     }
   }
 
-  /** The action's answer as JSON text: numbers beyond JavaScript's are compared by Python (`metadata_differences`). */
-  async text(action: string, args: object): Promise<string> {
+  /** The action's answer as JSON text, which arguments may be, too: numbers beyond JavaScript's are compared by Python (`metadata_differences`). */
+  async text(action: string, args: object | string): Promise<string> {
     const script = join(repository, 'test/support/quilt3_actions.py')
-    const { status, stdout, stderr } = await runProgram(part('quilt3'), [script, action, JSON.stringify(args)], {
-      env: this.#environment,
-      timeoutMs: TIMEOUT_MS,
-    })
+    const { status, stdout, stderr } = await runProgram(
+      part('quilt3'),
+      [script, action, typeof args === 'string' ? args : JSON.stringify(args)],
+      {
+        env: this.#environment,
+        timeoutMs: TIMEOUT_MS,
+      },
+    )
     if (status === null) throw new Error(`quilt3 ${action} was killed, after ${TIMEOUT_MS / 1000} s at most: ${stderr}`)
     if (status !== 0) throw new Error(`quilt3 ${action} ended with ${status}: ${stderr}`)
     return stdout.trimEnd().split('\n').at(-1)!

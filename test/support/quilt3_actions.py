@@ -69,6 +69,11 @@ def make_bucket(name, versioned):
     return True
 
 
+def put_text(bucket, key, text):
+    S3.put_object(Bucket=bucket, Key=key, Body=text.encode())
+    return True
+
+
 def noise(length):
     return random.Random(length).randbytes(length)
 
@@ -138,6 +143,44 @@ def push_in_place(package, registry, name):
 
 # By physical key: revisions share most objects.
 SHA256 = {}
+
+
+def push_folder(folder, registry, name, message=None, meta=None, workflow=..., parent=None, force=False):
+    """A folder as it is, as a package of its own, or as what follows `parent`; gives its dump, or what quilt3 says."""
+    package = quilt3.Package.browse(name, registry=registry, top_hash=parent) if parent else quilt3.Package()
+    package.set_dir("/", folder, meta=meta)
+    try:
+        pushed = package.push(name, registry, message=message, workflow=workflow, force=force)
+    except Exception as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return dump(name, registry, pushed.top_hash)
+
+
+def top_hash_of(folder, message, meta):
+    """Of a folder, without any registry."""
+    package = quilt3.Package()
+    package.set_dir("/", folder, meta=meta)
+    return package.build("a/b", message=message)
+
+
+def filtered(name, registry, start, message):
+    """The top hash of the entries whose keys start so, as a package of their own."""
+    package = quilt3.Package.browse(name, registry=registry).filter(lambda key, entry: key.startswith(start))
+    package._set_commit_message(message)
+    return package.top_hash
+
+
+def manifest(registry, top_hash):
+    """As it lies there: rows as JSON values, without where the objects are."""
+    bucket = registry.removeprefix("s3://")
+    text = S3.get_object(Bucket=bucket, Key=f".quilt/packages/{top_hash}")["Body"].read().decode()
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    return [{key: value for key, value in row.items() if key != "physical_keys"} for row in rows]
+
+
+def uploads(bucket):
+    """Keys of multipart uploads that are under way."""
+    return [upload["Key"] for upload in S3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
 
 
 def dump(name, registry, top_hash):

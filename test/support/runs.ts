@@ -1,6 +1,6 @@
 /** Runs of commands on packages, in a state folder of a test's own. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { LedgerRow } from '../../cli/record/ledger.js'
 import type { RunFacts } from '../../cli/record/run-folder.js'
@@ -76,6 +76,16 @@ export class Runs {
     )
   }
 
+  /** Of the run that was started last, as far as it came. */
+  latestFacts(): RunFacts | undefined {
+    const folder = join(this.state, 'runs')
+    try {
+      return factsOf({ record: join(folder, readdirSync(folder).sort().at(-1)!) })
+    } catch {
+      return undefined
+    }
+  }
+
   #environment(): NodeJS.ProcessEnv {
     return { ...process.env, AWS_EC2_METADATA_DISABLED: 'true', ...this.#env, BOBBIN_CACHE: this.cli.cacheDir }
   }
@@ -116,4 +126,17 @@ export function factsOf({ record }: { readonly record: string }): RunFacts {
 
 export function statementOf({ record }: { readonly record: string }, name = 'statement.json') {
   return JSON.parse(readFileSync(join(record, name), 'utf8'))
+}
+
+/** How the command ended, and what went wrong around it. */
+export function exitOf(run: { readonly record: string }) {
+  const { byproducts } = statementOf(run).predicate.runDetails
+  const { content } = byproducts.find((one: { name: string }) => one.name === 'exit')
+  return JSON.parse(Buffer.from(content, 'base64').toString())
+}
+
+/** Does the record say that its ledger lacks nothing? */
+export function isComplete(run: { readonly record: string }): boolean {
+  const { resolvedDependencies } = statementOf(run).predicate.buildDefinition
+  return resolvedDependencies.find((one: { name: string }) => one.name === 'reads').annotations.complete
 }

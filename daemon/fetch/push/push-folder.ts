@@ -43,7 +43,9 @@ const OBJECT_KEY_BYTES_MAX = 1024
  */
 export async function pushFolder(options: PushOptions): Promise<Pushed> {
   let folder: FolderEntries | undefined
-  const revision = await pushRevision(options, tools => {
+  // As quilt3's `set_dir` without metadata has it, and so with the same top hash.
+  const userMeta = options.userMeta ?? 'null'
+  const revision = await pushRevision({ ...options, userMeta }, tools => {
     folder = new FolderEntries(options, tools)
     return folder
   })

@@ -59,7 +59,9 @@ export interface Tools {
   readonly workers: Workers
 }
 
-export interface Revision extends WrittenManifest {
+export interface Revision extends WrittenManifest, Pick<RevisionOptions, 'registry' | 'name' | 'message'> {
+  /** Of the package; JSON text. */
+  readonly metadata: string
   /** False: this was the latest revision already. */
   readonly isNew: boolean
 }
@@ -99,6 +101,7 @@ async function push(
   const workflow = await findWorkflow(source, writer, options, { signal })
   const listed = await entries.look(workflow?.checksEntries ?? false)
   workflow?.checkEntries(listed)
+  const words = { registry, name, message, metadata: userMeta ?? 'null' }
   const header: ManifestHeader = { message, userMeta, workflow: workflow?.header }
   const conflict = await conflictOf(source, target, signal)
   return await withManifestFile(cacheDir, async path => {
@@ -106,13 +109,13 @@ async function push(
       // Whoever runs the same command again, perhaps because the answer of the last step was lost, has what they want.
       const same = await writeManifest(path, header, manifest => entries.describe(manifest))
       if ((await readLatest(source, registry, name, { signal })) !== same.topHash) throw conflict
-      return { ...same, isNew: false }
+      return { ...words, ...same, isNew: false }
     }
     const written = await writeManifest(path, header, manifest => entries.write(manifest))
     const file = await LocalFile.open(path, workers)
     try {
       const { isNew } = await publishRevision(source, writer, target, { topHash: written.topHash, file }, { signal })
-      return { ...written, isNew }
+      return { ...words, ...written, isNew }
     } finally {
       await file.close()
     }

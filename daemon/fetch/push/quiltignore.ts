@@ -23,22 +23,31 @@ function fnmatch(pattern: string): RegExp {
     if (c === '*') source += '.*'
     else if (c === '?') source += '.'
     else if (c === '[') {
+      const isNegated = pattern[i + 1] === '!'
+      const from = isNegated ? i + 2 : i + 1
       // A "]" right at the start belongs to the set.
-      const from = pattern[i + 1] === '!' ? i + 2 : i + 1
       const end = pattern.indexOf(']', from + 1)
       if (end < 0) source += '\\['
       else {
-        const set = pattern.slice(from, end).replace(/[\\\][^]/g, '\\$&')
-        source += isEmptyRange(set) ? (from === i + 2 ? '.' : '(?!)') : `[${from === i + 2 ? '^' : ''}${set}]`
+        source += setOf([...pattern.slice(from, end)], isNegated)
         i = end
       }
-    } else source += c.replace(/[\\^$.|+(){}\]/-]/, '\\$&')
+    } else source += c.replace(/[\\^$.|+(){}\]/]/, '\\$&')
   }
   return new RegExp(`^${source}$`, 'su')
 }
 
-/** `z-a` holds nothing in Python, and is an error here. */
-function isEmptyRange(set: string): boolean {
-  const range = /^(.)-(.)$/su.exec(set)
-  return range !== null && range[1]!.codePointAt(0)! > range[2]!.codePointAt(0)!
+/** A range from z to a holds nothing in Python, and is an error in a pattern here. */
+function setOf(chars: readonly string[], isNegated: boolean): string {
+  const code = (char: string) => `\\u{${char.codePointAt(0)!.toString(16)}}`
+  let members = ''
+  for (let i = 0; i < chars.length; i++) {
+    const [low, dash, high] = chars.slice(i, i + 3)
+    if (dash === '-' && high !== undefined) {
+      if (low!.codePointAt(0)! <= high.codePointAt(0)!) members += `${code(low!)}-${code(high)}`
+      i += 2
+    } else members += code(low!)
+  }
+  // An empty set matches nothing here too; negated, anything.
+  return `[${isNegated ? '^' : ''}${members}]`
 }
