@@ -64,10 +64,9 @@ class FolderEntries implements Entries {
     private readonly tools: Tools,
   ) {}
 
-  async look(isListed: boolean): Promise<WorkflowEntry[]> {
+  async look(): Promise<void> {
     const { dir, registry, name, onSkipped } = this.options
     await this.#requireOutside()
-    const entries: WorkflowEntry[] = []
     let files = 0
     for await (const { key, path, size } of filesOf(this.options, onSkipped)) {
       if (registry.kind === 's3' && Buffer.byteLength(`${name}/${key}`) > OBJECT_KEY_BYTES_MAX) {
@@ -76,9 +75,13 @@ class FolderEntries implements Entries {
       }
       files++
       this.#bytesTotal += size
-      if (isListed) entries.push({ logical_key: key, size, meta: {} })
     }
     if (files === 0) throw new BobbinError('INVALID_ARGUMENT', `nothing to push: there is no file in ${dir}`)
+  }
+
+  async list(): Promise<WorkflowEntry[]> {
+    const entries: WorkflowEntry[] = []
+    for await (const { key, size } of filesOf(this.options)) entries.push({ logical_key: key, size, meta: {} })
     return entries
   }
 

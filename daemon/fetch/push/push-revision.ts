@@ -2,7 +2,7 @@
  * A new revision, whatever its entries come from. In this order, so that whatever fails leaves the registry as it was,
  * but for objects that the next try finds and does not upload again:
  *
- *   rules → names and sizes → conflict → objects → manifest → conflict again → pointers
+ *   names and sizes → rules → conflict → objects → manifest → conflict again → pointers
  *
  * What may be checked before a byte is uploaded is checked before.
  */
@@ -46,8 +46,10 @@ export interface RevisionOptions {
 
 /** What the entries of a revision come from. */
 export interface Entries {
-  /** Sees all names before anything is written. With `isListed`, for rules about entries, gives them; else nothing. */
-  look(isListed: boolean): Promise<WorkflowEntry[]>
+  /** Sees all names before anybody is asked or told anything. */
+  look(): Promise<void>
+  /** All at once, for rules about entries. */
+  list(): Promise<WorkflowEntry[]>
   /** The rows as they would be, with nothing written to the registry: for the top hash. */
   describe(manifest: ManifestWriter): Promise<void>
   /** Writes the rows, and before each what it points to. */
@@ -98,9 +100,9 @@ async function push(
 ): Promise<Revision> {
   const { registry, name, parent, force, message, userMeta, cacheDir, signal } = options
   const target: RevisionTarget = { registry, name, parent, isForced: force }
+  await entries.look()
   const workflow = await findWorkflow(source, writer, options, { signal })
-  const listed = await entries.look(workflow?.checksEntries ?? false)
-  workflow?.checkEntries(listed)
+  if (workflow?.checksEntries) workflow.checkEntries(await entries.list())
   const words = { registry, name, message, metadata: userMeta ?? 'null' }
   const header: ManifestHeader = { message, userMeta, workflow: workflow?.header }
   const conflict = await conflictOf(source, target, signal)

@@ -40,10 +40,9 @@ class SubsetEntries implements Entries {
     private readonly rows: ManifestRows,
   ) {}
 
-  async look(isListed: boolean): Promise<WorkflowEntry[]> {
-    const { from, isWanted, registry, signal, onProgress } = this.options
+  async look(): Promise<void> {
+    const { from, isWanted, whyNone, registry, signal, onProgress } = this.options
     const { index } = from
-    const listed: WorkflowEntry[] = []
     let seen = 0
     for (const { node, key } of index.walk()) {
       if (node.kind === 'directory') continue
@@ -59,15 +58,21 @@ class SubsetEntries implements Entries {
         throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(key)} cannot be in the new package: ${reason}`)
       }
       this.#wanted.push({ ino: node.ino, key })
-      if (isListed) {
-        listed.push({ logical_key: key, size: node.size, meta: JSON.parse(index.metadata(node.ino) ?? '{}') })
+    }
+    if (this.#wanted.length > 0) return
+    const why = whyNone?.()
+    throw new BobbinError('INVALID_ARGUMENT', `nothing to push: no entry is selected${why ? ` (${why})` : ''}`)
+  }
+
+  async list(): Promise<WorkflowEntry[]> {
+    const { index } = this.options.from
+    return this.#wanted.map(({ ino, key }) => {
+      return {
+        logical_key: key,
+        size: index.object(ino).size,
+        meta: JSON.parse(index.metadata(ino) ?? '{}') as unknown,
       }
-    }
-    if (this.#wanted.length === 0) {
-      const why = this.options.whyNone?.()
-      throw new BobbinError('INVALID_ARGUMENT', `nothing to push: no entry is selected${why ? ` (${why})` : ''}`)
-    }
-    return listed
+    })
   }
 
   async describe(manifest: ManifestWriter): Promise<void> {
