@@ -1,7 +1,7 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
 import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
 import type { Source } from '../daemon/model/index.js'
-import { type OpenedPackage, openPackage } from '../daemon/quilt/package-cache.js'
+import { type OpenedPackage, type OpenOptions, openPackage } from '../daemon/quilt/package-cache.js'
 import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
 import { Output } from './output.js'
 import { type Progress, startProgress } from './progress.js'
@@ -64,7 +64,18 @@ export function referenceOf(text: string, flags: PackageFlags, settings: Setting
   })
 }
 
-/** Runs a verb on one revision; its manifest is fetched and compiled first, with progress, unless it is cached. */
+/** Its manifest is fetched and compiled, with progress, unless it is cached. Whoever opened it closes it. */
+export function openNamed(
+  reference: PackageReference,
+  { quarantine = false }: PackageFlags,
+  { settings, source, progress, signal }: Context,
+): Promise<OpenedPackage> {
+  const { cacheDir, offline } = settings
+  const onProgress: OpenOptions['onProgress'] = ({ phase, done, total }) => progress.update(phase, done, total)
+  return openPackage(reference, { cacheDir, source, offline, quarantine, signal, onProgress })
+}
+
+/** Runs a verb on one revision. */
 export async function withPackage(
   text: string,
   flags: PackageFlags,
@@ -72,14 +83,7 @@ export async function withPackage(
 ): Promise<void> {
   await withContext(flags, async context => {
     const reference = referenceOf(text, flags, context.settings)
-    const opened = await openPackage(reference, {
-      cacheDir: context.settings.cacheDir,
-      source: context.source,
-      offline: context.settings.offline,
-      quarantine: flags.quarantine ?? false,
-      signal: context.signal,
-      onProgress: ({ phase, done, total }) => context.progress.update(phase, done, total),
-    })
+    const opened = await openNamed(reference, flags, context)
     try {
       const left = opened.index.quarantined()
       if (left.length > 0) {

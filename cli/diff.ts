@@ -1,22 +1,15 @@
 import { formatBytes } from '../daemon/model/index.js'
 import { formatManifestHash } from '../daemon/quilt/object-hash.js'
-import { openPackage } from '../daemon/quilt/package-cache.js'
 import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/quilt/package-diff.js'
-import { type PackageFlags, referenceOf, withPackage } from './context.js'
+import { openNamed, type PackageFlags, referenceOf, withPackage } from './context.js'
 
 const MARKS: Readonly<Record<Change['change'], string>> = { added: '+', removed: '-', changed: '~', metadata: 'm' }
 
 /** One row a difference, and a last one with their numbers. */
 export async function diff(from: string, to: string, flags: PackageFlags): Promise<void> {
-  await withPackage(from, flags, async (before, { settings, source, output, progress, signal }) => {
-    const after = await openPackage(referenceOf(to, flags, settings), {
-      cacheDir: settings.cacheDir,
-      source,
-      offline: settings.offline,
-      quarantine: flags.quarantine ?? false,
-      signal,
-      onProgress: ({ phase, done, total }) => progress.update(phase, done, total),
-    })
+  await withPackage(from, flags, async (before, context) => {
+    const { settings, output, progress } = context
+    const after = await openNamed(referenceOf(to, flags, settings), flags, context)
     progress.stop()
     try {
       const counts = { added: 0, removed: 0, changed: 0, metadata: 0 }

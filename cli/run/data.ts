@@ -8,9 +8,8 @@ import type { DaemonClient } from '../../daemon/control/client.js'
 import { BobbinError, hasCode, localError } from '../../daemon/model/index.js'
 import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
 import { unmountPath } from '../../daemon/mount/unmount.js'
-import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry } from '../../daemon/quilt/reference.js'
-import { type Context, type PackageFlags, referenceOf } from '../context.js'
+import { type Context, openNamed, type PackageFlags, referenceOf } from '../context.js'
 import type { RunMount } from '../record/run-folder.js'
 import { isDead, isServed, settledStatus } from './came-through.js'
 
@@ -28,7 +27,7 @@ export function parseMountWish(text: string, isContainer: boolean): MountWish {
   if (!match)
     throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: say PKG:/PATH, like s3://BUCKET/NS/NAME@3722a4:/data`)
   const [, source, target] = match
-  if (isContainer && (!target!.startsWith('/') || /,|\n/.test(target!) || resolve(target!) === '/'))
+  if (isContainer && (!target!.startsWith('/') || /[,\n"]/.test(target!) || resolve(target!) === '/'))
     throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: ${target} is no absolute path for a container`)
   return { asked: text, source: source!, target: isContainer ? resolve(target!) : target! }
 }
@@ -37,25 +36,19 @@ export function parseMountWish(text: string, isContainer: boolean): MountWish {
 export async function mountFor(
   wishes: readonly MountWish[],
   flags: PackageFlags,
-  { settings, source, progress, signal }: Context,
+  context: Context,
   {
     client,
     folder,
     isContainer,
   }: { readonly client: DaemonClient; readonly folder: string; readonly isContainer: boolean },
 ): Promise<RunMount[]> {
+  const { settings } = context
   const mounts: RunMount[] = []
   try {
     for (const [i, wish] of wishes.entries()) {
       const text = (await mountedPackage(client, wish.source)) ?? wish.source
-      const opened = await openPackage(referenceOf(text, flags, settings), {
-        cacheDir: settings.cacheDir,
-        source,
-        offline: settings.offline,
-        quarantine: flags.quarantine ?? false,
-        signal,
-        onProgress: ({ phase, done, total }) => progress.update(phase, done, total),
-      })
+      const opened = await openNamed(referenceOf(text, flags, settings), flags, context)
       try {
         // The folder above the mountpoint is bound, too: a mount that is made again is seen there, and only there.
         const wanted = isContainer ? join(folder, String(i), basename(wish.target)) : resolve(wish.target)
