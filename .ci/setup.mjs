@@ -83,6 +83,9 @@ function installSystemPackages() {
           { isThere: () => hasProgram('dockerd'), packages: ['docker.io'], why: "docker's engine" },
           { isThere: () => hasProgram('iptables'), packages: ['iptables'], why: 'iptables, which it asks for' },
           { isThere: () => hasProgram('docker-registry'), packages: ['docker-registry'], why: 'a registry of images' },
+          { isThere: () => hasProgram('podman'), packages: ['podman'], why: 'podman, the other engine' },
+          { isThere: () => hasProgram('runc'), packages: ['runc'], why: 'runc, which podman is told to use' },
+          { isThere: () => hasProgram('catatonit'), packages: ['catatonit'], why: 'catatonit, its --init' },
           { isThere: () => existsSync('/bin/busybox'), packages: ['busybox-static'], why: 'what is in the images' },
         ]
       : []),

@@ -110,7 +110,7 @@ function outputDirOf({ outputDir }: RunFacts, { output }: ReproduceFlags, note: 
 /** Throws OBJECT_GONE when the image is not to be had any more, or is another one. */
 async function containerOf({ image, engine, options }: RunFacts, signal: AbortSignal) {
   if (image === undefined || engine.name === 'host') return undefined
-  const found = await findEngine(engine.name)
+  const found = await findEngine(engine.name, signal)
   const again = await identifyImage(found.name, image.reference, { signal, onPull: () => {} })
   if (again.digest !== image.digest && again.id !== image.id)
     throw new BobbinError('OBJECT_GONE', `${image.reference} is ${again.digest} here, the record has ${image.digest}`)

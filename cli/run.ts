@@ -6,7 +6,7 @@ import { type Context, type PackageFlags, withContext } from './context.js'
 import { targetOf } from './push.js'
 import { readKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
-import { type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
+import { checkBindable, type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
 import { parseMountWish } from './run/data.js'
 import { identifyImage } from './run/image.js'
 import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
@@ -82,7 +82,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const note = (text: string) => context.output.note(text)
   const { signal } = context
   const keyPath = flags.key || process.env.BOBBIN_RUN_KEY
-  const engine = isContainer ? await problems.try(() => findEngine(flags.engine)) : undefined
+  const engine = isContainer ? await problems.try(() => findEngine(flags.engine, context.signal)) : undefined
   const onPull = () => note(`bobbin: pulling ${image}`)
   const found = engine && (await problems.try(() => identifyImage(engine.name, image!, { signal, onPull })))
   const mounts = await problems.try(() => (flags.mount ?? []).map(text => parseMountWish(text, isContainer)))
@@ -93,6 +93,8 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
   if (pushOutput !== undefined)
     await problems.try(() => checkTarget(targetOf(pushOutput, flags, context.settings), context))
+  const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []
+  for (const path of bound) if (path !== undefined) await problems.try(() => checkBindable(path))
   const key = keyPath ? await problems.try(() => readKey(keyPath, 'private')) : undefined
   problems.throwIfAny()
   const wish = {

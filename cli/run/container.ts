@@ -1,6 +1,6 @@
 /** How an engine of docker's kind is asked to start a run. Every value is behind its own `--name=`, so none is an option. */
 import { readFileSync } from 'node:fs'
-import { BobbinError } from '../../daemon/model/index.js'
+import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
 import type { RunMount } from '../record/run-folder.js'
 import { firstLine, type ImageIdentity } from './image.js'
 import { runQuietly } from './process.js'
@@ -32,18 +32,25 @@ export interface EngineFacts {
   readonly imageStore?: string
 }
 
-/** Throws INVALID_ARGUMENT (no such program), DAEMON_UNAVAILABLE with what to do. */
-export async function findEngine(wish: EngineName | undefined): Promise<EngineFacts> {
+/** An engine that hangs is none. */
+const ANSWER_MS = 60_000
+
+/** Throws DAEMON_UNAVAILABLE with what to do, INTERRUPTED. */
+export async function findEngine(wish: EngineName | undefined, signal: AbortSignal): Promise<EngineFacts> {
   const problems: string[] = []
   for (const name of wish === undefined ? ENGINES : [wish]) {
     try {
-      const { status, stdout, stderr } = await runQuietly(name, ['info', '--format', '{{json .}}'])
+      const { status, stdout, stderr } = await runQuietly(name, ['info', '--format', '{{json .}}'], {
+        signal,
+        timeoutMs: ANSWER_MS,
+      })
       const facts = status === 0 ? (JSON.parse(stdout.toString('utf8')) as Record<string, unknown>) : {}
       const version = facts.ServerVersion ?? (facts.version as { Version?: string } | undefined)?.Version
       if (typeof version === 'string' && version !== '')
         return { name, version, ...(typeof facts.Driver === 'string' && { imageStore: facts.Driver }) }
       problems.push(`${name} does not answer (${firstLine(stderr)})`)
     } catch (error) {
+      throwIfAborted(signal)
       problems.push(error instanceof Error ? error.message : String(error))
     }
   }
@@ -121,11 +128,14 @@ export function containerCommand(options: {
   ]
 }
 
+/** The options of `--mount` are CSV. Throws INVALID_ARGUMENT. */
+export function checkBindable(path: string): void {
+  if (/[,\n"]/.test(path))
+    throw new BobbinError('INVALID_ARGUMENT', `engines cannot bind ${JSON.stringify(path)}: choose a plainer path`)
+}
+
 function mountOption({ source, target, isWritable = false, isFollowed = false }: Binding): string {
-  for (const path of [source, target]) {
-    if (/[,\n"]/.test(path))
-      throw new BobbinError('INVALID_ARGUMENT', `engines cannot bind ${JSON.stringify(path)}: choose a plainer path`)
-  }
+  for (const path of [source, target]) checkBindable(path)
   const parts = [`type=bind`, `source=${source}`, `target=${target}`, ...(isWritable ? [] : ['readonly'])]
   return `--mount=${[...parts, ...(isFollowed ? ['bind-propagation=rslave'] : [])].join(',')}`
 }

@@ -42,12 +42,13 @@ export async function identifyImage(
   options: { readonly signal: AbortSignal; onPull(): void },
 ): Promise<ImageIdentity> {
   if (!REFERENCE.test(asked)) throw new BobbinError('INVALID_ARGUMENT', `not an image: ${JSON.stringify(asked)}`)
-  let found = await inspect(program, asked)
+  const { signal } = options
+  let found = await inspect(program, asked, signal)
   if (found === undefined) {
     options.onPull()
-    const { status, stderr } = await runQuietly(program, ['pull', '--quiet', asked], { signal: options.signal })
+    const { status, stderr } = await runQuietly(program, ['pull', '--quiet', asked], { signal })
     if (status !== 0) throw new BobbinError('OBJECT_GONE', `the image ${asked} cannot be had: ${firstLine(stderr)}`)
-    found = await inspect(program, asked)
+    found = await inspect(program, asked, signal)
   }
   if (found === undefined) throw new BobbinError('OBJECT_GONE', `there is no image ${asked}`)
   const { Id, RepoDigests, Digest, Os, Architecture } = found
@@ -66,14 +67,16 @@ export async function identifyImage(
     repository: repository ?? null,
     id,
     platformManifest:
-      pushed === undefined ? null : (Digest ?? (await platformManifest(program, pushed, Os, Architecture))),
+      pushed === undefined
+        ? null
+        : (Digest ?? (await platformManifest(program, pushed, { os: Os, architecture: Architecture, signal }))),
     platform: `${Os}/${Architecture}`,
     localOnly: pushed === undefined,
   }
 }
 
-async function inspect(program: string, name: string): Promise<Inspected | undefined> {
-  const { status, stdout, stderr } = await runQuietly(program, ['image', 'inspect', '--', name])
+async function inspect(program: string, name: string, signal: AbortSignal): Promise<Inspected | undefined> {
+  const { status, stdout, stderr } = await runQuietly(program, ['image', 'inspect', '--', name], { signal })
   if (status === 0) return (JSON.parse(stdout.toString('utf8')) as Inspected[])[0]
   if (/connect to the Docker daemon|connection refused|permission denied/i.test(stderr.toString('utf8')))
     throw new BobbinError('DAEMON_UNAVAILABLE', `${program} does not answer: ${firstLine(stderr)}`)
@@ -84,10 +87,9 @@ async function inspect(program: string, name: string): Promise<Inspected | undef
 async function platformManifest(
   program: string,
   pushed: string,
-  os: string,
-  architecture: string,
+  { os, architecture, signal }: { readonly os: string; readonly architecture: string; readonly signal: AbortSignal },
 ): Promise<string | null> {
-  const { status, stdout } = await runQuietly(program, ['manifest', 'inspect', '--verbose', pushed])
+  const { status, stdout } = await runQuietly(program, ['manifest', 'inspect', '--verbose', pushed], { signal })
   if (status !== 0) return null
   interface Described {
     readonly Descriptor?: { readonly digest?: string; readonly platform?: { os?: string; architecture?: string } }

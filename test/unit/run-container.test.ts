@@ -1,0 +1,75 @@
+import t from 'tap'
+import { containerCommand, engineOptions } from '../../cli/run/container.js'
+
+t.test('engineOptions gives runs with GPUs the memory and limits that DataLoader needs', async t => {
+  t.same(engineOptions({ gpus: 'all' }), [
+    '--gpus=all',
+    '--shm-size=8g',
+    '--ulimit=memlock=-1',
+    '--ulimit=stack=67108864',
+  ])
+  t.same(engineOptions({}), [], 'and others nothing')
+})
+
+t.test('engineOptions takes what is given instead of what it would give', async t => {
+  t.same(engineOptions({ gpus: '"device=0,1"', shmSize: '1g' }), [
+    '--gpus="device=0,1"',
+    '--shm-size=1g',
+    '--ulimit=memlock=-1',
+    '--ulimit=stack=67108864',
+  ])
+  t.same(engineOptions({ gpus: '1', ulimit: ['nofile=4096'] }), ['--gpus=1', '--shm-size=8g', '--ulimit=nofile=4096'])
+  t.same(
+    engineOptions({ gpus: 'all', ipc: 'host' }),
+    ['--gpus=all', '--ulimit=memlock=-1', '--ulimit=stack=67108864', '--ipc=host'],
+    'engines refuse a size for a /dev/shm that is not theirs',
+  )
+})
+
+t.test('engineOptions puts every value behind its name, so that none is an option', async t => {
+  const hostile = '--privileged'
+  const options = engineOptions({
+    gpus: hostile,
+    shmSize: hostile,
+    ulimit: [hostile],
+    ipc: hostile,
+    user: hostile,
+    workdir: hostile,
+    network: hostile,
+    cpus: hostile,
+    memory: hostile,
+    entrypoint: hostile,
+    volume: [hostile],
+  })
+  t.equal(options.length, 11)
+  for (const option of options) t.match(option, /^--[a-z-]+=--privileged$/)
+})
+
+t.test('containerCommand ends its options before the image, and refuses what is no one bind', async t => {
+  const image = {
+    asked: 'a:1',
+    reference: `a@sha256:${'0'.repeat(64)}`,
+    digest: `sha256:${'0'.repeat(64)}`,
+    repository: 'a',
+    id: `sha256:${'1'.repeat(64)}`,
+    platformManifest: null,
+    platform: 'linux/amd64',
+    localOnly: false,
+  }
+  const of = (target: string) =>
+    containerCommand({
+      engine: 'docker',
+      runId: 'x',
+      image,
+      command: ['--privileged'],
+      env: { A: '--volume=/:/host\nB=1' },
+      bindings: [{ source: '/from', target, isFollowed: true }],
+      engineOptions: engineOptions({ gpus: 'all' }),
+    })
+  const line = of('/-v/:/host')
+  t.same(line.slice(line.indexOf('--')), ['--', image.reference, '--privileged'])
+  t.ok(line.includes('--env=A=--volume=/:/host\nB=1'))
+  t.ok(line.includes('--mount=type=bind,source=/from,target=/-v/:/host,readonly,bind-propagation=rslave'))
+  for (const target of ['/a,source=/etc', '/a\n', '/"a"'])
+    t.throws(() => of(target), { code: 'INVALID_ARGUMENT', message: /plainer path/ })
+})
