@@ -63,6 +63,7 @@ t.test('containerCommand ends its options before the image, and refuses what is 
       image,
       command: ['--privileged'],
       env: { A: '--volume=/:/host\nB=1' },
+      passed: ['B'],
       bindings: [{ source: '/from', target, isFollowed: true }],
       engineOptions: engineOptions({ gpus: 'all' }),
     })
