@@ -4,6 +4,7 @@ const benchmarks: Readonly<Record<string, () => Promise<{ run(): Promise<void> }
   crash: () => import('./crash.js'),
   loader: () => import('./loader.js'),
   mount: () => import('./mount.js'),
+  record: () => import('./record.js'),
   quilt3: () => import('./quilt3.js'),
 }
 

@@ -83,6 +83,11 @@ export class Reader {
       .map(line => JSON.parse(line) as Reading)
   }
 
+  /** For whoever runs it elsewhere; what it says is a `Reading` a line. */
+  command(verb: 'epochs', folder: string, list: string, options: ReaderOptions): string[] {
+    return [this.#path, verb, folder, list, ...args(options)]
+  }
+
   async loop(folder: string, list: string, options: ReaderOptions): Promise<ReaderLoop> {
     const child = spawn(this.#path, ['loop', folder, list, ...args(options)], { stdio: ['ignore', 'pipe', 'inherit'] })
     let said = ''

@@ -16,7 +16,8 @@ interface LoaderFlags extends CommonFlags {
   readonly ahead?: string
   readonly streamsMax?: string
   readonly rehash?: boolean
-  readonly deliveries?: string
+  /** false: `--no-deliveries`. */
+  readonly deliveries?: string | false
 }
 
 /** The first descriptor that systemd hands over. */
@@ -49,7 +50,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
     aheadBytesMax: flags.ahead === undefined ? undefined : named('--ahead', () => parseBytes(flags.ahead!)),
     streamsMax: flags.streamsMax === undefined ? LOADER_DEFAULTS.streamsMax : count('--streams-max', flags.streamsMax),
     rehash: flags.rehash ?? false,
-    deliveriesPath: flags.deliveries === undefined ? undefined : resolve(flags.deliveries),
+    deliveriesPath: flags.deliveries && resolve(flags.deliveries),
   }
   await runLoader(options, addresses => {
     void output

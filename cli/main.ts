@@ -185,6 +185,7 @@ common(
   .option('--ahead <size>', 'how much to fetch ahead (default: 4GiB, at most a quarter of the cache)')
   .option('--streams-max <number>', 'answers under way at once; each takes up to 4 MiB of memory (default: 64)')
   .option('--deliveries <file>', 'where what was delivered is written down (default: loader/v1 in the cache folder)')
+  .option('--no-deliveries', 'write it down nowhere')
   .option('--rehash', 'hash every object again as it is served, against a disk that lies')
   .addHelpText('after', LOADER_HELP)
   .action(async flags => (await import('./loader.js')).loader(flags))

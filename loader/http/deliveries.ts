@@ -36,20 +36,22 @@ const PENDING_MAX = 10_000
 const FILE_BYTES_MAX = 64 * 2 ** 20
 
 export class Deliveries {
-  readonly #path: string
+  readonly #path: string | false
   #pending: string[] = []
   #lost = 0
   #timer: NodeJS.Timeout | undefined
   #writing: Promise<void> = Promise.resolve()
 
   constructor(
-    path: string,
+    /** false: nothing is written down. */
+    path: string | false,
     private readonly log: Log,
   ) {
     this.#path = path
   }
 
   add(delivery: Delivery): void {
+    if (this.#path === false) return
     if (this.#pending.length >= PENDING_MAX) {
       this.#lost++
       return
@@ -70,15 +72,16 @@ export class Deliveries {
     const [lines, lost] = [this.#pending, this.#lost]
     this.#pending = []
     this.#lost = 0
-    if (lines.length === 0) return
+    const path = this.#path
+    if (lines.length === 0 || path === false) return
     if (lost > 0) lines.push(`${JSON.stringify({ time: new Date().toISOString(), lost })}\n`)
     try {
-      const size = await stat(this.#path).then(
+      const size = await stat(path).then(
         stats => stats.size,
         () => 0,
       )
-      if (size > FILE_BYTES_MAX) await rename(this.#path, `${this.#path}.1`)
-      await appendFile(this.#path, lines.join(''), { mode: 0o640 })
+      if (size > FILE_BYTES_MAX) await rename(path, `${path}.1`)
+      await appendFile(path, lines.join(''), { mode: 0o640 })
     } catch (error) {
       this.log.error({ error: String(error), lines: lines.length }, 'deliveries could not be written down')
     }

@@ -20,8 +20,8 @@ export interface LoaderOptions {
   readonly aheadBytesMax?: number | undefined
   /** Answers under way; each holds up to two chunks (4 MiB). */
   readonly streamsMax: number
-  /** Where what was delivered is written down; `undefined`: in the cache. */
-  readonly deliveriesPath?: string | undefined
+  /** Where what was delivered is written down; `undefined`: in the cache; false: nowhere. */
+  readonly deliveriesPath?: string | false | undefined
   /** Hash every object again as it is served. */
   readonly rehash: boolean
 }
