@@ -110,7 +110,7 @@ export class Reads {
 
 type WrittenDelivery = (Delivery & { readonly time: string }) | { readonly lost: number }
 
-/** Lines of a file that may not be there, the last one perhaps cut. */
+/** Lines of a file that may not be there, the last one perhaps cut; so is one on a disk that was full for a while. */
 function* deliveriesIn(path: string): Generator<WrittenDelivery> {
   let text: string
   try {
@@ -119,7 +119,15 @@ function* deliveriesIn(path: string): Generator<WrittenDelivery> {
     if (systemCode(error) === 'ENOENT') return
     throw localError(`read ${path}`, error)
   }
-  for (const line of text.split('\n').slice(0, -1)) yield JSON.parse(line) as WrittenDelivery
+  for (const line of text.split('\n').slice(0, -1)) yield deliveryIn(line)
+}
+
+function deliveryIn(line: string): WrittenDelivery {
+  try {
+    return JSON.parse(line) as WrittenDelivery
+  } catch {
+    return { lost: 1 }
+  }
 }
 
 function accessLogs({ cacheDir, topHash }: RunMount, mountedAt: number): string[] {

@@ -11,7 +11,7 @@ export interface Sidecar {
   /** Bound into containers. */
   readonly folder: string
   readonly socket: string
-  /** Resolves when it has written down all that it delivered; false: it had ended before, and has perhaps not. */
+  /** Resolves when it has written down all that it delivered; false: it ended otherwise, and has perhaps not. */
   stop(): Promise<boolean>
 }
 
@@ -48,7 +48,8 @@ export async function startSidecar(run: RunFolder, cacheDir: string, signal: Abo
       await over
     }
     rmSync(isShort ? folder : base, { recursive: true, force: true })
-    return isRunning
+    // It ends well when it is told to; otherwise it was faster than we, or did not manage.
+    return isRunning && child.exitCode === 0
   }
   try {
     await ready(child, signal)

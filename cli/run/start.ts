@@ -10,7 +10,15 @@ import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
 import { type RunFacts, RunFolder, type RunMount } from '../record/run-folder.js'
 import { endedMounts, settledStatus } from './came-through.js'
-import { type Binding, bindingsOf, containerCommand, type EngineFacts, isShared } from './container.js'
+import {
+  type Binding,
+  bindingsOf,
+  containerCommand,
+  containerName,
+  type EngineFacts,
+  isShared,
+  removeContainer,
+} from './container.js'
 import { type MountWish, mountFor, unmountAll } from './data.js'
 import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
@@ -181,7 +189,7 @@ function factsOf(
   }
 }
 
-function execute(
+async function execute(
   wish: RunWish,
   facts: RunFacts,
   sidecar: Sidecar | undefined,
@@ -236,5 +244,8 @@ function execute(
     bindings,
     engineOptions: [...workdir, ...options],
   })
-  return launch(line, { ...common, env: process.env })
+  const exitCode = await launch(line, { ...common, env: process.env })
+  // A client that a signal ends while the container is made leaves it behind.
+  if (exitCode !== 0) await removeContainer(engine.name, containerName(facts.runId))
+  return exitCode
 }

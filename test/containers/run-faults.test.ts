@@ -133,6 +133,14 @@ t.test('a signal ends each phase, and leaves no container, mount or loader (S52)
     await nothingIsLeft(t, far)
   })
 
+  await t.test('as the container is made', async t => {
+    const child = started(runs.start(...mount, ...network, ...shell('sleep 600')))
+    await until('it is there', async () => (await docker.run('ps', '--all', '--quiet')) !== '', 60_000)
+    child.process.kill('SIGTERM')
+    t.not(await child.ended, 0)
+    await nothingIsLeft(t, runs, (JSON.parse(child.stdout()) as RunAnswer).runId)
+  })
+
   await t.test('while the container runs', async t => {
     const child = started(
       runs.start(...mount, ...network, ...shell('cat /data/train/000001.cls; echo ready; sleep 600')),
