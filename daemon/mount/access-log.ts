@@ -7,6 +7,7 @@
  */
 import {
   closeSync,
+  existsSync,
   fstatSync,
   ftruncateSync,
   mkdirSync,
@@ -53,8 +54,11 @@ export class AccessLog {
   readonly #folder: string
   #fd: number | undefined
   #bytes = 0
-  #records = 0
+  /** Of the file, and of what could not be written to it. */
+  #count = 0
   #lost = 0
+  /** Lost ones that the file does not tell of yet. */
+  #owed = 0
 
   constructor(
     cacheDir: string,
@@ -64,41 +68,78 @@ export class AccessLog {
   ) {
     this.#folder = join(cacheDir, 'access')
     this.path = join(this.#folder, `${facts.topHash}-${facts.mountedAt}-${mount}.log`)
+    try {
+      // Of an earlier daemon: it is gone on with.
+      if (existsSync(this.path)) this.#open()
+    } catch {
+      // The mount matters more.
+    }
   }
 
-  /** A full disk loses records and stops nobody. */
-  append(records: Buffer, lost: number): void {
-    const count = records.length / ACCESS_BYTES
+  /** Accesses of this mount so far, lost ones included. */
+  get count(): number {
+    return this.#count
+  }
+
+  /**
+   * `first` accesses were before these; what is here already is left out, and what is missing is noted. A full disk loses
+   * records and stops nobody.
+   */
+  append(first: number, records: Buffer): void {
+    if (first > this.#count) this.#lose(first - this.#count)
+    const rest = records.subarray(placeOf(records, this.#count - first))
+    const { count, lost } = countIn(rest)
+    if (count === 0) return
     try {
       this.#open()
-      if (lost > 0) this.#lose(lost)
-      if (this.#bytes + records.length > LOG_BYTES_MAX) this.#lose(count)
-      else {
-        this.#write(records)
-        this.#records += count
+      if (this.#bytes + rest.length > LOG_BYTES_MAX) {
+        this.#lose(count)
+        return
       }
+      this.#payOwed()
+      this.#write(rest)
+      this.#count += count
+      this.#lost += lost
     } catch {
-      this.#lost += count
+      this.#lose(count)
     }
   }
 
   stats(): { readonly records: number; readonly lost: number } {
-    return { records: this.#records, lost: this.#lost }
+    return { records: this.#count - this.#lost, lost: this.#lost }
   }
 
   close(): void {
-    if (this.#fd !== undefined) closeSync(this.#fd)
+    if (this.#fd === undefined) return
+    try {
+      this.#payOwed()
+    } catch {
+      // The disk is still full; who reads the log finds fewer than it was said to have.
+    }
+    closeSync(this.#fd)
     this.#fd = undefined
   }
 
-  /** Goes on with the log of an earlier daemon, if there is one. */
   #open(): void {
     if (this.#fd !== undefined) return
     mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
     this.#forgetOld()
     this.#fd = openSync(this.path, 'a', 0o640)
-    this.#bytes = fstatSync(this.#fd).size
+    this.#bytes = this.#takeUp(fstatSync(this.#fd).size)
     if (this.#bytes === 0) this.#write(Buffer.from(`${JSON.stringify(this.facts)}\n`))
+  }
+
+  /** What is in the file already. Half a record, of a daemon that was killed, would shift all that follow. */
+  #takeUp(size: number): number {
+    if (size === 0) return 0
+    const bytes = readFileSync(this.path)
+    const start = bytes.indexOf(10) + 1
+    const end = start === 0 ? 0 : size - ((size - start) % ACCESS_BYTES)
+    const { count, lost } = countIn(bytes.subarray(start, end))
+    this.#count += count
+    this.#lost += lost
+    if (end < size) ftruncateSync(this.#fd!, end)
+    return end
   }
 
   #forgetOld(): void {
@@ -107,14 +148,20 @@ export class AccessLog {
     for (const name of names.slice(LOGS_MAX)) rmSync(join(this.#folder, name), { force: true })
   }
 
-  /** The log says itself where something is missing, while it has room. */
   #lose(count: number): void {
+    this.#count += count
     this.#lost += count
-    if (this.#bytes > LOG_BYTES_MAX) return
+    this.#owed += count
+  }
+
+  /** The log says itself where something is missing, as soon as it has room. */
+  #payOwed(): void {
+    if (this.#owed === 0) return
     const record = Buffer.alloc(ACCESS_BYTES)
     record.writeBigUInt64LE(BigInt(Date.now()) * 1_000_000n, 0)
-    record.writeBigUInt64LE(BigInt(count), 16)
+    record.writeBigUInt64LE(BigInt(this.#owed), 16)
     this.#write(record)
+    this.#owed = 0
   }
 
   /** All or nothing: half a record would shift all that follow. */
@@ -128,6 +175,28 @@ export class AccessLog {
     }
     this.#bytes += bytes.length
   }
+}
+
+/** How many accesses records stand for, and how many of those are lost. */
+function countIn(records: Buffer): { readonly count: number; readonly lost: number } {
+  let [count, lost] = [0, 0]
+  for (let at = 0; at < records.length; at += ACCESS_BYTES) {
+    const missing = missingAt(records, at)
+    count += missing || 1
+    lost += missing
+  }
+  return { count, lost }
+}
+
+/** Where the records stand that are behind so many accesses. */
+function placeOf(records: Buffer, count: number): number {
+  let at = 0
+  for (let left = count; left > 0 && at < records.length; at += ACCESS_BYTES) left -= missingAt(records, at) || 1
+  return at
+}
+
+function missingAt(records: Buffer, at: number): number {
+  return records.readUInt32LE(at + 12) === 0 ? Number(records.readBigUInt64LE(at + 16)) : 0
 }
 
 /** A whole log. A record that was half written when the machine stopped is left out. */

@@ -6,7 +6,7 @@ import { BobbinError } from '../model/index.js'
 import type { ObjectId } from '../store/index.js'
 import { OBJECT_FOLDERS } from '../store/layout.js'
 
-export const LINK_VERSION = 1
+export const LINK_VERSION = 2
 export const FRAME_HEADER_BYTES = 8
 const PAYLOAD_BYTES_MAX = 4 * 2 ** 20
 export const OBJECT_BYTES = 33 + 32
@@ -63,6 +63,8 @@ export type ToFuse =
   | { readonly kind: 'index'; readonly mount: number; readonly index: string; readonly manifest: string }
   | { readonly kind: 'stop' }
   | { readonly kind: 'statsAsk'; readonly request: number }
+  /** So many accesses are in the mount's log, lost ones included. */
+  | { readonly kind: 'logged'; readonly mount: number; readonly count: number }
 
 export interface LinkedMount {
   readonly mount: number
@@ -78,8 +80,8 @@ export type FromFuse =
   | { readonly kind: 'ensure'; readonly request: number; readonly mount: number; readonly ino: number }
   | { readonly kind: 'cancel'; readonly request: number }
   | { readonly kind: 'evictDone'; readonly request: number; readonly outcomes: readonly EvictOutcome[] }
-  /** `records` as they are: access-log.ts keeps them so. */
-  | { readonly kind: 'access'; readonly mount: number; readonly lost: number; readonly records: Buffer }
+  /** `records` as they are: access-log.ts keeps them so. `first`: how many were before them. */
+  | { readonly kind: 'access'; readonly mount: number; readonly first: number; readonly records: Buffer }
   | {
       readonly kind: 'mounted'
       readonly request: number
@@ -126,6 +128,7 @@ const TO_FUSE = {
   index: 39,
   stop: 40,
   statsAsk: 41,
+  logged: 42,
 } as const satisfies Record<ToFuse['kind'], number>
 
 /** A whole frame, with its header. */
@@ -178,6 +181,9 @@ export function encodeFrame(frame: ToFuse): Buffer {
     case 'statsAsk':
       out.u64(frame.request)
       break
+    case 'logged':
+      out.u32(frame.mount).u64(frame.count)
+      break
     default:
       frame satisfies never
   }
@@ -213,8 +219,8 @@ function readFrame(kind: number, from: Reader): FromFuse | undefined {
     case 5:
       return { kind: 'evictDone', request: from.u64(), outcomes: from.list(() => from.oneOf(EVICT_OUTCOMES)) }
     case 6: {
-      const [mount, lost, count] = [from.u32(), from.u64(), from.u32()]
-      return { kind: 'access', mount, lost, records: from.bytes(count * ACCESS_BYTES) }
+      const [mount, first, count] = [from.u32(), from.u64(), from.u32()]
+      return { kind: 'access', mount, first, records: from.bytes(count * ACCESS_BYTES) }
     }
     case 7:
       return {

@@ -23,7 +23,7 @@ import {
 export interface LinkHandlers {
   ensure(request: number, mount: number, ino: number): void
   cancel(request: number): void
-  access(mount: number, lost: number, records: Buffer): void
+  access(mount: number, first: number, records: Buffer): void
   closed(mount: number): void
   ended(mount: number): void
   indexDamaged(mount: number, reason: string): void
@@ -196,7 +196,7 @@ function tell(handlers: LinkHandlers, frame: Told): void {
       handlers.cancel(frame.request)
       break
     case 'access':
-      handlers.access(frame.mount, frame.lost, frame.records)
+      handlers.access(frame.mount, frame.first, frame.records)
       break
     case 'closed':
       handlers.closed(frame.mount)

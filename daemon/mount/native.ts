@@ -127,7 +127,11 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   survivors(): readonly SurvivingMount[] {
     return this.left.map(({ mount, openMode, reason, note }) => ({
       note,
-      attach: request => this.#serve(mount, request, openMode, reason),
+      attach: request => {
+        const attached = this.#serve(mount, request, openMode, reason)
+        this.link.send({ kind: 'logged', mount, count: this.#served.get(mount)?.accesses.count ?? 0 })
+        return attached
+      },
       abandon: () => {
         this.#early.delete(mount)
         void this.link.unmount(mount, true).catch(() => {})
@@ -228,9 +232,11 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     this.#fetching.delete(request)
   }
 
-  access(mount: number, lost: number, records: Buffer): void {
-    const served = this.#servedOr(mount, () => this.access(mount, lost, records))
-    if (typeof served === 'object') served.accesses.append(records, lost)
+  access(mount: number, first: number, records: Buffer): void {
+    const served = this.#servedOr(mount, () => this.access(mount, first, records))
+    if (typeof served !== 'object') return
+    served.accesses.append(first, records)
+    this.link.send({ kind: 'logged', mount, count: served.accesses.count })
   }
 
   closed(mount: number): void {

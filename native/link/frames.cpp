@@ -30,6 +30,7 @@ enum class Kind : std::uint16_t {
   index = 39,
   stop = 40,
   statsAsk = 41,
+  logged = 42,
 };
 
 constexpr std::size_t NAME_BYTES = 33;
@@ -166,6 +167,12 @@ std::optional<FromDaemon> readFrame(Kind kind, wire::Reader& reader) {
       return Stop{};
     case Kind::statsAsk:
       return StatsAsk{.request = reader.number<std::uint64_t>()};
+    case Kind::logged: {
+      Logged frame;
+      frame.mount = reader.number<std::uint32_t>();
+      frame.count = reader.number<std::uint64_t>();
+      return frame;
+    }
     default:
       return std::nullopt;
   }
@@ -233,6 +240,9 @@ struct Describer {
   }
   std::string operator()(const Stop&) const { return "stop"; }
   std::string operator()(const StatsAsk& frame) const { return "statsAsk " + std::to_string(frame.request); }
+  std::string operator()(const Logged& frame) const {
+    return "logged " + std::to_string(frame.mount) + " " + std::to_string(frame.count);
+  }
 };
 
 }  // namespace
@@ -279,9 +289,9 @@ Buffer evictDone(std::uint64_t request, std::span<const EvictOutcome> outcomes) 
   return frame.finish();
 }
 
-Buffer access(std::uint32_t mount, std::uint64_t lost, std::span<const Access> records) {
+Buffer access(std::uint32_t mount, std::uint64_t first, std::span<const Access> records) {
   FrameWriter frame(Kind::access);
-  frame.number(mount).number(lost).number(static_cast<std::uint32_t>(records.size()));
+  frame.number(mount).number(first).number(static_cast<std::uint32_t>(records.size()));
   for (const auto& record : records)
     frame.number(record.timeNs).number(record.ino).number(record.kind).number(record.bytes);
   return frame.finish();

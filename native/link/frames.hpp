@@ -12,7 +12,7 @@
 
 namespace bobbin::link {
 
-inline constexpr std::uint32_t VERSION = 1;
+inline constexpr std::uint32_t VERSION = 2;
 inline constexpr std::size_t FRAME_HEADER_BYTES = 8;
 inline constexpr std::uint32_t PAYLOAD_BYTES_MAX = 4U << 20;
 
@@ -97,9 +97,15 @@ struct Stop {};
 struct StatsAsk {
   std::uint64_t request = 0;
 };
+struct Logged {
+  std::uint32_t mount = 0;
+  // Accesses that the mount's log has, lost ones included.
+  std::uint64_t count = 0;
+};
 
 using FromDaemon =
-    std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk>;
+    std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk,
+                 Logged>;
 
 // Nothing: it is no frame of ours.
 std::optional<FromDaemon> decode(std::uint16_t kind, std::span<const std::uint8_t> payload);
@@ -115,11 +121,12 @@ struct MountFacts {
   std::string note;
 };
 enum class EvictOutcome : std::uint8_t { gone = 0, open = 1, used = 2 };
-enum class AccessKind : std::uint32_t { open = 1, firstRead = 2 };
+enum class AccessKind : std::uint32_t { lost = 0, open = 1, firstRead = 2 };
 struct Access {
   std::uint64_t timeNs = 0;
   std::uint32_t ino = 0;
   AccessKind kind = AccessKind::open;
+  // Of `lost`: how many are missing here.
   std::uint64_t bytes = 0;
 };
 enum class MountFailure : std::uint8_t { unavailable = 1, mountpoint = 2, other = 3 };
@@ -141,7 +148,7 @@ Buffer mounts(std::span<const MountFacts> mounts);
 Buffer ensure(std::uint64_t request, std::uint32_t mount, std::uint32_t ino);
 Buffer cancel(std::uint64_t request);
 Buffer evictDone(std::uint64_t request, std::span<const EvictOutcome> outcomes);
-Buffer access(std::uint32_t mount, std::uint64_t lost, std::span<const Access> records);
+Buffer access(std::uint32_t mount, std::uint64_t first, std::span<const Access> records);
 Buffer mounted(std::uint64_t request, std::uint32_t mount, OpenMode openMode, const std::string& reason);
 Buffer mountFailed(std::uint64_t request, MountFailure cause, const std::string& message);
 Buffer unmountDone(std::uint64_t request, UnmountOutcome outcome, const std::string& message);

@@ -26,7 +26,6 @@ constexpr std::uint64_t COMPLETE_AT_OPEN_BYTES = 8ULL << 20U;
 // Something keeps taking the object away, or breaking the index, as soon as it is here.
 constexpr std::uint32_t ATTEMPTS_MAX = 8;
 // Until the server takes them; what comes then is counted and lost.
-constexpr std::size_t ACCESSES_MAX = 1U << 17U;
 constexpr int WAKE_SIGNAL = SIGUSR1;
 
 // Beside an errno and DAMAGED: nothing is answered (yet).
@@ -756,25 +755,13 @@ void Mount::logAccess(link::AccessKind kind, std::uint32_t position, std::uint64
   ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
   const auto timeNs =
       static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
-  const std::lock_guard lock(accessMutex_);
-  if (accesses_.size() >= ACCESSES_MAX) {
-    accessesLost_++;
-    return;
-  }
-  accesses_.push_back({.timeNs = timeNs, .ino = position + 1, .kind = kind, .bytes = bytes});
+  accesses_.add({.timeNs = timeNs, .ino = position + 1, .kind = kind, .bytes = bytes});
 }
 
 link::Buffer Mount::takeAccesses() {
-  std::vector<link::Access> taken;
-  std::uint64_t lost = 0;
-  {
-    const std::lock_guard lock(accessMutex_);
-    taken.swap(accesses_);
-    lost = std::exchange(accessesLost_, 0);
-    accesses_.reserve(taken.capacity());
-  }
-  if (taken.empty() && lost == 0) return {};
-  return link::access(record_.id, lost, taken);
+  const auto batch = accesses_.take();
+  if (batch.records.empty()) return {};
+  return link::access(record_.id, batch.first, batch.records);
 }
 
 link::Buffer Mount::saveNames() const {

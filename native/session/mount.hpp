@@ -18,6 +18,7 @@
 
 #include "link/frames.hpp"
 #include "protocol/negotiate.hpp"
+#include "session/access_queue.hpp"
 #include "session/mount_table.hpp"
 #include "session/names.hpp"
 #include "session/object_files.hpp"
@@ -114,8 +115,9 @@ class Mount {
 
   OpenTable::Totals totals() const { return openTable_->totals(); }
 
-  // Accesses since the last call, as a frame; empty: none.
+  // Accesses that the daemon was not sent yet, as a frame; empty: none.
   link::Buffer takeAccesses();
+  AccessQueue& accesses() { return accesses_; }
 
   const std::vector<Fd>& channels() const { return channels_; }
   int openTableMemory() const { return openTable_->memory(); }
@@ -175,9 +177,7 @@ class Mount {
   mutable std::shared_mutex namesMutex_;
   std::unordered_map<std::uint32_t, link::ObjectName> names_;
 
-  std::mutex accessMutex_;
-  std::vector<link::Access> accesses_;
-  std::uint64_t accessesLost_ = 0;
+  AccessQueue accesses_;
   // Without opens, the first read of each file in this mount: one bit a node.
   std::unique_ptr<std::atomic<std::uint64_t>[]> wasRead_;
   bool isFirstRead(std::uint32_t position);

@@ -445,6 +445,7 @@ void Server::take(const link::Hello& frame) {
   for (const auto& [id, mount] : mounts_) {
     if (mount->record().isClosed) channel_.send(link::closed(id));
   }
+  for (const auto& [id, mount] : mounts_) mount->accesses().sendAgain();
   for (const auto& question : shared_.parked.questions()) {
     if (question.ino == 0)
       channel_.send(link::indexDamaged(question.mount, "readers wait for it"));
@@ -565,6 +566,11 @@ void Server::take(const link::Index& frame) {
   }
   log(Level::error, "the package index that was made again cannot be used", field("reason", reason));
   fail(requests, EIO);
+}
+
+void Server::take(const link::Logged& frame) {
+  const auto found = mounts_.find(frame.mount);
+  if (found != mounts_.end()) found->second->accesses().logged(frame.count);
 }
 
 void Server::take(const link::Stop&) { isStoppedByDaemon_ = true; }
@@ -712,6 +718,7 @@ void Server::recover(std::map<std::string, Fd> stored) {
     }
     log(Level::warn, "a mount of the last bobbin-fuse goes on",
         field("mountpoint", mount->record().request.mountpoint));
+    mount->accesses().continueLog();
     mount->start();
     mount->resend();
     mounts_[id] = std::move(mount);
@@ -732,6 +739,7 @@ Fd Server::saveState() const {
   for (const auto& [id, mount] : mounts_) {
     putBlob(out, mount->record().save());
     putBlob(out, mount->saveNames());
+    putBlob(out, mount->accesses().save());
     out.number(mount->openTableMemory()).number(static_cast<std::uint32_t>(mount->channels().size()));
     for (const auto& channel : mount->channels()) out.number(channel.get());
   }
@@ -762,6 +770,7 @@ bool Server::restore(int fd) {
   for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
     auto record = MountRecord::restore(takeBlob(in));
     const auto names = takeBlob(in);
+    const auto accesses = takeBlob(in);
     Fd table(in.number<int>());
     setInherited(table.get(), false);
     std::vector<Fd> channels;
@@ -778,7 +787,7 @@ bool Server::restore(int fd) {
       log(Level::error, "a mount cannot go on", field("reason", reason));
       continue;
     }
-    if (!mount->restoreNames(names)) return false;
+    if (!mount->restoreNames(names) || !mount->accesses().restore(accesses)) return false;
     mounts_[id] = std::move(mount);
   }
   if (!in.isDone()) return false;

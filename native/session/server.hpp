@@ -69,6 +69,7 @@ class Server {
   void take(const link::Mount& frame);
   void take(const link::Unmount& frame);
   void take(const link::Index& frame);
+  void take(const link::Logged& frame);
   void take(const link::Stop& frame);
   void take(const link::StatsAsk& frame);
 
@@ -117,6 +118,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 2;
+inline constexpr std::uint32_t STATE_VERSION = 3;
 
 }  // namespace bobbin

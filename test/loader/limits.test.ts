@@ -105,7 +105,8 @@ t.test('one answer too many is told to come back, and a client that takes nothin
   t.match(busy.json(), { code: 'BUSY', detail: /--streams-max/ })
   t.ok(Number(busy.headers['retry-after']) >= 1)
   t.equal((await loader.ask('/v1/status')).json().streams, 1, 'documents are answered meanwhile')
-  await until('it is dropped', async () => (await loader.ask('/v1/status')).json().streams === 0, 60_000)
+  // After 30 to 60 s, as Node.js looks at sockets, and later on a busy machine.
+  await until('it is dropped', async () => (await loader.ask('/v1/status')).json().streams === 0, 100_000)
   t.ok(Date.now() - began > 25_000, 'not before half a minute')
   await t.rejects(stuck.whole(), /cut/)
   t.equal((await loader.ask(path)).status, 200)

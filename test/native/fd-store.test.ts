@@ -3,7 +3,7 @@
  * open files are read on, whoever waits gets its bytes. A kernel from 6.9 on is needed for that.
  */
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { open, readFile } from 'node:fs/promises'
 import { release } from 'node:os'
 import { join } from 'node:path'
@@ -12,6 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { daemonCommand, findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import { DaemonClient } from '../../daemon/control/client.js'
+import { readAccessLog } from '../../daemon/mount/access-log.js'
 import { OPEN_MODES } from '../../daemon/mount/transport.js'
 import { bodyOf, cannotMount, mountsBelow, run, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
@@ -191,6 +192,13 @@ t.test('its own death, survived with what systemd has stored', { skip }, async t
   server.release()
   for (const reader of readers) t.ok((await outputOf(reader)).equals(COLD), 'who waited gets its bytes')
 
+  await client.status()
+  for (const name of readdirSync(join(folder, 'cache/access'))) {
+    const { records } = readAccessLog(join(folder, 'cache/access', name))
+    const lost = records.findIndex(({ kind }) => kind === 'lost')
+    t.ok(lost > 0, 'the log says that something may be missing')
+    t.ok(records.length > lost + 1, 'and goes on')
+  }
   await t.rejects(client.unmount(paths[0]!, false), { code: 'ALREADY_MOUNTED', message: /is in use/ })
   for (const { file } of handles) await file.close()
   await until('nothing is open', async () => (await client.status()).cache.pinnedBytes === 0)

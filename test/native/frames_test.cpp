@@ -65,7 +65,7 @@ Bytes frameOf(std::uint16_t kind, std::span<const std::uint8_t> payload) {
 
 TEST(Frames, OfTheDaemonAreReadAsTheVectorsSay) {
   const auto vectors = readVectors("daemon ");
-  ASSERT_GE(vectors.size(), 11U);
+  ASSERT_GE(vectors.size(), 12U);
   for (const auto& [from, frame, text] : vectors) {
     const auto decoded = decode(kindOf(frame), payloadOf(frame));
     ASSERT_TRUE(decoded) << text;
@@ -80,7 +80,8 @@ TEST(Frames, ToTheDaemonAreWrittenAsTheVectorsSay) {
   const EvictOutcome outcomes[] = {EvictOutcome::gone, EvictOutcome::open, EvictOutcome::used};
   const Access records[] = {
       {.timeNs = 1'700'000'000'123'456'789, .ino = 5, .kind = AccessKind::open, .bytes = 3000},
-      {.timeNs = 1'700'000'000'123'456'790, .ino = 6, .kind = AccessKind::firstRead, .bytes = 1ULL << 40U}};
+      {.timeNs = 1'700'000'000'123'456'790, .ino = 6, .kind = AccessKind::firstRead, .bytes = 1ULL << 40U},
+      {.timeNs = 1'700'000'000'123'456'791, .ino = 0, .kind = AccessKind::lost, .bytes = 7}};
   const Stats counted{.hits = 1,
                       .waiting = 2,
                       .openObjects = 3,

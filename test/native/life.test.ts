@@ -272,6 +272,52 @@ test('opens and first reads are in the access log of the mount (S26)', async t =
   for (const { timeNs } of records) t.ok(timeNs >= startedAt - 10_000_000n && timeNs < startedAt + 60_000_000_000n)
 })
 
+test('a daemon that dies takes no access with it: each is in the log, once (S26)', async t => {
+  const files = { 'before.bin': 'before', 'sent.bin': 'sent', 'replaced.bin': 'replaced', 'after.bin': 'after' }
+  const { daemon, written } = await small(t, files, { transport: 'native', openMode: 'cached' })
+  const { path } = await daemon.mount(written, 'mnt')
+  const openedFiles = async () => {
+    const names = new Map<number, string>()
+    for (const name of Object.keys(files)) names.set((await stat(join(path, name))).ino, name)
+    const [log] = readdirSync(join(daemon.cacheDir, 'access'))
+    const { records } = readAccessLog(join(daemon.cacheDir, 'access', log!))
+    t.same(
+      records.filter(({ kind }) => kind === 'lost'),
+      [],
+    )
+    return records.filter(({ kind }) => kind === 'open').map(({ ino }) => names.get(ino))
+  }
+  // All are here from now on, so that opening one needs no daemon.
+  for (const name of Object.keys(files)) await readFile(join(path, name))
+  const expected = Object.keys(files)
+  await daemon.client.status()
+
+  const stopped = await daemonPid(daemon)
+  process.kill(stopped, 'SIGSTOP')
+  await readFile(join(path, 'sent.bin'))
+  // It is told each second what was opened; what lies in its socket dies with it.
+  await sleep(1500)
+  await readFile(join(path, 'replaced.bin'))
+  const replaced = daemon.log().split('was replaced in place').length
+  daemon.process.kill('SIGUSR2')
+  await until('it has replaced itself', () => daemon.log().split('was replaced in place').length > replaced)
+  process.kill(stopped, 'SIGKILL')
+  await readFile(join(path, 'after.bin'))
+  expected.push('sent.bin', 'replaced.bin', 'after.bin')
+  await until('another daemon is there', async () => (await daemonPid(daemon).catch(() => stopped)) !== stopped)
+  await daemon.client.status()
+  t.same(await openedFiles(), expected)
+
+  for (let i = 0; i < 3; i++) {
+    const before = await killDaemon(daemon)
+    await readFile(join(path, 'after.bin'))
+    expected.push('after.bin')
+    await until('another daemon is there', async () => (await daemonPid(daemon).catch(() => before)) !== before)
+  }
+  await daemon.client.status()
+  t.same(await openedFiles(), expected)
+})
+
 test('what its capabilities are: CAP_SYS_ADMIN, and no other is effective (S25)', async t => {
   if (process.getuid?.() !== 0) return void t.comment('skipped: needs root')
   const { daemon } = await small(t, { f: 'f' }, { transport: 'native' })

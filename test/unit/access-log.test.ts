@@ -1,0 +1,102 @@
+/** The access log of a mount, over several daemons: every access once, and what is missing is counted (S26). */
+import { appendFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import t from 'tap'
+import type { TopHash } from '../../daemon/model/index.js'
+import { AccessLog, readAccessLog } from '../../daemon/mount/access-log.js'
+import { smallDisk } from '../support/small-disk.js'
+
+const FACTS = {
+  version: 1,
+  registry: 'file:///registry',
+  package: 'a/b',
+  topHash: 'a'.repeat(64) as TopHash,
+  mountpoint: '/mnt',
+  mountedAt: 1_700_000_000_000,
+} as const
+
+/** Opens of these inode numbers; a string is a record of so many that were lost. */
+function records(...inos: readonly (number | string)[]): Buffer {
+  return Buffer.concat(
+    inos.map(ino => {
+      const record = Buffer.alloc(24)
+      record.writeBigUInt64LE(1n, 0)
+      record.writeUInt32LE(typeof ino === 'number' ? ino : 0, 8)
+      record.writeUInt32LE(typeof ino === 'number' ? 1 : 0, 12)
+      record.writeBigUInt64LE(typeof ino === 'number' ? 10n : BigInt(ino), 16)
+      return record
+    }),
+  )
+}
+
+/** As `records` takes them. */
+function read(path: string): (number | string)[] {
+  return readAccessLog(path).records.map(({ kind, ino, bytes }) => (kind === 'lost' ? String(bytes) : ino))
+}
+
+t.test('what is sent again, or in part again, is there once', async t => {
+  const log = new AccessLog(t.testdir(), 1, FACTS)
+  t.notOk(existsSync(log.path), 'a mount that nobody reads leaves none')
+  log.append(0, records(1, 2))
+  t.equal(log.count, 2)
+  log.append(0, records(1, 2))
+  log.append(1, records(2, 3))
+  log.append(3, records(4))
+  t.strictSame(read(log.path), [1, 2, 3, 4])
+  t.strictSame(log.stats(), { records: 4, lost: 0 })
+  log.close()
+})
+
+t.test('the next daemon goes on where the file ends', async t => {
+  const folder = t.testdir()
+  const first = new AccessLog(folder, 1, FACTS)
+  first.append(0, records(1, '5', 2))
+  t.equal(first.count, 7)
+  // Killed while it wrote.
+  appendFileSync(first.path, records(3).subarray(0, 10))
+  const second = new AccessLog(folder, 1, FACTS)
+  t.equal(second.count, 7)
+  t.strictSame(second.stats(), { records: 2, lost: 5 })
+  second.append(6, records(2, 3))
+  t.strictSame(read(second.path), [1, '5', 2, 3])
+  t.match(readAccessLog(second.path).facts, FACTS)
+  t.notMatch(new AccessLog(folder, 2, FACTS).path, second.path)
+  second.close()
+
+  // Not even its first line was whole.
+  writeFileSync(second.path, '{"version":1')
+  const third = new AccessLog(folder, 1, FACTS)
+  t.equal(third.count, 0)
+  third.append(0, records(7))
+  t.strictSame(read(third.path), [7])
+  t.equal(readFileSync(third.path, 'latin1').split('\n')[0], JSON.stringify(FACTS))
+})
+
+t.test('where numbers are missing, the log says how many', async t => {
+  const folder = t.testdir()
+  const log = new AccessLog(folder, 1, FACTS)
+  log.append(0, records(1, 2, 3))
+  truncateSync(log.path, readFileSync(log.path).length - 2 * 24)
+  const next = new AccessLog(folder, 1, FACTS)
+  t.equal(next.count, 1)
+  next.append(3, records(4))
+  t.strictSame(read(next.path), [1, '2', 4])
+  t.equal(next.count, 4)
+})
+
+t.test('a full disk loses records, which are counted when there is room again', async t => {
+  const disk = smallDisk(t, 1)
+  if (disk === undefined) return
+  const log = new AccessLog(disk, 1, FACTS)
+  log.append(0, records(1))
+  writeFileSync(`${disk}/filler`, Buffer.alloc(2 ** 20 - 8192))
+  let sent = 1
+  for (; log.stats().lost === 0; sent += 100) log.append(sent, records(...Array<number>(100).fill(2)))
+  t.equal(log.count, sent)
+  truncateSync(`${disk}/filler`, 0)
+  log.append(sent, records(3))
+  const found = read(log.path)
+  t.equal(found.at(-1), 3)
+  t.match(found.at(-2), /^\d+$/)
+  t.equal(new AccessLog(disk, 1, FACTS).count, sent + 1, 'the file tells of each')
+  log.close()
+})
