@@ -74,7 +74,7 @@ export interface RunFacts {
   readonly finishedOn?: string
   /** 128 + n: ended by a signal. */
   readonly exitCode?: number
-  /** One daemon kept the access logs from the first read to the last: with another one, what was on its way is lost. */
+  /** Nothing that was opened or delivered is missing from the logs, as far as we can know. */
   readonly areLogsWhole?: boolean
   /** The process that looked after the run was gone before it was over. */
   readonly wasAbandoned?: boolean

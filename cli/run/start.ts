@@ -111,7 +111,6 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   const isContainer = wish.container !== undefined
   const mountsFolder = folder.file('mnt')
   const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer })
-  const daemonBefore = await daemonOf(client)
   let sidecar: Sidecar | undefined
   let ended: RunFacts
   const problems: string[] = []
@@ -128,7 +127,10 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
     wish.onMounted?.(client, mounts, signal)
     const exitCode = await execute(wish, facts, sidecar, context, problems)
     ended = { ...facts, exitCode, endedOn: new Date().toISOString() }
-    for (const { mountpoint } of await endedMounts(await settledStatus(client, mounts), mounts)) {
+    const status = await settledStatus(client, mounts)
+    // fuse-native keeps no log of what was opened.
+    if (mounts.length > 0) areReadsKept = status?.mounts.every(({ transport }) => transport === 'native') ?? false
+    for (const { mountpoint } of await endedMounts(status, mounts)) {
       areReadsKept = false
       problems.push(`the mount ${mountpoint} ended during the run: reads failed from then on`)
     }
@@ -137,20 +139,25 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
       areReadsKept = false
       problems.push("the run's loader ended during the run: its log is loader.log")
     }
-    await unmountAll(client, mounts)
+    areReadsKept = (await unmountedByOne(client, mounts)) && areReadsKept
   }
-  const isWhole = areReadsKept && daemonBefore !== undefined && (await daemonOf(client)) === daemonBefore
   if (outputDir !== undefined && isFull(outputDir))
     problems.push(`no space is left in ${outputDir}: outputs may be cut short`)
-  return { ...ended, areLogsWhole: isWhole, ...(problems.length > 0 && { problems }) }
+  return { ...ended, areLogsWhole: areReadsKept, ...(problems.length > 0 && { problems }) }
 }
 
-/** Another one after a crash; undefined: it does not answer at the moment. */
-async function daemonOf(client: DaemonClient): Promise<string | undefined> {
-  return client.status().then(
-    ({ daemon }) => `${daemon.pid} ${daemon.startedAt}`,
-    () => undefined,
-  )
+/**
+ * What was opened is kept by bobbin-fuse until a daemon has it in the log, but not beyond the end of the mount: false
+ * when the daemon died just then.
+ */
+async function unmountedByOne(client: DaemonClient, mounts: readonly RunMount[]): Promise<boolean> {
+  const daemon = async () => {
+    const status = await settledStatus(client, mounts)
+    return status && `${status.daemon.pid} ${status.daemon.startedAt}`
+  }
+  const before = await daemon()
+  await unmountAll(client, mounts)
+  return mounts.length === 0 || (before !== undefined && (await daemon()) === before)
 }
 
 function factsOf(
