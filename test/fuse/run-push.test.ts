@@ -1,0 +1,152 @@
+/** Outputs of runs as packages: what is in them, when they are pushed, and that a run can be made again from one. */
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { cannotMount, testFolder } from '../support/daemon.js'
+import { type RunAnswer, Runs, statementOf } from '../support/runs.js'
+import { writeSamples } from '../support/samples.js'
+
+t.setTimeout(300_000)
+const whyNot = cannotMount()
+if (whyNot) {
+  t.plan(0, String(whyNot))
+  process.exit()
+}
+
+const folder = testFolder(t)
+const runs = new Runs(folder, { SECRET: 'a secret' })
+t.teardown(() => runs.cli.try('stop', '--force'))
+const written = await writeSamples(join(folder, 'registry'), 10)
+const commit = await runs.commit({
+  'train.sh': 'sha256sum $1/train/*.jpg > $BOBBIN_OUTPUT/model; echo trained; exit $((EXIT))',
+})
+const data = join(folder, 'data')
+const mount = ['--mount', `${written.reference}:${data}`]
+const model = `${folder}/models/me/model`
+const train = ['--', 'sh', 'train.sh', data]
+
+interface Pushed extends RunAnswer {
+  readonly pushed?: { readonly registry: string; readonly package: string; readonly topHash: string }
+}
+
+interface Revision {
+  readonly topHash: string
+  readonly message: string
+  readonly metadata: { readonly bobbin: Readonly<Record<string, unknown>> }
+}
+
+const resolve = (reference: string) => runs.cli.json<Revision>('resolve', reference)
+
+t.test('a run that ends well becomes a revision, with its hashes and its record', async t => {
+  const out = join(folder, 'out')
+  const run = (await runs.run('--host', ...mount, '--output', out, '--push-output', model, ...train)) as Pushed
+  t.match(run, { exitCode: 0, pushed: { registry: `file://${folder}/models`, package: 'me/model' } })
+  const { topHash, message, metadata } = await resolve(model)
+  t.equal(topHash, run.pushed!.topHash)
+  t.match(message, `sh train.sh ${data}: GIT_HASH=${commit} GIT_TREE=`)
+  t.match(message, `QUILT_HASH=${written.topHash}`)
+  t.match(metadata.bobbin, {
+    runId: run.runId,
+    exitCode: 0,
+    hashes: { GIT_HASH: commit, QUILT_HASH: written.topHash },
+    datasets: [`${written.registry}/${written.name}@${written.topHash}`],
+    statement: statementOf(run),
+  })
+  const keys = (await runs.cli.text('ls', model, '-R')).trimEnd().split('\n')
+  const record = ['reads.jsonl', 'run.json', 'statement.json', 'stderr.log', 'stdout.log', 'trace.json']
+  t.same(keys, [...record.map(name => `.bobbin/${name}`), 'model'])
+  t.equal(await runs.cli.text('cat', model, '.bobbin/stdout.log'), 'trained\n')
+
+  await t.test('from which it can be made again, elsewhere', async t => {
+    const elsewhere = new Runs(join(folder, 'elsewhere'))
+    t.teardown(() => elsewhere.cli.try('stop', '--force'))
+    mkdirSync(elsewhere.code, { recursive: true })
+    const installed = join(folder, 'installed')
+    await elsewhere.cli.text('install', model, installed)
+    const again = await elsewhere.bobbin('reproduce', installed, '--json')
+    t.equal(again.status, 0, again.stderr)
+    t.match(JSON.parse(again.stdout), { equal: true, outputs: [{ path: 'model', change: 'same' }] })
+  })
+
+  await t.test('the next run is the next revision', async t => {
+    // Without a folder of its own, outputs lie in the run's.
+    const next = (await runs.run('--host', ...mount, '--push-output', model, ...train)) as Pushed
+    t.not(next.pushed!.topHash, topHash)
+    t.ok(existsSync(join(next.record, 'outputs/model')))
+    t.same(
+      (await runs.cli.rows<{ topHash: string }>('log', model)).map(row => row.topHash),
+      [next.pushed!.topHash, topHash],
+    )
+    t.equal((await runs.cli.text('cat', `${model}@${topHash}`, '.bobbin/run.json')).includes(run.runId), true)
+  })
+
+  await t.test('and it may be pushed once more, to the same revision', async t => {
+    const { status, stdout, stderr } = await runs.bobbin(
+      'record',
+      'push',
+      run.runId,
+      `${folder}/models/me/other`,
+      '--json',
+    )
+    t.equal(status, 0, stderr)
+    t.match(JSON.parse(stdout), { topHash, package: 'me/other' })
+  })
+})
+
+t.test('a run that fails is not pushed, unless somebody wants it', async t => {
+  const failing = `${folder}/models/me/failing`
+  const run = await runs.bobbin('run', '--json', '--host', ...mount, '-e', 'EXIT=3', '--push-output', failing, ...train)
+  t.equal(run.status, 3)
+  const { runId } = JSON.parse(run.stdout) as RunAnswer
+  t.match(run.stderr, `if you want it: bobbin record push ${runId} ${failing}`)
+  t.equal((await runs.cli.try('resolve', failing)).status, 10)
+  t.equal((await runs.bobbin('record', 'push', runId, failing)).status, 0)
+  t.match((await resolve(failing)).metadata.bobbin, { exitCode: 3 })
+})
+
+t.test('a registry that cannot be pushed to is told before the run, and one that goes away behind it', async t => {
+  const refused = await runs.bobbin('run', '--host', ...mount, '--push-output', `${model}:tag`, ...train)
+  t.match(refused, { status: 2, stderr: /leave @ and : out/ })
+  const blocked = join(folder, 'blocked')
+  const script = `echo model > $BOBBIN_OUTPUT/model; echo no folder > ${blocked}`
+  const run = await runs.bobbin(
+    'run',
+    '--json',
+    '--host',
+    '--push-output',
+    `${blocked}/me/model`,
+    '--',
+    'sh',
+    '-c',
+    script,
+  )
+  t.not(run.status, 0, 'the push has failed')
+  const answer = JSON.parse(run.stdout) as Pushed
+  t.match(answer, { exitCode: 0 })
+  t.equal(answer.pushed, undefined)
+  const again = `bobbin record push ${answer.runId} ${blocked}/me/model`
+  t.match(run.stderr, `the outputs are in ${answer.record}/outputs; to push them again: ${again}`)
+  rmSync(blocked)
+  t.equal((await runs.bobbin(...again.split(' ').slice(1))).status, 0)
+  t.equal(await runs.cli.text('cat', `${blocked}/me/model`, 'model'), 'model\n')
+})
+
+t.test('what is passed by name alone is in no record', async t => {
+  const script = 'echo $SECRET $PLAIN > $BOBBIN_OUTPUT/model'
+  const words = ['-e', 'SECRET', '-e', 'PLAIN=word', '-e', 'NO_SUCH_VARIABLE']
+  const run = (await runs.run('--host', ...words, '--push-output', model, '--', 'sh', '-c', script)) as Pushed
+  t.equal(readFileSync(join(run.record, 'outputs/model'), 'utf8'), 'a secret word\n')
+  const { externalParameters } = statementOf(run).predicate.buildDefinition
+  t.match(externalParameters, { env: { PLAIN: 'word' }, envNames: ['SECRET'] })
+  for (const name of ['run.json', 'statement.json', 'trace.json'])
+    t.notMatch(readFileSync(join(run.record, name), 'utf8'), 'a secret')
+  t.equal((await runs.bobbin('reproduce', run.runId)).status, 0)
+  const stranger = new Runs(join(folder, 'stranger'))
+  t.teardown(() => stranger.cli.try('stop', '--force'))
+  mkdirSync(stranger.code, { recursive: true })
+  t.match(await stranger.bobbin('reproduce', run.record), {
+    status: 2,
+    stderr: /the run was given SECRET, .*: export SECRET/,
+  })
+  writeFileSync(join(folder, 'done'), '')
+})
