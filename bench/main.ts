@@ -5,6 +5,7 @@ const benchmarks: Readonly<Record<string, () => Promise<{ run(): Promise<void> }
   loader: () => import('./loader.js'),
   mount: () => import('./mount.js'),
   record: () => import('./record.js'),
+  push: () => import('./push.js'),
   quilt3: () => import('./quilt3.js'),
 }
 

@@ -5,14 +5,14 @@
  * A manifest of 1,000,000 rows, and a package of 2 GiB (8 objects of 128 MiB, 4,096 of 256 KiB), in a
  * real S3 server on this machine, which shares its cores with whoever is measured.
  */
-import { randomFillSync } from 'node:crypto'
-import { createReadStream, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { createReadStream, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3'
 import { bobbinPath, part } from '../test/support/parts.js'
 import { startS3 } from '../test/support/s3-server.js'
+import { writeFiles } from './many-files.js'
 import { writeManyRows } from './many-rows.js'
 import { type Measured, measure, median } from './measure.js'
 import { interleave, type Series, secondsTable, writeReport } from './report.js'
@@ -216,21 +216,4 @@ export async function run(): Promise<void> {
     await server.stop()
     rmSync(folder, { recursive: true, force: true })
   }
-}
-
-/** Half of it in objects of 128 MiB, half in objects of 256 KiB. Returns how many. */
-function writeFiles(folder: string, mib: number): number {
-  const bytes = randomFillSync(Buffer.alloc(128 * 2 ** 20))
-  mkdirSync(join(folder, 'large'), { recursive: true })
-  mkdirSync(join(folder, 'small'))
-  for (let i = 0; i < mib / 256; i++) {
-    bytes.writeUInt32LE(i)
-    writeFileSync(join(folder, 'large', `${i}.bin`), bytes)
-  }
-  const small = bytes.subarray(0, 256 * 1024)
-  for (let i = 0; i < mib * 2; i++) {
-    small.writeUInt32LE(i)
-    writeFileSync(join(folder, 'small', `${i}.bin`), small)
-  }
-  return readdirSync(folder, { recursive: true, withFileTypes: true }).filter(entry => entry.isFile()).length
 }
