@@ -21,22 +21,24 @@ const VERSITYGW = 'github.com/versity/versitygw/cmd/versitygw@v1.8.0'
 const MINIO = 'github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c'
 const QUILT3 = 'quilt3==8.0.0'
 const parts = process.env.BOBBIN_PARTS ?? join(root, '.parts')
-const needsServers = purpose === 'interop' || purpose === 'bench'
+const needsServers = ['interop', 'containers', 'bench'].includes(purpose)
 const needsClients = purpose === 'clients' || purpose === 'bench'
 /** The demo never asks for a compiler. */
 const wantsNative = purpose !== 'demo'
+const trainer = join(parts, 'trainer.tar')
 const bobbinFuse = join(root, 'build', 'native', 'bobbin-fuse')
 
 checkNode()
 installSystemPackages()
 if (wantsNative) installNativeTools()
-if (!needsServers) checkFuse()
+if (!needsServers || purpose === 'containers') checkFuse()
 installNodeModules()
 build()
 buildNative()
 linkCommand()
 if (needsServers) installServers()
 if (needsClients) installClients()
+if (purpose === 'containers') makeTrainer()
 
 function checkNode() {
   const [major, minor] = process.versions.node.split('.').map(Number)
@@ -87,6 +89,11 @@ function installSystemPackages() {
           { isThere: () => hasProgram('runc'), packages: ['runc'], why: 'runc, which podman is told to use' },
           { isThere: () => hasProgram('catatonit'), packages: ['catatonit'], why: 'catatonit, its --init' },
           { isThere: () => existsSync('/bin/busybox'), packages: ['busybox-static'], why: 'what is in the images' },
+          {
+            isThere: () => hasProgram('mmdebstrap') || existsSync(trainer),
+            packages: ['mmdebstrap'],
+            why: 'mmdebstrap, for the image with torch',
+          },
         ]
       : []),
     ...(needsServers
@@ -257,7 +264,8 @@ function linkCommand() {
 
 function installServers() {
   const bin = join(parts, 'bin')
-  for (const [name, source] of Object.entries({ versitygw: VERSITYGW, minio: MINIO })) {
+  const servers = { versitygw: VERSITYGW, ...(purpose !== 'containers' && { minio: MINIO }) }
+  for (const [name, source] of Object.entries(servers)) {
     if (existsSync(join(bin, name))) continue
     requireGo()
     step(`go install ${name} (takes minutes)`, () =>
@@ -284,6 +292,13 @@ function installClients() {
     run(join(venv, 'bin', 'pip'), ['install', '--quiet', '--disable-pip-version-check', '-r', list])
     writeFileSync(stamp, '')
   })
+}
+
+/** Of the image that the tutorial trains in. */
+function makeTrainer() {
+  const script = join(root, '.ci', 'trainer-image.sh')
+  if (mtime(trainer) >= mtime(script)) return
+  step("unpack Debian's torch (takes a minute)", () => run(script, [trainer]))
 }
 
 /** Since 1.21, go fetches the newer one that a module asks for by itself. Debian 12 has 1.19. */

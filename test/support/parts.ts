@@ -15,14 +15,19 @@ const PARTS = {
   quilt3: 'quilt3/bin/python',
   /** Python with torch, torchdata, webdataset, Ray and others that read batches. */
   loader: 'loader/bin/python',
+  /** The file system of an image with Python, torch and Pillow. */
+  trainer: 'trainer.tar',
 } as const
+
+/** Which suite brings what `interop` does not. */
+const SUITES = { loader: 'clients', trainer: 'containers' } as const
 
 /** The part's program. A missing one is a failure, never a skip. */
 export function part(name: keyof typeof PARTS): string {
   const path = join(process.env.BOBBIN_PARTS ?? join(repository, '.parts'), PARTS[name])
   if (!existsSync(path))
     throw new Error(
-      `${name} is not at ${path}: run  npm run setup -- --for ${name === 'loader' ? 'clients' : 'interop'}`,
+      `${name} is not at ${path}: run  npm run setup -- --for ${SUITES[name as keyof typeof SUITES] ?? 'interop'}`,
     )
   return path
 }
