@@ -140,9 +140,8 @@ export function s3Error(error: unknown, what: string, isList: boolean): BobbinEr
     )
   }
   if (status !== undefined && status >= 300) {
-    return new BobbinError('UPSTREAM_UNAVAILABLE', `the server answers ${code} (HTTP ${status}): ${what}`, {
-      cause: error,
-    })
+    const said = code === `HTTP ${status}` ? code : `${code} (HTTP ${status})`
+    return new BobbinError('UPSTREAM_UNAVAILABLE', `the server answers ${said}: ${what}`, { cause: error })
   }
   return new BobbinError('UPSTREAM_UNAVAILABLE', `cannot reach ${what}: ${reason}`, { cause: error })
 }
