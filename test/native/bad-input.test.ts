@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import { DaemonClient } from '../../daemon/control/client.js'
+import { LINK_VERSION } from '../../daemon/mount/link-frames.js'
 import { HEADER_BYTES } from '../../daemon/quilt/index-layout.js'
 import { bodyOf, cannotMount, mountsBelow, run, small, startDaemon, testFolder, until } from '../support/daemon.js'
 import { noise } from '../support/objects.js'
@@ -128,20 +129,28 @@ const hello = Buffer.alloc(8 + 12); hello.writeUInt32LE(12, 0); hello.writeUInt1
 const socket = new (require('node:net').Socket)({ fd: Number(process.env.BOBBIN_LINK_FD), readable: true, writable: true });
 socket.resume(); socket.on('error', () => {});`
   const cases: readonly (readonly [what: string, script: string, reason: RegExp])[] = [
-    ['noise', `${hello(1)} socket.write(Buffer.alloc(100000, 0xa5)); setInterval(() => {}, 1000)`, /sent no frames/],
+    [
+      'noise',
+      `${hello(LINK_VERSION)} socket.write(Buffer.alloc(100000, 0xa5)); setInterval(() => {}, 1000)`,
+      /sent no frames/,
+    ],
     ['another version', `${hello(99)} socket.write(hello); setInterval(() => {}, 1000)`, /another version/],
     [
       'a frame without a hello',
-      `${hello(1)} hello.writeUInt16LE(40, 4); hello.writeUInt32LE(0, 0); socket.write(hello.subarray(0, 8)); setInterval(() => {}, 1000)`,
+      `${hello(LINK_VERSION)} hello.writeUInt16LE(40, 4); hello.writeUInt32LE(0, 0); socket.write(hello.subarray(0, 8)); setInterval(() => {}, 1000)`,
       /did not say hello/,
     ],
     [
       'an unknown frame',
-      `${hello(1)} socket.write(hello); const frame = Buffer.from(hello); frame.writeUInt16LE(77, 4); socket.write(frame); setInterval(() => {}, 1000)`,
+      `${hello(LINK_VERSION)} socket.write(hello); const frame = Buffer.from(hello); frame.writeUInt16LE(77, 4); socket.write(frame); setInterval(() => {}, 1000)`,
       /frame that cannot be read/,
     ],
     ['nothing at all, and then its end', 'setTimeout(() => process.exit(0), 300)', /has ended and is started again/],
-    ['hello, and then nothing', `${hello(1)} socket.write(hello); setInterval(() => {}, 1000)`, /does not answer/],
+    [
+      'hello, and then nothing',
+      `${hello(LINK_VERSION)} socket.write(hello); setInterval(() => {}, 1000)`,
+      /does not answer/,
+    ],
   ]
   for (const [what, text, reason] of cases) {
     await rm(`${nonsense}.done.cjs`, { force: true })
