@@ -11,7 +11,7 @@ import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import pLimit from 'p-limit'
 import { Piscina } from 'piscina'
-import { BobbinError, throwIfAborted } from '../model/index.js'
+import { BobbinError, throwIfAborted, WORKER_FLAGS } from '../model/index.js'
 import { JobControl } from './job-control.js'
 import { JobRunner, type Outcome } from './job-runner.js'
 import type { FetchJob, HashedFile, HashFilesJob, HashJob, Job } from './jobs.js'
@@ -103,8 +103,7 @@ export class Workers {
       maxThreads: this.threads,
       concurrentTasksPerWorker: JOBS_A_THREAD,
       workerData: this.sourceConfig,
-      // The flags of whoever started us (loaders, inspectors) are not for them, and cost up to half a second a thread.
-      execArgv: [],
+      execArgv: WORKER_FLAGS,
       // A thread that sleeps in Atomics.wait does not see its idle connections close.
       atomics: 'disabled',
     })

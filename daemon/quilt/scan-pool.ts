@@ -3,7 +3,7 @@
  * compiling, and the pieces do not depend on each other (measured: ARCHITECTURE.md, Compiling).
  */
 import { availableParallelism } from 'node:os'
-import type { Registry } from '../model/index.js'
+import { type Registry, WORKER_FLAGS } from '../model/index.js'
 import { type ManifestPiece, PIECE_BYTES } from './manifest-reader.js'
 import { RowScanner, type ScanMemory, type ScannedPiece, scanMemory } from './scan-rows.js'
 
@@ -53,6 +53,7 @@ export async function startScanPool(registryKind: Registry['kind'], manifestByte
     maxThreads: threads,
     // Two under way in each thread, so that none waits for its next piece.
     concurrentTasksPerWorker: 2,
+    execArgv: WORKER_FLAGS,
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
   // An answer that crosses the end of the pool belongs to a piece that was given up.

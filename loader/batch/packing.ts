@@ -8,7 +8,7 @@
 import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Piscina } from 'piscina'
-import { BobbinError, type ErrorCode, type ObjectHash } from '../../daemon/model/index.js'
+import { BobbinError, type ErrorCode, type ObjectHash, WORKER_FLAGS } from '../../daemon/model/index.js'
 import type { Layout } from '../format/layout.js'
 
 /** An object as the store has it. */
@@ -71,7 +71,7 @@ export class Packing {
       filename: fileURLToPath(new URL('./pack-worker.js', import.meta.url)),
       minThreads: availableParallelism(),
       maxThreads: availableParallelism(),
-      execArgv: [],
+      execArgv: WORKER_FLAGS,
     })
   }
 

@@ -16,6 +16,7 @@ import {
   parsePackageName,
   type Source,
   systemCode,
+  WORKER_FLAGS,
 } from '../../daemon/model/index.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
@@ -60,7 +61,7 @@ export class Plans {
     filename: fileURLToPath(new URL('../batch/table-worker.js', import.meta.url)),
     minThreads: 0,
     maxThreads: 1,
-    execArgv: [],
+    execArgv: WORKER_FLAGS,
   })
 
   constructor(private readonly options: PlansOptions) {

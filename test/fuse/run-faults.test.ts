@@ -197,7 +197,7 @@ time.sleep(600)`
   await until('it runs', () => child.stderr().includes('ready'), 60_000)
   const record = join(runs.state, 'runs', runs.latestFacts()!.runId)
   const path = join(record, 'deliveries.ndjson')
-  await until('it is written down', () => existsSync(path))
+  await until('it is written down', () => existsSync(path) && readFileSync(path, 'utf8').endsWith('\n'))
   const line = readFileSync(path, 'utf8')
   writeFileSync(path, `${line}${line.slice(0, 40)}${line}${line}`)
   child.process.kill('SIGTERM')
