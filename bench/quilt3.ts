@@ -5,17 +5,16 @@
  * A manifest of 1,000,000 rows, and a package of 2 GiB (8 objects of 128 MiB, 4,096 of 256 KiB), in a
  * real S3 server on this machine, which shares its cores with whoever is measured.
  */
-import { createReadStream, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { createReadStream, mkdirSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3'
-import { bobbinPath, part } from '../test/support/parts.js'
-import { startS3 } from '../test/support/s3-server.js'
+import { PutObjectCommand } from '@aws-sdk/client-s3'
+import { part } from '../test/support/parts.js'
 import { writeFiles } from './many-files.js'
 import { writeManyRows } from './many-rows.js'
-import { type Measured, measure, median } from './measure.js'
-import { interleave, type Series, secondsTable, writeReport } from './report.js'
+import { measure } from './measure.js'
+import { interleave, writeReport } from './report.js'
+import { S3Stage } from './s3-stage.js'
 
 const BROWSE = `
 import sys, time
@@ -41,37 +40,11 @@ export async function run(): Promise<void> {
     },
   })
   const rounds = Number(values.rounds)
-  const folder = mkdtempSync(join(process.env.BENCH_DIR ?? tmpdir(), 'bobbin-bench-'))
-  const server = await startS3('versitygw')
-  const client = new S3Client({
-    endpoint: server.endpoint,
-    region: 'us-east-1',
-    forcePathStyle: true,
-    credentials: { accessKeyId: server.accessKey, secretAccessKey: server.secretKey },
-  })
-  const series: Record<string, Measured[]> = {}
-  const record = (what: string, measured: Measured) => {
-    series[what] = [...(series[what] ?? []), measured]
-    process.stderr.write(`${what}: ${measured.seconds.toFixed(2)} s, ${measured.peakMiB.toFixed(0)} MiB\n`)
-  }
-  let fresh = 0
-  const freshEnv = () => {
-    const home = join(folder, `home-${fresh++}`)
-    const xdg = {
-      HOME: home,
-      XDG_DATA_HOME: join(home, 'data'),
-      XDG_CACHE_HOME: join(home, 'cache'),
-      BOBBIN_CACHE: join(home, 'bobbin'),
-    }
-    return { ...process.env, ...server.env, ...xdg, QUILT_DISABLE_USAGE_METRICS: 'true', QUILT_MINIMIZE_STDOUT: 'true' }
-  }
-  const bobbin = (...args: string[]) => [process.execPath, bobbinPath, ...args]
-  try {
-    await client.send(new CreateBucketCommand({ Bucket: 'bench' }))
-
-    const { path, topHash } = writeManyRows(join(folder, 'manifest'), Number(values.rows))
+  let targets = 0
+  await S3Stage.with(async stage => {
+    const { path, topHash } = writeManyRows(join(stage.folder, 'manifest'), Number(values.rows))
     const manifestMiB = statSync(path).size / 2 ** 20
-    await client.send(
+    await stage.client.send(
       new PutObjectCommand({
         Bucket: 'bench',
         Key: `.quilt/packages/${topHash}`,
@@ -80,34 +53,41 @@ export async function run(): Promise<void> {
       }),
     )
     for (const pointer of ['1700000000', 'latest']) {
-      await client.send(
+      await stage.client.send(
         new PutObjectCommand({ Bucket: 'bench', Key: `.quilt/named_packages/cv/million/${pointer}`, Body: topHash }),
       )
     }
     await interleave(rounds, [
       async () => {
-        const measured = await measure([part('quilt3'), '-c', BROWSE, topHash], freshEnv())
+        const measured = await measure([part('quilt3'), '-c', BROWSE, topHash], stage.freshEnv())
         // Of quilt3 only the call counts, without Python's start and its imports; of Bobbin the whole process.
-        record('quilt3.Package.browse', { ...measured, seconds: Number(measured.stdout.split('\n').at(-1)) })
+        stage.record('quilt3.Package.browse', { ...measured, seconds: Number(measured.stdout.split('\n').at(-1)) })
       },
       async () => {
-        const env = freshEnv()
-        record('bobbin resolve, first time', await measure(bobbin('resolve', `s3://bench/cv/million@${topHash}`), env))
-        record('bobbin resolve, second time', await measure(bobbin('resolve', `s3://bench/cv/million@${topHash}`), env))
+        const env = stage.freshEnv()
+        stage.record(
+          'bobbin resolve, first time',
+          await measure(stage.bobbin('resolve', `s3://bench/cv/million@${topHash}`), env),
+        )
+        stage.record(
+          'bobbin resolve, second time',
+          await measure(stage.bobbin('resolve', `s3://bench/cv/million@${topHash}`), env),
+        )
         rmSync(env.HOME, { recursive: true, force: true })
       },
     ])
 
-    const source = join(folder, 'source')
+    const source = join(stage.folder, 'source')
     const files = writeFiles(source, Number(values.mib))
-    await measure([part('quilt3'), '-c', PUSH, source], freshEnv())
-    const env = freshEnv()
-    const installed = join(folder, 'installed')
-    await measure(bobbin('install', 's3://bench/cv/files', installed), env)
+    await measure([part('quilt3'), '-c', PUSH, source], stage.freshEnv())
+    const env = stage.freshEnv()
+    const installed = join(stage.folder, 'installed')
+    await measure(stage.bobbin('install', 's3://bench/cv/files', installed), env)
     await interleave(rounds, [
-      async () => record('bobbin verify', await measure(bobbin('verify', 's3://bench/cv/files', installed), env)),
       async () =>
-        record(
+        stage.record('bobbin verify', await measure(stage.bobbin('verify', 's3://bench/cv/files', installed), env)),
+      async () =>
+        stage.record(
           'openssl dgst -sha256, 2 at a time',
           await measure([
             'sh',
@@ -117,16 +97,19 @@ export async function run(): Promise<void> {
         ),
     ])
     rmSync(installed, { recursive: true })
-    const target = () => join(folder, `target-${fresh++}`)
+    const target = () => join(stage.folder, `target-${targets++}`)
     await interleave(rounds, [
       async () => {
         const to = target()
-        record('bobbin install', await measure(bobbin('install', 's3://bench/cv/files', to), freshEnv()))
+        stage.record(
+          'bobbin install',
+          await measure(stage.bobbin('install', 's3://bench/cv/files', to), stage.freshEnv()),
+        )
         rmSync(to, { recursive: true })
       },
       async () => {
         const to = target()
-        record(
+        stage.record(
           'quilt3 install',
           await measure(
             [
@@ -135,7 +118,7 @@ export async function run(): Promise<void> {
               'import sys, quilt3; quilt3.Package.install("cv/files", registry="s3://bench", dest=sys.argv[1])',
               to,
             ],
-            freshEnv(),
+            stage.freshEnv(),
           ),
         )
         rmSync(to, { recursive: true })
@@ -143,77 +126,61 @@ export async function run(): Promise<void> {
       async () => {
         const to = target()
         mkdirSync(to)
-        record(
+        stage.record(
           'parallel GET with hashing',
           await measure(
             [process.execPath, new URL('./parallel-get.js', import.meta.url).pathname, to, 'bench', 'cv/files/'],
-            { ...freshEnv() },
+            stage.freshEnv(),
           ),
         )
         rmSync(to, { recursive: true })
       },
     ])
-    const seconds = (what: string) => median(series[what]!.map(measured => measured.seconds))
-    const peak = (what: string) => median(series[what]!.map(measured => measured.peakMiB))
     writeReport(
       'quilt3',
       [
         `data: a manifest of ${Number(values.rows).toLocaleString('en')} rows, ${manifestMiB.toFixed(0)} MiB; ${files} files of ${values.mib} MiB in all`,
         'server: versitygw on the same machine; rounds interleaved; of quilt3.Package.browse only the call, of the others the whole process',
       ],
-      [
-        secondsTable(
-          Object.entries(series).map(
-            ([what, measured]): Series => ({
-              what,
-              seconds: measured.map(m => m.seconds),
-              peakMiB: measured.map(m => m.peakMiB),
-            }),
-          ),
-        ),
-      ],
+      [stage.table()],
       [
         {
           what: 'browse / resolve, time',
-          value: seconds('quilt3.Package.browse') / seconds('bobbin resolve, first time'),
+          value: stage.seconds('quilt3.Package.browse') / stage.seconds('bobbin resolve, first time'),
           sense: '>=',
           goal: 5,
         },
         {
           what: 'resolve / browse, memory',
-          value: peak('bobbin resolve, first time') / peak('quilt3.Package.browse'),
+          value: stage.peakMiB('bobbin resolve, first time') / stage.peakMiB('quilt3.Package.browse'),
           sense: '<=',
           goal: 0.2,
         },
         {
           what: 'resolve, second time, seconds',
-          value: seconds('bobbin resolve, second time'),
+          value: stage.seconds('bobbin resolve, second time'),
           sense: '<=',
           goal: 0.2,
         },
         {
           what: 'openssl / verify',
-          value: seconds('openssl dgst -sha256, 2 at a time') / seconds('bobbin verify'),
+          value: stage.seconds('openssl dgst -sha256, 2 at a time') / stage.seconds('bobbin verify'),
           sense: '>=',
           goal: 0.9,
         },
         {
           what: 'quilt3 install / bobbin install',
-          value: seconds('quilt3 install') / seconds('bobbin install'),
+          value: stage.seconds('quilt3 install') / stage.seconds('bobbin install'),
           sense: '>=',
           goal: 1,
         },
         {
           what: 'parallel GET with hashing / bobbin install',
-          value: seconds('parallel GET with hashing') / seconds('bobbin install'),
+          value: stage.seconds('parallel GET with hashing') / stage.seconds('bobbin install'),
           sense: '>=',
           goal: 0.9,
         },
       ],
     )
-  } finally {
-    client.destroy()
-    await server.stop()
-    rmSync(folder, { recursive: true, force: true })
-  }
+  })
 }

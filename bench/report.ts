@@ -24,7 +24,7 @@ export interface Table {
 }
 
 /** Rounds are interleaved: each runs every contender once, in a random order. */
-export async function interleave(rounds: number, contenders: readonly (() => Promise<void>)[]): Promise<void> {
+export async function interleave(rounds: number, contenders: readonly (() => Promise<unknown>)[]): Promise<void> {
   for (let round = 0; round < rounds; round++) for (const run of shuffled(contenders)) await run()
 }
 

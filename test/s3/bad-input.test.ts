@@ -3,19 +3,13 @@ import { createHash } from 'node:crypto'
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import {
-  CreateBucketCommand,
-  DeleteObjectCommand,
-  PutBucketPolicyCommand,
-  PutObjectCommand,
-  S3Client,
-} from '@aws-sdk/client-s3'
+import { CreateBucketCommand, DeleteObjectCommand, PutBucketPolicyCommand, PutObjectCommand } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { systemCode } from '../../daemon/model/index.js'
 import { Bobbin, runProgram } from '../support/cli.js'
 import { startFaultProxy } from '../support/fault-proxy.js'
 import { manifestText, type Row, topHashOf } from '../support/manifest.js'
-import { type S3Server, startS3 } from '../support/s3-server.js'
+import { s3ClientOf, startS3 } from '../support/s3-server.js'
 
 const BUCKET = 'registry'
 let fresh = 0
@@ -23,22 +17,13 @@ let fresh = 0
 /** One server for all: each test has its own package and cache. */
 const folder = mkdtempSync(join(tmpdir(), 'bobbin-bad-'))
 const server = await startS3('minio')
-const client = clientOf(server)
+const client = s3ClientOf(server)
 await client.send(new CreateBucketCommand({ Bucket: BUCKET }))
 t.teardown(async () => {
   client.destroy()
   await server.stop()
   rmSync(folder, { recursive: true, force: true })
 })
-
-function clientOf({ endpoint, accessKey, secretKey }: S3Server): S3Client {
-  return new S3Client({
-    endpoint,
-    region: 'us-east-1',
-    forcePathStyle: true,
-    credentials: { accessKeyId: accessKey, secretAccessKey: secretKey },
-  })
-}
 
 const put = (Key: string, Body: string | Buffer, Bucket = BUCKET) =>
   client.send(new PutObjectCommand({ Bucket, Key, Body }))

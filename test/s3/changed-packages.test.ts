@@ -14,7 +14,7 @@ import {
   PutBucketPolicyCommand,
   PutBucketVersioningCommand,
   PutObjectCommand,
-  S3Client,
+  type S3Client,
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { cannotMount } from '../support/can-mount.js'
@@ -22,7 +22,7 @@ import { Bobbin, type Outcome, runProgram } from '../support/cli.js'
 import { mountsBelow } from '../support/daemon.js'
 import { type Dump, Quilt3 } from '../support/quilt3.js'
 import { writeRegistry } from '../support/registry.js'
-import { startS3 } from '../support/s3-server.js'
+import { s3ClientOf, startS3 } from '../support/s3-server.js'
 
 /** No identity of this machine's: what is left is nobody. */
 const NOBODY = {
@@ -45,12 +45,7 @@ for (const kind of ['versitygw', 'minio'] as const) {
       ...NOBODY,
       XDG_DATA_HOME: join(folder, 'no-login'),
     })
-    const writer = new S3Client({
-      endpoint: server.endpoint,
-      region: 'us-east-1',
-      forcePathStyle: true,
-      credentials: { accessKeyId: server.accessKey, secretAccessKey: server.secretKey },
-    })
+    const writer = s3ClientOf(server)
     t.teardown(async () => {
       await bobbin.try('stop', '--force')
       writer.destroy()

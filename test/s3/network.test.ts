@@ -6,14 +6,14 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3'
+import { CreateBucketCommand, PutObjectCommand } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { cannotMount } from '../support/can-mount.js'
 import { Bobbin, type Outcome, runProgram } from '../support/cli.js'
 import { type FaultProxy, type ProxiedRequest, startFaultProxy } from '../support/fault-proxy.js'
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
-import { type S3Server, startS3 } from '../support/s3-server.js'
+import { type S3Server, s3ClientOf, startS3 } from '../support/s3-server.js'
 
 const MIB = 2 ** 20
 /** Three chunks. */
@@ -46,12 +46,7 @@ async function setStage(t: Test, server: S3Server, bucket: string): Promise<Stag
 }
 
 async function push(server: S3Server, bucket: string, folder: string): Promise<string> {
-  const client = new S3Client({
-    endpoint: server.endpoint,
-    region: server.env.AWS_REGION!,
-    forcePathStyle: true,
-    credentials: { accessKeyId: server.accessKey, secretAccessKey: server.secretKey },
-  })
+  const client = s3ClientOf(server)
   const name = 'net/work'
   const files = Object.fromEntries(
     Object.entries(FILES).map(([key, bytes]) => [key, { bytes, physicalKey: `s3://${bucket}/${name}/${key}` }]),

@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { GetObjectCommand, ListObjectsV2Command, S3Client } from '@aws-sdk/client-s3'
+import { GetObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { Bobbin } from '../support/cli.js'
 import { until } from '../support/daemon.js'
@@ -14,7 +14,7 @@ import { type FaultProxy, startFaultProxy } from '../support/fault-proxy.js'
 import { noise } from '../support/objects.js'
 import { bobbinPath } from '../support/parts.js'
 import { type Dump, Quilt3 } from '../support/quilt3.js'
-import { type S3Server, startS3 } from '../support/s3-server.js'
+import { type S3Server, s3ClientOf, startS3 } from '../support/s3-server.js'
 
 const MIB = 2 ** 20
 const TIMEOUT_MS = 280_000
@@ -88,12 +88,7 @@ function write(folder: string, files: Readonly<Record<string, string | Uint8Arra
 
 /** Every pointer of a name, and whether the manifest that it names is there. */
 async function pointersOf({ server }: Stage, registry: string, name: string): Promise<Pointers> {
-  const client = new S3Client({
-    endpoint: server.endpoint,
-    region: server.env.AWS_REGION!,
-    forcePathStyle: true,
-    credentials: { accessKeyId: server.accessKey, secretAccessKey: server.secretKey },
-  })
+  const client = s3ClientOf(server)
   const Bucket = registry.replace('s3://', '')
   const Prefix = `.quilt/named_packages/${name}/`
   const found: Record<string, { topHash: string; isThere: boolean }> = {}

@@ -11,13 +11,13 @@ import {
   PutBucketPolicyCommand,
   PutBucketVersioningCommand,
   PutObjectCommand,
-  S3Client,
+  type S3Client,
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { createSource, type SourceConfig } from '../../daemon/fetch/source/index.js'
 import { BobbinError, type ByteRange, type Source } from '../../daemon/model/index.js'
 import { type FaultProxy, startFaultProxy } from '../support/fault-proxy.js'
-import { startS3 } from '../support/s3-server.js'
+import { s3ClientOf, startS3 } from '../support/s3-server.js'
 
 type S3Server = Awaited<ReturnType<typeof startS3>>
 
@@ -53,15 +53,6 @@ function signed(server: S3Server, endpoint = server.endpoint): Record<string, st
     AWS_ACCESS_KEY_ID: server.accessKey,
     AWS_SECRET_ACCESS_KEY: server.secretKey,
   }
-}
-
-function writerOf(server: S3Server): S3Client {
-  return new S3Client({
-    endpoint: server.endpoint,
-    region: 'us-east-1',
-    forcePathStyle: true,
-    credentials: { accessKeyId: server.accessKey, secretAccessKey: server.secretKey },
-  })
 }
 
 async function put(writer: S3Client, bucket: string, key: string, body: string | Uint8Array): Promise<string> {
@@ -127,7 +118,7 @@ for (const kind of ['versitygw', 'minio'] as const) {
   t.test(`S3Source on ${kind}`, async t => {
     const server = await startS3(kind)
     t.teardown(() => server.stop())
-    const writer = writerOf(server)
+    const writer = s3ClientOf(server)
     t.teardown(() => writer.destroy())
     await writer.send(new CreateBucketCommand({ Bucket: 'data' }))
     const body = Buffer.from(Array.from({ length: 300_000 }, (_, i) => i % 251))
@@ -285,7 +276,7 @@ for (const kind of ['versitygw', 'minio'] as const) {
 t.test('S3Source behind a server that misbehaves', async t => {
   const server = await startS3('versitygw')
   t.teardown(() => server.stop())
-  const writer = writerOf(server)
+  const writer = s3ClientOf(server)
   t.teardown(() => writer.destroy())
   await writer.send(new CreateBucketCommand({ Bucket: 'data' }))
   const body = Buffer.from(Array.from({ length: 3_000_000 }, (_, i) => (i * 7) % 253))

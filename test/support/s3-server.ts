@@ -5,6 +5,7 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { S3Client } from '@aws-sdk/client-s3'
 import { part } from './parts.js'
 
 export type S3ServerKind = 'versitygw' | 'minio'
@@ -69,6 +70,16 @@ export async function startS3(
     },
     stop,
   }
+}
+
+/** Signs as the server's owner. */
+export function s3ClientOf({ endpoint, env, accessKey, secretKey }: S3Server): S3Client {
+  return new S3Client({
+    endpoint,
+    region: env.AWS_REGION!,
+    forcePathStyle: true,
+    credentials: { accessKeyId: accessKey, secretAccessKey: secretKey },
+  })
 }
 
 function commandLine(
