@@ -62,7 +62,7 @@ async function again(
         const source = `${registry}/${name}@${topHash}`
         return { asked: `${source}:${target}`, source, target }
       }),
-      code: codeDir === undefined ? undefined : await checkCode(codeDir, false),
+      code: codeDir === undefined ? undefined : await checkCode(codeDir, {}),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
       withLoader: facts.loaderSocket !== null,
       key: undefined,

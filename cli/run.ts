@@ -89,8 +89,9 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   if (mounts !== undefined && mounts.length > 0) await problems.try(() => checkMounting(isContainer))
   const env = await problems.try(() => environmentOf(flags.env ?? []))
   const { code: codeDir = process.cwd(), output: dir, pushOutput } = flags
-  const code = codeDir === false ? undefined : await problems.try(() => checkCode(codeDir, flags.requireClean ?? false))
   const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
+  const { requireClean } = flags
+  const code = codeDir === false ? undefined : await problems.try(() => checkCode(codeDir, { requireClean, outputDir }))
   if (pushOutput !== undefined)
     await problems.try(() => checkTarget(targetOf(pushOutput, flags, context.settings), context))
   const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []

@@ -28,7 +28,7 @@ export async function mergeRecords(
   const merged = mergeRows(rows)
   const folder = RunFolder.create(state)
   mkdirSync(folder.path, { recursive: true })
-  const { outputDir: _, endedOn: __, code, ...rest } = first
+  const { outputDir: _, outputsBefore: __, endedOn: ___, code, ...rest } = first
   const facts: RunFacts = {
     ...rest,
     ...(code !== undefined && { code }),

@@ -18,7 +18,7 @@ import { BobbinError, localError, systemCode } from '../../daemon/model/index.js
 import type { PackageAddress } from '../../loader/http/objects.js'
 import type { CodeIdentity } from '../run/code.js'
 import type { ImageIdentity } from '../run/image.js'
-import type { OutputFile } from '../run/outputs.js'
+import type { FilesBefore, OutputFile } from '../run/outputs.js'
 
 export interface RunMount {
   /** As it was typed. */
@@ -67,6 +67,8 @@ export interface RunFacts {
   readonly cwd?: string
   /** Where the command wrote its outputs, here. */
   readonly outputDir?: string
+  /** What lay there already; what of it is still the same is no output. */
+  readonly outputsBefore?: FilesBefore
   readonly startedOn: string
   /** The command's end. */
   readonly endedOn?: string

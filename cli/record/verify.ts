@@ -4,11 +4,11 @@
  */
 import type { KeyObject } from 'node:crypto'
 import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { localError, parsePackageName } from '../../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
+import { compareWithFolder } from '../run/outputs.js'
 import { type Envelope, openEnvelope } from './dsse.js'
 import { fileSha256, type LedgerRow, ledgerFacts, readLedger } from './ledger.js'
 import type { RunFacts, RunFolder } from './run-folder.js'
@@ -62,12 +62,8 @@ export async function verifyRecord(
 /** Those that are not here any more are no problem: they may have been moved. */
 async function outputProblems({ outputs = [], outputDir }: RunFacts): Promise<string[]> {
   if (outputDir === undefined) return []
-  const changed: string[] = []
-  for (const { path, sha256 } of outputs) {
-    const found = await fileSha256(join(outputDir, path))
-    if (found !== undefined && found !== sha256) changed.push(`outputs/${path} has changed since`)
-  }
-  return changed
+  const compared = await compareWithFolder(outputs, outputDir)
+  return compared.filter(({ change }) => change === 'changed').map(({ path }) => `outputs/${path} has changed since`)
 }
 
 function signatureProblems(run: RunFolder, key: KeyObject): string[] {

@@ -3,8 +3,8 @@
  * included. The tree is made with an index and objects of our own, so the repository is not touched.
  */
 import { createHash } from 'node:crypto'
-import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
-import { delimiter, join, resolve } from 'node:path'
+import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync } from 'node:fs'
+import { delimiter, join, relative, resolve } from 'node:path'
 import { BobbinError } from '../../daemon/model/index.js'
 import { runQuietly } from './process.js'
 
@@ -50,10 +50,13 @@ async function text(folder: string, ...args: string[]): Promise<string> {
   return (await git(folder, args)).toString('utf8').trim()
 }
 
-/** Undefined when the folder is in no repository, or git is not there. Throws INVALID_ARGUMENT for one without a commit. */
+/**
+ * Undefined when the folder is in no repository, or git is not there. New files in `outputDir` are no code, wherever it
+ * lies. Throws INVALID_ARGUMENT for a repository without a commit.
+ */
 export async function identifyCode(
   dir: string,
-  scratch: string,
+  { scratch, outputDir }: { readonly scratch: string; readonly outputDir?: string | undefined },
 ): Promise<{ readonly identity: CodeIdentity; readonly diff: Buffer | undefined } | undefined> {
   const found = await runQuietly('git', ['-C', resolve(dir), 'rev-parse', '--show-toplevel'], {
     env: withoutGit(process.env),
@@ -68,14 +71,15 @@ export async function identifyCode(
   })
   const own = await ownIndex(folder, scratch)
   try {
-    await git(folder, ['add', '--all', '--', '.'], own.env)
+    const files = ['.', ...excluding(folder, outputDir)]
+    await git(folder, ['add', '--all', '--', ...files], own.env)
     const tree = (await git(folder, ['write-tree'], own.env)).toString('utf8').trim()
     const isDirty = tree !== (await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{tree}'))
     // With the objects of ours beside the repository's, so that new files are in it.
     const diff = isDirty
       ? await git(folder, ['diff', '--binary', '--no-ext-diff', '--no-textconv', 'HEAD', tree], own.env)
       : undefined
-    const untracked = await text(folder, 'ls-files', '--others', '--exclude-standard', '-z')
+    const untracked = await text(folder, 'ls-files', '--others', '--exclude-standard', '-z', '--', ...files)
     const ref = await text(folder, 'symbolic-ref', '--quiet', 'HEAD').catch(() => null)
     const remote = await text(folder, 'remote', 'get-url', 'origin').catch(() => null)
     const identity: CodeIdentity = {
@@ -92,6 +96,13 @@ export async function identifyCode(
   } finally {
     rmSync(own.folder, { recursive: true, force: true })
   }
+}
+
+/** A pathspec of git, for what lies below its folder. */
+function excluding(folder: string, outputDir: string | undefined): string[] {
+  if (outputDir === undefined) return []
+  const path = relative(folder, realpathSync(outputDir))
+  return path === '' || path.startsWith('..') ? [] : [`:(exclude,literal)${path}`]
 }
 
 async function ownIndex(folder: string, scratch: string) {

@@ -31,7 +31,10 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
   const rows = reads.rows()
   const text = formatLedger(rows)
   run.writeFile('reads.jsonl', text)
-  const hashed = facts.outputDir === undefined ? undefined : await hashOutputs(facts.outputDir, options.signal)
+  const hashed =
+    facts.outputDir === undefined
+      ? undefined
+      : await hashOutputs(facts.outputDir, facts.outputsBefore ?? {}, options.signal)
   const problems = [...(facts.problems ?? []), ...(hashed?.problems ?? [])]
   const finished: RunFacts = {
     ...facts,

@@ -1,8 +1,9 @@
-/** What a run has written: every file of its output folder, by its hash. */
+/** What a run has written: every file of its output folder that it made or changed, by its hash. */
 import { createHash } from 'node:crypto'
-import { createReadStream, lstatSync, readdirSync, type Stats } from 'node:fs'
+import { type BigIntStats, createReadStream, lstatSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { localError, throwIfAborted } from '../../daemon/model/index.js'
+import { fileSha256 } from '../record/ledger.js'
 
 export interface OutputFile {
   /** Below the output folder, with slashes. */
@@ -20,11 +21,30 @@ export interface HashedOutputs {
   readonly problems: readonly string[]
 }
 
+/** Files that lay in the output folder before the run, by their paths: each with a text that changes when the file does. */
+export type FilesBefore = Readonly<Record<string, string>>
+
+export function lookAtOutputs(folder: string): FilesBefore {
+  const before: [string, string][] = []
+  for (const { path, stats } of filesBelow(folder, '', [])) before.push([path, stampOf(stats)])
+  return Object.fromEntries(before)
+}
+
+/** The time of a change cannot be set back, as that of a modification can. */
+function stampOf({ ino, size, ctimeNs }: BigIntStats): string {
+  return `${ino} ${size} ${ctimeNs}`
+}
+
 /** Throws INTERRUPTED: there may be terabytes. */
-export async function hashOutputs(folder: string, signal: AbortSignal | undefined): Promise<HashedOutputs> {
+export async function hashOutputs(
+  folder: string,
+  before: FilesBefore,
+  signal: AbortSignal | undefined,
+): Promise<HashedOutputs> {
   const files: OutputFile[] = []
   const problems: string[] = []
-  for (const path of filesBelow(folder, '', problems)) {
+  for (const { path, stats } of filesBelow(folder, '', problems)) {
+    if (Object.hasOwn(before, path) && before[path] === stampOf(stats)) continue
     try {
       files.push(await hashFile(folder, path, signal))
     } catch (error) {
@@ -46,7 +66,11 @@ async function hashFile(folder: string, path: string, signal: AbortSignal | unde
   return { path, size, sha256: hash.digest('hex') }
 }
 
-function* filesBelow(folder: string, below: string, problems: string[]): Generator<string> {
+function* filesBelow(
+  folder: string,
+  below: string,
+  problems: string[],
+): Generator<{ readonly path: string; readonly stats: BigIntStats }> {
   let names: string[] = []
   try {
     names = readdirSync(join(folder, below))
@@ -60,13 +84,13 @@ function* filesBelow(folder: string, below: string, problems: string[]): Generat
     if (stats === undefined)
       problems.push(`the output ${JSON.stringify(path)} is not in the record: it cannot be looked at`)
     else if (stats.isDirectory()) yield* filesBelow(folder, path, problems)
-    else if (stats.isFile()) yield path
+    else if (stats.isFile()) yield { path, stats }
   }
 }
 
-function tryLstat(path: string): Stats | undefined {
+function tryLstat(path: string): BigIntStats | undefined {
   try {
-    return lstatSync(path)
+    return lstatSync(path, { bigint: true })
   } catch {
     return undefined
   }
@@ -93,4 +117,14 @@ export function compareOutputs(recorded: readonly OutputFile[], found: readonly 
     if (is === undefined) return { path, change: 'missing', recorded: was }
     return { path, change: was === is ? 'same' : 'changed', recorded: was, found: is }
   })
+}
+
+/** The files of a record as they are in the folder now; others there are of no interest. */
+export async function compareWithFolder(recorded: readonly OutputFile[], folder: string): Promise<OutputDifference[]> {
+  const found: OutputFile[] = []
+  for (const output of recorded) {
+    const sha256 = await fileSha256(join(folder, output.path))
+    if (sha256 !== undefined) found.push({ ...output, sha256 })
+  }
+  return compareOutputs(recorded, found)
 }

@@ -38,10 +38,16 @@ export interface FoundCode {
 }
 
 /** Throws INVALID_ARGUMENT: no repository, no commit, or changes that are not wanted. */
-export async function checkCode(dir: string, requireClean: boolean): Promise<FoundCode> {
+export async function checkCode(
+  dir: string,
+  {
+    requireClean = false,
+    outputDir,
+  }: { readonly requireClean?: boolean | undefined; readonly outputDir?: string | undefined },
+): Promise<FoundCode> {
   const scratch = mkdtempSync(join(tmpdir(), 'bobbin-git-'))
   try {
-    const found = await identifyCode(dir, scratch)
+    const found = await identifyCode(dir, { scratch, outputDir })
     if (found === undefined)
       throw new BobbinError(
         'INVALID_ARGUMENT',

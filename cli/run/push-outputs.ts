@@ -4,6 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
 import type { Revision } from '../../daemon/fetch/push/push-revision.js'
 import { BobbinError, type LogicalKey } from '../../daemon/model/index.js'
@@ -13,6 +14,7 @@ import { type Context, sourceConfigOf } from '../context.js'
 import type { RunFacts, RunFolder } from '../record/run-folder.js'
 import { RECORD_FOLDER } from '../record/run-folder.js'
 import { hashVariables } from './hashes.js'
+import { compareWithFolder } from './outputs.js'
 
 /** In this order a reader wants them. What a run has none of is left out. */
 const RECORD_FILES = [
@@ -30,15 +32,21 @@ const STATEMENT_BYTES_MAX = 500_000
 
 /**
  * Whatever is latest is followed: each run is a revision of its own, and several may end at any time.
- * Throws INVALID_ARGUMENT for a run without outputs, and what `pushFolder` throws.
+ * Throws INVALID_ARGUMENT for a run without outputs, FOLDER_DIFFERS when they have changed since, and what `pushFolder` throws.
  */
 export async function pushOutputs(
   { folder, facts }: { readonly folder: RunFolder; readonly facts: RunFacts },
   target: PackageReference,
   { settings, signal, progress, output }: Context,
 ): Promise<Revision> {
-  const { outputDir, runId } = facts
+  const { outputDir, outputs = [], runId } = facts
   if (outputDir === undefined) throw new BobbinError('INVALID_ARGUMENT', `the run ${runId} was given no --output`)
+  const [first, ...others] = (await compareWithFolder(outputs, outputDir)).filter(({ change }) => change !== 'same')
+  if (first !== undefined) {
+    const more = others.length > 0 ? `, and ${others.length} more` : ''
+    const what = `${join(outputDir, first.path)} is ${first.change}${more}`
+    throw new BobbinError('FOLDER_DIFFERS', `the outputs are no longer those of the run ${runId}: ${what}`)
+  }
   const beside = RECORD_FILES.filter(name => existsSync(folder.file(name))).map(name => {
     return { key: `${RECORD_FOLDER}/${name}` as LogicalKey, path: folder.file(name) }
   })
@@ -48,6 +56,7 @@ export async function pushOutputs(
     userMeta: metadataOf(folder, facts),
     force: true,
     dir: outputDir,
+    only: new Set(outputs.map(({ path }) => path)),
     beside,
     sourceConfig: sourceConfigOf(settings),
     cacheDir: settings.cacheDir,

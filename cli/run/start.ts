@@ -24,6 +24,7 @@ import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
+import { type FilesBefore, lookAtOutputs } from './outputs.js'
 import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
 
@@ -114,6 +115,12 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   let sidecar: Sidecar | undefined
   let ended: RunFacts
   const problems: string[] = []
+  const outputsBefore = outputDir === undefined ? {} : lookAtOutputs(outputDir)
+  const inTheWay = Object.keys(outputsBefore).length
+  if (inTheWay > 0)
+    problems.push(
+      `before the run ${outputDir} held ${inTheWay} files: it may have read them, and no hash says which they were`,
+    )
   let areReadsKept = true
   try {
     if (isContainer && mounts.length > 0 && !isShared(mountsFolder))
@@ -121,7 +128,7 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
         `bobbin: ${mountsFolder} is on a mount that is not shared: the container does not see a mount that is made again (mount --make-rshared /)`,
       )
     sidecar = wish.withLoader ? await startSidecar(folder, settings.cacheDir, signal) : undefined
-    const facts = factsOf(wish, folder, { outputDir, mounts, socket: sidecar?.socket ?? null })
+    const facts = factsOf(wish, folder, { outputDir, outputsBefore, mounts, socket: sidecar?.socket ?? null })
     folder.write(facts)
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
@@ -165,10 +172,12 @@ function factsOf(
   { runId }: RunFolder,
   {
     outputDir,
+    outputsBefore,
     mounts,
     socket,
   }: {
     readonly outputDir: string | undefined
+    readonly outputsBefore: FilesBefore
     readonly mounts: readonly RunMount[]
     readonly socket: string | null
   },
@@ -192,6 +201,7 @@ function factsOf(
     loaderSocket: socket,
     ...(container === undefined && { cwd: below.startsWith('..') ? cwd : below }),
     ...(outputDir !== undefined && { outputDir }),
+    ...(Object.keys(outputsBefore).length > 0 && { outputsBefore }),
     startedOn: new Date().toISOString(),
   }
 }

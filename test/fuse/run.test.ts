@@ -7,7 +7,7 @@ import { runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { writeRegistry } from '../support/registry.js'
-import { factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
+import { exitOf, factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
 t.setTimeout(300_000)
@@ -119,6 +119,35 @@ t.test('changed code has an exact tree of its own, and can be refused', async t 
   const again = await runs.bobbin('reproduce', run.runId, '--json')
   t.equal(again.status, 0, again.stderr)
   t.match(JSON.parse(again.stdout), { equal: true })
+})
+
+t.test('what lay in the output folder before the run is neither its code nor its output', async t => {
+  const out = join(runs.code, 'out')
+  mkdirSync(out)
+  writeFileSync(join(out, 'old'), 'old')
+  writeFileSync(join(out, 'model'), 'of an earlier run')
+  t.teardown(() => rmSync(out, { recursive: true }))
+  const run = await runs.run('--host', '--require-clean', '--output', out, ...mount, ...train(at(4)))
+  t.equal(run.exitCode, 0)
+  t.match(factsOf(run).code, { commit, isDirty: false, untracked: 0 })
+  t.same(
+    run.outputs.map(({ path }) => path),
+    ['model'],
+    'what it wrote over is its own, what it left alone is not',
+  )
+  t.match(exitOf(run), { problems: [/before the run .*out held 2 files/] })
+
+  const target = `file://${folder}/pushed/test/model`
+  const pushed = await runs.bobbin('record', 'push', run.runId, target, '--json')
+  t.equal(pushed.status, 0, pushed.stderr)
+  const { stdout } = await runs.bobbin('ls', target, '-R')
+  t.match(stdout, /^model$/m)
+  t.notMatch(stdout, /^old$/m)
+
+  writeFileSync(join(out, 'model'), 'changed since')
+  const refused = await runs.bobbin('record', 'push', run.runId, target)
+  t.equal(refused.status, 13)
+  t.match(refused.stderr, /no longer those of the run .*model is changed/)
 })
 
 t.test('two runs on one package, and on one mount, have two ledgers', async t => {

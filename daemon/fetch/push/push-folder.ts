@@ -12,6 +12,8 @@ import { type FoundFile, walkFolder } from './walk-folder.js'
 
 export interface PushOptions extends RevisionOptions {
   readonly dir: string
+  /** Keys: of the folder no others. */
+  readonly only?: ReadonlySet<string> | undefined
   /** Files that become entries beside those of the folder; what the folder has at their keys does not. */
   readonly beside?: readonly { readonly key: LogicalKey; readonly path: string }[] | undefined
   readonly onProgress?: ((progress: PushProgress) => void) | undefined
@@ -152,7 +154,7 @@ class FolderEntries implements Entries {
 
 /** In tree order. */
 async function* filesOf(
-  { dir, beside = [], signal }: PushOptions,
+  { dir, only, beside = [], signal }: PushOptions,
   onSkipped?: (key: string, reason: string) => void,
 ): AsyncGenerator<FoundFile> {
   const others = beside
@@ -160,6 +162,7 @@ async function* filesOf(
     .sort((a, b) => compareTreeOrder(a.bytes, b.bytes))
   let next = 0
   for await (const found of walkFolder(dir, { signal, onSkipped })) {
+    if (only?.has(found.key) === false) continue
     const bytes = Buffer.from(found.key)
     let isReplaced = false
     for (; next < others.length; next++) {
