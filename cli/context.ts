@@ -23,20 +23,24 @@ export interface Context {
 }
 
 /** The signal that ended us, for the exit code. */
-export let endingSignal: 'SIGINT' | 'SIGTERM' | undefined
+export let endingSignal: EndingSignal | undefined
+
+/** With what a shell says that a program ended by them. */
+export const ENDING_SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const
+type EndingSignal = keyof typeof ENDING_SIGNALS
 
 /** Runs a verb and closes what it was given, also when it fails or is interrupted. */
 export async function withContext(flags: CommonFlags, run: (context: Context) => Promise<void>): Promise<void> {
   const settings = readSettings(flags)
   const controller = new AbortController()
-  const onSignal = (signal: 'SIGINT' | 'SIGTERM') => {
+  const onSignal = (signal: EndingSignal) => {
     // A second Ctrl-C means it: clean-up took too long for whoever typed it.
-    if (endingSignal !== undefined) process.exit(signal === 'SIGTERM' ? 143 : 130)
+    if (endingSignal !== undefined) process.exit(ENDING_SIGNALS[signal])
     endingSignal = signal
     controller.abort()
   }
-  process.on('SIGINT', onSignal)
-  process.on('SIGTERM', onSignal)
+  const signals = Object.keys(ENDING_SIGNALS) as EndingSignal[]
+  for (const signal of signals) process.on(signal, onSignal)
   const output = new Output(flags)
   const progress = startProgress(flags)
   const source = createSource(sourceConfigOf(settings))
@@ -46,8 +50,7 @@ export async function withContext(flags: CommonFlags, run: (context: Context) =>
   } finally {
     progress.stop()
     source.close()
-    process.off('SIGINT', onSignal)
-    process.off('SIGTERM', onSignal)
+    for (const signal of signals) process.off(signal, onSignal)
   }
 }
 

@@ -58,4 +58,4 @@ Exit codes:
   14   FUSE is not available here
   15   the package is refused as hostile or malformed
   75   the registry cannot be reached now; try again
-  130, 143  interrupted`
+  129, 130, 143  interrupted`

@@ -261,10 +261,10 @@ process.exit()
 async function exitCodeFor(error: unknown): Promise<number> {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE
   if (error instanceof BobbinError) {
-    const { endingSignal } = await import('./context.js')
+    const { endingSignal, ENDING_SIGNALS } = await import('./context.js')
     if (error.code === 'INTERRUPTED' && endingSignal !== undefined) {
       process.stderr.write('bobbin: interrupted\n')
-      return endingSignal === 'SIGTERM' ? 143 : 130
+      return ENDING_SIGNALS[endingSignal]
     }
     process.stderr.write(`bobbin: ${error.message}\n`)
     return exitCodeOf(error.code)

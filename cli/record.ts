@@ -1,7 +1,7 @@
 import { BobbinError } from '../daemon/model/index.js'
 import { type PackageFlags, withContext } from './context.js'
 import { printRevision, targetOf } from './push.js'
-import { readKey } from './record/dsse.js'
+import { readKey, runKey } from './record/dsse.js'
 import { mergeRecords } from './record/merge.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
 import { verifyRecord } from './record/verify.js'
@@ -43,7 +43,7 @@ export async function merge(records: readonly string[], flags: CommonFlags): Pro
     const runs = records.map(text => RunFolder.find(text, state))
     if (runs.length < 2) throw new BobbinError('INVALID_ARGUMENT', 'which records? give at least two')
     for (const run of runs) await upToDate(run, context)
-    const { folder, facts } = await mergeRecords(runs, state)
+    const { folder, facts } = await mergeRecords(runs, state, runKey())
     await context.output.row(
       { runId: facts.runId, record: folder.path, nodes: facts.nodes },
       `${folder.path}: ${runs.length} records in one`,

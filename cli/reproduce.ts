@@ -5,8 +5,10 @@ import type { DaemonClient } from '../daemon/control/client.js'
 import { BobbinError, hasCode } from '../daemon/model/index.js'
 import { openPackage } from '../daemon/quilt/package-cache.js'
 import { type Context, referenceOf, withContext } from './context.js'
+import { runKey } from './record/dsse.js'
 import { readLedger } from './record/ledger.js'
-import { type RunFacts, RunFolder, type RunMount, stateDir } from './record/run-folder.js'
+import type { RunFacts, RunMount } from './record/run-facts.js'
+import { RunFolder, stateDir } from './record/run-folder.js'
 import { restoreCode } from './run/code.js'
 import { findEngine } from './run/container.js'
 import { identifyImage } from './run/image.js'
@@ -30,6 +32,11 @@ export async function reproduce(text: string, flags: ReproduceFlags): Promise<vo
     const facts = await upToDate(record, context)
     if (facts.finishedOn === undefined)
       throw new BobbinError('INVALID_ARGUMENT', `the run ${record.runId} is not over yet`)
+    if (facts.nodes !== undefined)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `${record.path} is of ${facts.nodes.length} nodes: reproduce the record of each, on as many`,
+      )
     const scratch = mkdtempSync(join(tmpdir(), 'bobbin-code-'))
     try {
       await again(record, facts, scratch, flags, context)
@@ -65,10 +72,10 @@ async function again(
       code: codeDir === undefined ? undefined : await checkCode(codeDir, {}),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
       withLoader: facts.loaderSocket !== null,
-      key: undefined,
+      key: runKey(),
       onMounted: (client, mounts, aborted) => void prefetch(record, client, mounts, context, aborted),
     },
-    flags,
+    { ...flags, quarantine: facts.mounts.some(({ quarantine }) => quarantine === true) },
     context,
   )
   const { folder, facts: found } = outcome

@@ -4,7 +4,7 @@ import { formatRegistry, type PackageReference } from '../daemon/quilt/reference
 import { readLatest } from '../daemon/quilt/registry.js'
 import { type Context, type PackageFlags, withContext } from './context.js'
 import { targetOf } from './push.js'
-import { readKey } from './record/dsse.js'
+import { runKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
 import { checkBindable, type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
 import { parseMountWish } from './run/data.js'
@@ -81,7 +81,6 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const problems = new Problems()
   const note = (text: string) => context.output.note(text)
   const { signal } = context
-  const keyPath = flags.key || process.env.BOBBIN_RUN_KEY
   const engine = isContainer ? await problems.try(() => findEngine(flags.engine, context.signal)) : undefined
   const onPull = () => note(`bobbin: pulling ${image}`)
   const found = engine && (await problems.try(() => identifyImage(engine.name, image!, { signal, onPull })))
@@ -96,7 +95,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
     await problems.try(() => checkTarget(targetOf(pushOutput, flags, context.settings), context))
   const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []
   for (const path of bound) if (path !== undefined) await problems.try(() => checkBindable(path))
-  const key = keyPath ? await problems.try(() => readKey(keyPath, 'private')) : undefined
+  const key = await problems.try(() => runKey(flags.key))
   problems.throwIfAny()
   const wish = {
     version: flags.version,

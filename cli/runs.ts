@@ -1,13 +1,17 @@
+import { hostname } from 'node:os'
 import { findDaemon } from '../daemon/control/client.js'
 import { formatDuration } from '../daemon/model/index.js'
 import { isAlive } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { table } from './output.js'
-import { type RunFacts, RunFolder, stateDir } from './record/run-folder.js'
+import { runKey } from './record/dsse.js'
+import { areLogsThere } from './record/reads.js'
+import type { RunFacts } from './record/run-facts.js'
+import { RunFolder, stateDir } from './record/run-folder.js'
 import { containerName, removeContainer } from './run/container.js'
-import { unmountAll } from './run/data.js'
+import { unmountAll, unmountUnrecorded } from './run/data.js'
 import { finishRun } from './run/finish.js'
-import { endLeftovers } from './run/leftovers.js'
+import { endLeftovers, startOf } from './run/leftovers.js'
 import type { CommonFlags } from './settings.js'
 
 /** What ran, on which hashes; a run whose process was killed gets its record first. */
@@ -47,25 +51,41 @@ export async function runs(id: string | undefined, flags: CommonFlags): Promise<
 
 const MADE_LATER = 'bobbin run was ended before the record was whole: it was made later'
 
-/** Makes up for the end of a run whose process has gone. */
+/**
+ * Makes up for the end of a run whose process has gone. Only of one that was made here: what the record of somebody else
+ * says is left running or mounted is nothing to end, and another node's may go on there.
+ */
 export async function upToDate(folder: RunFolder, { settings, source, signal }: Context): Promise<RunFacts> {
   const facts = folder.read()
-  if (facts.finishedOn !== undefined || isAlive(facts.pid)) return facts
+  if (facts.finishedOn !== undefined || !folder.isIn(stateDir()) || facts.host !== hostname() || isLookedAfter(facts))
+    return facts
   const { cacheDir } = facts.mounts[0] ?? settings
   const client = findDaemon(cacheDir)
   await endLeftovers(facts.runId)
   // Its engine has gone on with it; there is nobody left who would take its exit code.
   if (facts.engine.name !== 'host') await removeContainer(facts.engine.name, containerName(facts.runId))
   await unmountAll(client, facts.mounts)
+  if (client !== undefined && facts.mounting !== undefined)
+    await unmountUnrecorded(client, facts.mounting, facts.startedOn)
+  const { mounting: _, ...known } = facts
   const { exitCode, endedOn, problems = [] } = facts
   const finishedOn = endedOn ?? new Date().toISOString()
   // Whoever looked after it had seen the command's end.
-  const ended = exitCode === undefined ? { wasAbandoned: true } : { problems: [...problems, MADE_LATER] }
-  return finishRun(folder, { ...facts, finishedOn, ...ended }, { cacheDir, source, signal })
+  const ended =
+    exitCode === undefined
+      ? { wasAbandoned: true }
+      : { problems: [...problems, MADE_LATER], areLogsWhole: facts.areLogsWhole === true && areLogsThere(facts) }
+  const key = runKey()
+  return finishRun(folder, { ...known, finishedOn, ...ended }, { cacheDir, source, key, signal })
 }
 
-function stateOf({ finishedOn, wasAbandoned, exitCode }: RunFacts): string {
-  if (finishedOn === undefined) return 'running'
+/** Its `bobbin run` still lives. */
+function isLookedAfter({ pid, pidStart }: RunFacts): boolean {
+  return isAlive(pid) && (pidStart === undefined || pidStart === startOf(pid))
+}
+
+function stateOf({ finishedOn, wasAbandoned, exitCode, host }: RunFacts): string {
+  if (finishedOn === undefined) return host === hostname() ? 'running' : `running on ${host}`
   return wasAbandoned ? 'killed' : `exit ${exitCode}`
 }
 

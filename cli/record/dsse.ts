@@ -35,6 +35,11 @@ export function readKey(path: string, kind: 'private' | 'public'): KeyObject {
   )
 }
 
+/** What records are signed with: of a file that was named, or of BOBBIN_RUN_KEY. Throws INVALID_ARGUMENT. */
+export function runKey(path: string | undefined = process.env.BOBBIN_RUN_KEY): KeyObject | undefined {
+  return path ? readKey(path, 'private') : undefined
+}
+
 /** SHA-256 of the public key's SPKI form. */
 export function keyIdOf(key: KeyObject): string {
   const publicKey = key.type === 'private' ? createPublicKey(key) : key

@@ -5,9 +5,9 @@
  * `paths` and `tar`: samples that the run's loader delivered, or began to (`aborted`); `entry`: single ones of it.
  */
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
+import { createReadStream, statSync } from 'node:fs'
 import { createInterface } from 'node:readline'
-import { BobbinError, hasCode, systemCode } from '../../daemon/model/index.js'
+import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
 
 export const LEDGER_VIAS = ['fuse', 'paths', 'tar', 'entry'] as const
 export type LedgerVia = (typeof LEDGER_VIAS)[number]
@@ -130,15 +130,16 @@ export function textSha256(text: string): string {
   return createHash('sha256').update(text).digest('hex')
 }
 
-/** SHA-256 of a file, hex; undefined when it is not there. */
+/** SHA-256 of a file, hex; undefined when there is no file of that name. */
 export async function fileSha256(path: string): Promise<string | undefined> {
   const hash = createHash('sha256')
   try {
-    // Outputs may be larger than any buffer.
+    if (!statSync(path).isFile()) return undefined
+    // Larger than any buffer, perhaps.
     for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer)
     return hash.digest('hex')
   } catch (error) {
-    if (systemCode(error) === 'ENOENT' || hasCode(error, 'ENTRY_NOT_FOUND')) return undefined
-    throw error
+    if (systemCode(error) === 'ENOENT') return undefined
+    throw localError(`read ${path}`, error)
   }
 }

@@ -1,16 +1,19 @@
 /** The records of the nodes of one job become one: the same hashes, one ledger. */
-import { createHash } from 'node:crypto'
-import { mkdirSync, readFileSync } from 'node:fs'
+import { createHash, type KeyObject } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { isDeepStrictEqual } from 'node:util'
 import { BobbinError, localError } from '../../daemon/model/index.js'
 import { formatLedger, type LedgerRow, ledgerFacts, mergeRows, readLedger, textSha256 } from './ledger.js'
-import { formatFacts, type RunFacts, RunFolder } from './run-folder.js'
-import { provenance, trace } from './statement.js'
+import { formatFacts, type RunFacts } from './run-facts.js'
+import { RunFolder } from './run-folder.js'
 import { isCompleteIn, statementOf } from './verify.js'
+import { writeStatements } from './write-statements.js'
 
 /** Throws INVALID_ARGUMENT when they are not of one job: other code, image, data or command. */
 export async function mergeRecords(
   runs: readonly RunFolder[],
   state: string,
+  key: KeyObject | undefined,
 ): Promise<{ folder: RunFolder; facts: RunFacts }> {
   const all = runs.map(run => ({ run, facts: run.read() }))
   const first = all[0]!.facts
@@ -27,7 +30,10 @@ export async function mergeRecords(
   for (const { run } of all) for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
   const merged = mergeRows(rows)
   const folder = RunFolder.create(state)
-  mkdirSync(folder.path, { recursive: true })
+  const common = Object.fromEntries(
+    Object.entries(first.env).filter(([name, value]) => all.every(({ facts: { env } }) => env[name] === value)),
+  )
+  const areEqual = all.every(({ facts: { options } }) => isDeepStrictEqual(options, first.options))
   const { outputDir: _, outputsBefore: __, endedOn: ___, code, ...rest } = first
   const facts: RunFacts = {
     ...rest,
@@ -41,13 +47,18 @@ export async function mergeRecords(
       .at(-1)!,
     exitCode: Math.max(...all.map(one => one.facts.exitCode ?? 1)),
     ...(all.some(one => one.facts.wasAbandoned) && { wasAbandoned: true }),
+    env: common,
+    options: areEqual ? first.options : [],
     problems: all.flatMap(({ facts: { problems = [], host } }) => problems.map(problem => `${host}: ${problem}`)),
-    outputs: all.flatMap(({ facts: { outputs = [], host } }) =>
-      outputs.map(output => ({ ...output, path: `${host}/${output.path}` })),
+    // Several nodes of a job may be on one host.
+    outputs: all.flatMap(({ facts: { outputs = [], host, runId } }) =>
+      outputs.map(output => ({ ...output, path: `${host}-${runId}/${output.path}` })),
     ),
     loaded: all.flatMap(one => one.facts.loaded ?? []),
-    nodes: all.map(({ run, facts: { runId, host, exitCode } }) => {
-      return { runId, host, exitCode: exitCode ?? null, statementSha256: sha256Of(run.file('statement.json')) }
+    nodes: all.map(({ run, facts: { runId, host, exitCode, env, options } }) => {
+      const own = Object.fromEntries(Object.entries(env).filter(([name]) => !Object.hasOwn(common, name)))
+      const statementSha256 = sha256Of(run.file('statement.json'))
+      return { runId, host, exitCode: exitCode ?? null, statementSha256, env: own, options: areEqual ? [] : options }
     }),
   }
   const text = formatLedger(merged)
@@ -55,8 +66,7 @@ export async function mergeRecords(
   folder.writeFile('reads.jsonl', text)
   const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
   const evidence = { ledger, isComplete, files: new Map([['run.json', textSha256(formatFacts(facts))]]) }
-  folder.writeFile('statement.json', `${JSON.stringify(provenance(facts, evidence), undefined, 2)}\n`)
-  folder.writeFile('trace.json', `${JSON.stringify(trace(facts, merged, ledger), undefined, 2)}\n`)
+  writeStatements(folder, facts, merged, evidence, key)
   folder.write(facts)
   return { folder, facts }
 }

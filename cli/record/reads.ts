@@ -1,5 +1,6 @@
 /** Where the ledger comes from: the access logs of a run's mounts, and what its loader has written down. */
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Entry, localError, systemCode } from '../../daemon/model/index.js'
 import { readAccessLog } from '../../daemon/mount/access-log.js'
@@ -9,7 +10,7 @@ import type { PackageAddress } from '../../loader/http/objects.js'
 import type { OpenPackages } from '../../loader/http/open-packages.js'
 import type { Plans } from '../../loader/http/plans.js'
 import { type LedgerRow, type LedgerVia, nameOf, sorted, type Tally } from './ledger.js'
-import type { RunMount } from './run-folder.js'
+import type { RunFacts, RunMount } from './run-facts.js'
 
 /** Gathers reads of any number of packages. */
 export class Reads {
@@ -59,7 +60,7 @@ export class Reads {
 
   /** What the run's own loader has written down that it delivered; what a plan's steps hold is computed again. */
   async addDeliveries(path: string, plans: Plans, packages: OpenPackages): Promise<void> {
-    for (const delivery of deliveriesIn(path)) {
+    for await (const delivery of deliveriesIn(path)) {
       if ('lost' in delivery) {
         this.lost += delivery.lost
         continue
@@ -110,16 +111,19 @@ export class Reads {
 
 type WrittenDelivery = (Delivery & { readonly time: string }) | { readonly lost: number }
 
-/** Lines of a file that may not be there, the last one perhaps cut; so is one on a disk that was full for a while. */
-function* deliveriesIn(path: string): Generator<WrittenDelivery> {
-  let text: string
+/** Lines of a file that may not be there; some may be cut, by a process that was killed or a disk that was full for a while. */
+async function* deliveriesIn(path: string): AsyncGenerator<WrittenDelivery> {
+  let file: FileHandle | undefined
   try {
-    text = readFileSync(path, 'utf8')
+    file = await open(path)
+    // Line by line: at the end of a long job it is larger than a string may be.
+    for await (const line of file.readLines()) if (line !== '') yield deliveryIn(line)
   } catch (error) {
     if (systemCode(error) === 'ENOENT') return
     throw localError(`read ${path}`, error)
+  } finally {
+    await file?.close()
   }
-  for (const line of text.split('\n').slice(0, -1)) yield deliveryIn(line)
 }
 
 function deliveryIn(line: string): WrittenDelivery {
@@ -128,6 +132,11 @@ function deliveryIn(line: string): WrittenDelivery {
   } catch {
     return { lost: 1 }
   }
+}
+
+/** A cache keeps the logs of mounts that have ended for a while. A mount that nobody read has none: that is not known then. */
+export function areLogsThere({ mounts }: RunFacts): boolean {
+  return mounts.every(mount => accessLogs(mount, Date.parse(mount.mountedAt)).length > 0)
 }
 
 function accessLogs({ cacheDir, topHash }: RunMount, mountedAt: number): string[] {

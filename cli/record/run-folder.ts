@@ -1,102 +1,24 @@
 /**
  * Where runs are kept: `<state>/runs/<run id>/`, ids being UUIDs of version 7, so that names sort by time.
  *
- *   run.json         what was asked for, resolved, and how far it came (written anew at each step)
+ *   run.json         what was asked for, resolved, and how far it came (run-facts.ts; written anew at each step)
  *   reads.jsonl      the ledger (ledger.ts)
  *   statement.json   in-toto Statement with SLSA provenance (statement.ts)
  *   trace.json       in-toto Statement with the reads as a runtime trace
  *   run.intoto.jsonl both in signed envelopes, when there is a key
  *   source.diff      what the code differs in from its commit
  *   pushed.json      the revision that the outputs became
- *   stdout.log, stderr.log, outputs/, mnt/, loader.sock, deliveries.ndjson
+ *   stdout.log, stderr.log, outputs/, mnt/, loader/, deliveries.ndjson
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
-import { join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import { v7 } from 'uuid'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
-import type { PackageAddress } from '../../loader/http/objects.js'
-import type { CodeIdentity } from '../run/code.js'
-import type { ImageIdentity } from '../run/image.js'
-import type { FilesBefore, OutputFile } from '../run/outputs.js'
-
-export interface RunMount {
-  /** As it was typed. */
-  readonly asked: string
-  readonly registry: string
-  readonly package: string
-  readonly topHash: string
-  readonly manifestSha256: string
-  readonly entries: number
-  readonly bytes: number
-  /** Here. */
-  readonly mountpoint: string
-  /** Where the command sees it; the same as `mountpoint` without a container. */
-  readonly target: string
-  /** Which access log is this mount's. */
-  readonly mountedAt: string
-  readonly cacheDir: string
-}
-
-/** What is known of a run, as far as it came. */
-export interface RunFacts {
-  readonly version: 1
-  readonly runId: string
-  readonly bobbin: string
-  /** Of the process that looks after it. */
-  readonly pid: number
-  readonly host: string
-  readonly engine: {
-    readonly name: 'host' | 'docker' | 'podman'
-    readonly version: string
-    readonly imageStore?: string
-  }
-  readonly command: readonly string[]
-  /** What the user set, not what the environment held. */
-  readonly env: Readonly<Record<string, string>>
-  /** Names of variables whose values it got and the record has not. */
-  readonly passed?: readonly string[]
-  /** Docker's own, as given. */
-  readonly options: readonly string[]
-  readonly image?: ImageIdentity
-  readonly code?: CodeIdentity
-  readonly mounts: readonly RunMount[]
-  /** Whose loader was it; null: there was none. */
-  readonly loaderSocket: string | null
-  /** Where the command ran, below the code's folder; absolute where there is no code. In containers: the engine's business. */
-  readonly cwd?: string
-  /** Where the command wrote its outputs, here. */
-  readonly outputDir?: string
-  /** What lay there already; what of it is still the same is no output. */
-  readonly outputsBefore?: FilesBefore
-  readonly startedOn: string
-  /** The command's end. */
-  readonly endedOn?: string
-  /** The same, once the record is whole. */
-  readonly finishedOn?: string
-  /** 128 + n: ended by a signal. */
-  readonly exitCode?: number
-  /** Nothing that was opened or delivered is missing from the logs, as far as we can know. */
-  readonly areLogsWhole?: boolean
-  /** The process that looked after the run was gone before it was over. */
-  readonly wasAbandoned?: boolean
-  readonly outputs?: readonly OutputFile[]
-  /** What went wrong around the command, in words: a mount that ended, a full disk. What it did itself, its exit code says. */
-  readonly problems?: readonly string[]
-  /** Packages that were read through the loader alone. */
-  readonly loaded?: readonly PackageAddress[]
-  /** Of a merged record. */
-  readonly nodes?: readonly {
-    readonly runId: string
-    readonly host: string
-    readonly exitCode: number | null
-    readonly statementSha256: string
-  }[]
-}
+import { formatFacts, isRunId, parseFacts, type RunFacts } from './run-facts.js'
 
 /** Where the record lies in a package of outputs. */
 export const RECORD_FOLDER = '.bobbin'
-const RUN_ID = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
 
 /** BOBBIN_STATE, systemd's, XDG's, or `~/.local/state/bobbin`. */
 export function stateDir(environment: NodeJS.ProcessEnv = process.env): string {
@@ -125,12 +47,20 @@ export class RunFolder {
     return new RunFolder(path, runId)
   }
 
-  /** A folder (a package of outputs, too), or an id (or the start of one) of a run in `state`. Throws ENTRY_NOT_FOUND. */
+  /**
+   * A folder (a package of outputs, too), a file in one, or an id (or the start of one) of a run in `state`. Throws
+   * ENTRY_NOT_FOUND, FOLDER_DIFFERS for a record that is damaged.
+   */
   static find(text: string, state: string): RunFolder {
-    const folder = resolve(text)
-    for (const candidate of [folder, join(folder, RECORD_FOLDER), resolve(folder, '..')]) {
+    const named = resolve(text)
+    const isFile = statSync(named, { throwIfNoEntry: false })?.isFile() ?? false
+    const candidates = isFile ? [dirname(named)] : [named, join(named, RECORD_FOLDER)]
+    for (const candidate of candidates) {
+      if (statSync(join(candidate, 'run.json'), { throwIfNoEntry: false }) === undefined) continue
       const facts = readFacts(candidate)
-      if (facts !== undefined) return new RunFolder(candidate, facts.runId)
+      if (facts === undefined)
+        throw new BobbinError('FOLDER_DIFFERS', `${join(candidate, 'run.json')} is no record of a run, or is damaged`)
+      return new RunFolder(candidate, facts.runId)
     }
     const found = /^[0-9a-f-]{4,36}$/.test(text)
       ? idsIn(state).filter(id => id.startsWith(text) || id.endsWith(text))
@@ -146,6 +76,16 @@ export class RunFolder {
 
   file(name: string): string {
     return join(this.path, name)
+  }
+
+  /** Made here, by whoever owns this state; others come from anywhere, and nothing is done because they say so. */
+  isIn(state: string): boolean {
+    return this.path === join(resolve(state), 'runs', this.runId)
+  }
+
+  /** Where the outputs that the record names lie beside it: in a package of outputs. */
+  outputsBeside(): string | undefined {
+    return basename(this.path) === RECORD_FOLDER ? dirname(this.path) : undefined
   }
 
   /** Undefined: there is nothing yet, or it is damaged. */
@@ -177,15 +117,9 @@ export class RunFolder {
   }
 }
 
-export function formatFacts(facts: RunFacts): string {
-  return `${JSON.stringify(facts, undefined, 2)}\n`
-}
-
 function idsIn(state: string): string[] {
   try {
-    return readdirSync(join(state, 'runs'))
-      .filter(name => RUN_ID.test(name))
-      .sort()
+    return readdirSync(join(state, 'runs')).filter(isRunId).sort()
   } catch (error) {
     if (systemCode(error) === 'ENOENT') return []
     throw localError(`list the runs in ${state}`, error)
@@ -194,8 +128,7 @@ function idsIn(state: string): string[] {
 
 function readFacts(folder: string): RunFacts | undefined {
   try {
-    const facts = JSON.parse(readFileSync(join(folder, 'run.json'), 'utf8')) as RunFacts
-    return facts.version === 1 && RUN_ID.test(facts.runId) ? facts : undefined
+    return parseFacts(readFileSync(join(folder, 'run.json'), 'utf8'))
   } catch {
     return undefined
   }

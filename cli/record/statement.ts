@@ -5,10 +5,9 @@
  * Digests: `sha256` is of the named bytes themselves. A top hash is not that of any file, so it has a name of its own,
  * `quiltTopHash`, beside the manifest's `sha256`; entries' chunked hashes are `quiltSha256Chunked` (lower-case hex).
  */
-import { hostname } from 'node:os'
 import { gitSourceUri } from '../run/source-uri.js'
 import type { LedgerFacts, LedgerRow } from './ledger.js'
-import type { RunFacts, RunMount } from './run-folder.js'
+import type { RunFacts, RunMount } from './run-facts.js'
 
 /** Names, not addresses: nothing is fetched from there. */
 const PROJECT = 'https://bobbin.invalid'
@@ -184,7 +183,7 @@ export function trace(run: RunFacts, rows: readonly LedgerRow[], ledger: LedgerF
         configSource: {},
         tracePolicy: { granularity: 'entry', dedupe: true },
       },
-      monitoredProcess: { hostID: hostname(), type: BUILD_TYPE, event: run.runId },
+      monitoredProcess: { hostID: run.host, type: BUILD_TYPE, event: run.runId },
       monitorLog: {
         process: [],
         network: [],

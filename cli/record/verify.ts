@@ -11,7 +11,8 @@ import { parseRegistry } from '../../daemon/quilt/reference.js'
 import { compareWithFolder } from '../run/outputs.js'
 import { type Envelope, openEnvelope } from './dsse.js'
 import { fileSha256, type LedgerRow, ledgerFacts, readLedger } from './ledger.js'
-import type { RunFacts, RunFolder } from './run-folder.js'
+import type { RunFacts } from './run-facts.js'
+import type { RunFolder } from './run-folder.js'
 import { provenance, type Statement, trace } from './statement.js'
 
 export interface Verdict {
@@ -45,7 +46,7 @@ export async function verifyRecord(
     if ((await fileSha256(run.file(name))) !== sha256)
       problems.push(`${name} is missing or is not what the statement says`)
   }
-  problems.push(...(await outputProblems(facts)))
+  problems.push(...(await outputProblems(run, facts, options.packages.signal)))
   const { publicKey } = options
   if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
   const registries = new Map(facts.mounts.map(mount => [`${mount.package}@${mount.topHash}`, mount.registry]))
@@ -60,9 +61,14 @@ export async function verifyRecord(
 }
 
 /** Those that are not here any more are no problem: they may have been moved. */
-async function outputProblems({ outputs = [], outputDir }: RunFacts): Promise<string[]> {
-  if (outputDir === undefined) return []
-  const compared = await compareWithFolder(outputs, outputDir)
+async function outputProblems(
+  run: RunFolder,
+  { outputs = [], outputDir }: RunFacts,
+  signal: AbortSignal | undefined,
+): Promise<string[]> {
+  const folder = run.outputsBeside() ?? outputDir
+  if (folder === undefined) return []
+  const compared = await compareWithFolder(outputs, folder, signal)
   return compared.filter(({ change }) => change === 'changed').map(({ path }) => `outputs/${path} has changed since`)
 }
 
@@ -90,7 +96,7 @@ function namedFiles({ predicate }: Pick<Statement, 'predicate'>): Map<string, st
   const { runDetails } = predicate as { runDetails?: { byproducts?: { uri?: string; digest?: { sha256?: string } }[] } }
   const files = new Map<string, string>()
   for (const { uri, digest } of runDetails?.byproducts ?? []) {
-    const name = /^file:([\w.-]+)$/.exec(uri ?? '')?.[1]
+    const name = /^file:(\w[\w.-]*)$/.exec(uri ?? '')?.[1]
     if (name !== undefined && digest?.sha256 !== undefined) files.set(name, digest.sha256)
   }
   return files

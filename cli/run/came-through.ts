@@ -7,7 +7,7 @@ import type { DaemonClient } from '../../daemon/control/client.js'
 import type { StatusFacts } from '../../daemon/control/schema.js'
 import { mountAt } from '../../daemon/mount/mount-table.js'
 import { isAlive } from '../../daemon/store/index.js'
-import type { RunMount } from '../record/run-folder.js'
+import type { RunMount } from '../record/run-facts.js'
 import { runQuietly } from './process.js'
 
 /** In that time bobbin-fuse, or systemd, has started what died. */

@@ -1,7 +1,7 @@
 /** How an engine of docker's kind is asked to start a run. Every value is behind its own `--name=`, so none is an option. */
 import { readFileSync } from 'node:fs'
 import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
-import type { RunMount } from '../record/run-folder.js'
+import type { RunMount } from '../record/run-facts.js'
 import { firstLine, type ImageIdentity } from './image.js'
 import { runQuietly } from './process.js'
 

@@ -10,7 +10,7 @@ import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
 import { unmountPath } from '../../daemon/mount/unmount.js'
 import { formatRegistry } from '../../daemon/quilt/reference.js'
 import { type Context, openNamed, type PackageFlags, referenceOf } from '../context.js'
-import type { RunMount } from '../record/run-folder.js'
+import type { RunMount } from '../record/run-facts.js'
 import { isDead, isServed, settledStatus } from './came-through.js'
 
 /** `PKG:TARGET` as typed. */
@@ -41,7 +41,14 @@ export async function mountFor(
     client,
     folder,
     isContainer,
-  }: { readonly client: DaemonClient; readonly folder: string; readonly isContainer: boolean },
+    onProgress,
+  }: {
+    readonly client: DaemonClient
+    readonly folder: string
+    readonly isContainer: boolean
+    /** Told of a mount before and behind its making. */
+    onProgress(mounts: readonly RunMount[], mounting?: string): void
+  },
 ): Promise<RunMount[]> {
   const { settings } = context
   const mounts: RunMount[] = []
@@ -54,6 +61,7 @@ export async function mountFor(
         const wanted = isContainer ? join(folder, String(i), basename(wish.target)) : resolve(wish.target)
         makeFolder(wanted)
         const mountpoint = await resolveMountpoint(wanted)
+        onProgress(mounts, mountpoint)
         const facts = await client.mount({
           registry: formatRegistry(opened.registry),
           package: opened.name,
@@ -78,7 +86,9 @@ export async function mountFor(
           target: isContainer ? wish.target : mountpoint,
           mountedAt: facts.mountedAt,
           cacheDir: settings.cacheDir,
+          ...(flags.quarantine && { quarantine: true }),
         })
+        onProgress(mounts)
       } finally {
         opened.close()
       }
@@ -108,6 +118,14 @@ function makeFolder(path: string): void {
   } catch (error) {
     throw localError(`make the mountpoint ${path}`, error)
   }
+}
+
+/** One whose maker was killed before it could write down that it is there. */
+export async function unmountUnrecorded(client: DaemonClient, mountpoint: string, startedOn: string): Promise<void> {
+  const { mounts } = await client.status()
+  const found = mounts.find(one => one.mountpoint === mountpoint)
+  if (found !== undefined && Date.parse(found.mountedAt) >= Date.parse(startedOn))
+    await client.unmount(mountpoint, true)
 }
 
 /** Also while something is open in them, since the run is over. What somebody else has mounted there since then stays. */

@@ -8,11 +8,11 @@ import type { Source } from '../../daemon/model/index.js'
 import type { PackageAddress } from '../../loader/http/objects.js'
 import { OpenPackages } from '../../loader/http/open-packages.js'
 import { Plans } from '../../loader/http/plans.js'
-import { signEnvelope } from '../record/dsse.js'
 import { fileSha256, formatLedger, ledgerFacts, textSha256 } from '../record/ledger.js'
 import { Reads } from '../record/reads.js'
-import { formatFacts, type RunFacts, type RunFolder } from '../record/run-folder.js'
-import { provenance, trace } from '../record/statement.js'
+import { formatFacts, type RunFacts } from '../record/run-facts.js'
+import type { RunFolder } from '../record/run-folder.js'
+import { writeStatements } from '../record/write-statements.js'
 import { hashOutputs } from './outputs.js'
 
 export interface FinishOptions {
@@ -49,16 +49,7 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
     if (sha256 !== undefined) files.set(name, sha256)
   }
   const isComplete = reads.lost === 0 && facts.areLogsWhole === true && facts.wasAbandoned !== true
-  const statements = [
-    ['statement.json', provenance(finished, { ledger: counted, isComplete, files })],
-    ['trace.json', trace(finished, rows, counted)],
-  ] as const
-  for (const [name, statement] of statements) run.writeFile(name, `${JSON.stringify(statement, undefined, 2)}\n`)
-  const { key } = options
-  if (key !== undefined) {
-    const envelopes = statements.map(([, statement]) => JSON.stringify(signEnvelope(JSON.stringify(statement), key)))
-    run.writeFile('run.intoto.jsonl', `${envelopes.join('\n')}\n`)
-  }
+  writeStatements(run, finished, rows, { ledger: counted, isComplete, files }, options.key)
   // Last: whoever sees the end in it finds the rest in its place.
   run.write(finished)
   return finished

@@ -1,4 +1,4 @@
-import type { RunFacts } from '../record/run-folder.js'
+import type { RunFacts } from '../record/run-facts.js'
 
 /** The three hashes, and one for each mount after the first: `QUILT_HASH_2`, … */
 export function hashVariables({ code, image, mounts, runId }: RunFacts): Record<string, string> {

@@ -33,6 +33,17 @@ function environmentOf(pid: string): string[] {
   }
 }
 
+/** When a process started, in ticks since the machine did; undefined: it is not there. Numbers of processes come again. */
+export function startOf(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    // proc_pid_stat(5): field 22. The second one, a name in parentheses, may hold anything.
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]
+  } catch {
+    return undefined
+  }
+}
+
 function signal(pids: readonly number[], name: NodeJS.Signals): void {
   for (const pid of pids) {
     try {

@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto'
 import { type BigIntStats, createReadStream, lstatSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { localError, throwIfAborted } from '../../daemon/model/index.js'
-import { fileSha256 } from '../record/ledger.js'
 
 export interface OutputFile {
   /** Below the output folder, with slashes. */
@@ -119,12 +118,26 @@ export function compareOutputs(recorded: readonly OutputFile[], found: readonly 
   })
 }
 
-/** The files of a record as they are in the folder now; others there are of no interest. */
-export async function compareWithFolder(recorded: readonly OutputFile[], folder: string): Promise<OutputDifference[]> {
-  const found: OutputFile[] = []
-  for (const output of recorded) {
-    const sha256 = await fileSha256(join(folder, output.path))
-    if (sha256 !== undefined) found.push({ ...output, sha256 })
+/**
+ * The files of a record as they are in the folder now; others there are of no interest. What is no file or has another
+ * size is not read, since the record may be anybody's. Throws INTERRUPTED, LOCAL_IO.
+ */
+export async function compareWithFolder(
+  recorded: readonly OutputFile[],
+  folder: string,
+  signal?: AbortSignal,
+): Promise<{ readonly path: string; readonly change: 'same' | 'changed' | 'missing' }[]> {
+  const compared: Awaited<ReturnType<typeof compareWithFolder>> = []
+  for (const { path, size, sha256 } of recorded) {
+    const stats = tryLstat(join(folder, path))
+    const isCandidate = stats?.isFile() && stats.size === BigInt(size)
+    try {
+      const isSame = isCandidate && (await hashFile(folder, path, signal)).sha256 === sha256
+      compared.push({ path, change: stats === undefined ? 'missing' : isSame ? 'same' : 'changed' })
+    } catch (error) {
+      throwIfAborted(signal)
+      throw localError(`read ${join(folder, path)}`, error)
+    }
   }
-  return compareOutputs(recorded, found)
+  return compared
 }

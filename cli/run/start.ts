@@ -8,7 +8,8 @@ import { ensureDaemon } from '../../daemon/control/launch.js'
 import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
-import { type RunFacts, RunFolder, type RunMount } from '../record/run-folder.js'
+import type { RunFacts, RunMount } from '../record/run-facts.js'
+import { RunFolder } from '../record/run-folder.js'
 import { endedMounts, settledStatus } from './came-through.js'
 import {
   type Binding,
@@ -24,6 +25,7 @@ import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
+import { startOf } from './leftovers.js'
 import { type FilesBefore, lookAtOutputs } from './outputs.js'
 import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
@@ -106,16 +108,26 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   if (wish.code?.diff !== undefined) folder.writeFile('source.diff', wish.code.diff)
   const outputDir =
     wish.outputDir === 'own' ? prepareOutputs(folder.file('outputs'), text => output.note(text)) : wish.outputDir
+  const outputsBefore = outputDir === undefined ? {} : lookAtOutputs(outputDir)
+  let facts = factsOf(wish, folder, outputDir, outputsBefore)
+  const know = (more: Partial<RunFacts>) => {
+    const { mounting: _, ...known } = facts
+    facts = { ...known, ...more }
+    folder.write(facts)
+  }
+  // Before anything is started that somebody else would have to end if we were killed.
+  know({})
   const { client, isStarted } = await ensureDaemon(settings)
   if (isStarted) output.note(`bobbin: started the daemon (process ${client.pid}) for ${settings.cacheDir}`)
   throwIfAborted(signal)
   const isContainer = wish.container !== undefined
   const mountsFolder = folder.file('mnt')
-  const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer })
+  const onProgress = (made: readonly RunMount[], mounting?: string) =>
+    know({ mounts: [...made], ...(mounting !== undefined && { mounting }) })
+  const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer, onProgress })
   let sidecar: Sidecar | undefined
   let ended: RunFacts
   const problems: string[] = []
-  const outputsBefore = outputDir === undefined ? {} : lookAtOutputs(outputDir)
   const inTheWay = Object.keys(outputsBefore).length
   if (inTheWay > 0)
     problems.push(
@@ -128,8 +140,7 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
         `bobbin: ${mountsFolder} is on a mount that is not shared: the container does not see a mount that is made again (mount --make-rshared /)`,
       )
     sidecar = wish.withLoader ? await startSidecar(folder, settings.cacheDir, signal) : undefined
-    const facts = factsOf(wish, folder, { outputDir, outputsBefore, mounts, socket: sidecar?.socket ?? null })
-    folder.write(facts)
+    know({ loaderSocket: sidecar?.socket ?? null })
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
     const exitCode = await execute(wish, facts, sidecar, context, problems)
@@ -170,25 +181,18 @@ async function unmountedByOne(client: DaemonClient, mounts: readonly RunMount[])
 function factsOf(
   { version, container, command, env, passed, cwd, code: found }: RunWish,
   { runId }: RunFolder,
-  {
-    outputDir,
-    outputsBefore,
-    mounts,
-    socket,
-  }: {
-    readonly outputDir: string | undefined
-    readonly outputsBefore: FilesBefore
-    readonly mounts: readonly RunMount[]
-    readonly socket: string | null
-  },
+  outputDir: string | undefined,
+  outputsBefore: FilesBefore,
 ): RunFacts {
   const code = found?.identity
+  const pidStart = startOf(process.pid)
   const below = code === undefined ? '..' : relative(code.folder, cwd)
   return {
     version: 1,
     runId,
     bobbin: version,
     pid: process.pid,
+    ...(pidStart !== undefined && { pidStart }),
     host: hostname(),
     engine: container?.engine ?? { name: 'host', version: process.version },
     command,
@@ -197,8 +201,8 @@ function factsOf(
     options: container?.options ?? [],
     ...(container !== undefined && { image: container.image }),
     ...(code !== undefined && { code }),
-    mounts,
-    loaderSocket: socket,
+    mounts: [],
+    loaderSocket: null,
     ...(container === undefined && { cwd: below.startsWith('..') ? cwd : below }),
     ...(outputDir !== undefined && { outputDir }),
     ...(Object.keys(outputsBefore).length > 0 && { outputsBefore }),

@@ -23,8 +23,10 @@ import { ACCESS_BYTES } from './link-frames.js'
 
 /** 11 million records: what a mount has beyond that is counted as lost. Bytes. */
 const LOG_BYTES_MAX = 256 * 2 ** 20
-/** Of mounts that have ended; the oldest go. */
+/** The oldest go, but not while their mounts last. */
 const LOGS_MAX = 100
+/** Of the mounts of this process, which are all that there are: a cache has one daemon. */
+const livePaths = new Set<string>()
 
 /** By their numbers in a record. `lost`: `bytes` is how many records are missing here. */
 const KINDS = ['lost', 'open', 'read'] as const
@@ -68,6 +70,7 @@ export class AccessLog {
   ) {
     this.#folder = join(cacheDir, 'access')
     this.path = join(this.#folder, `${facts.topHash}-${facts.mountedAt}-${mount}.log`)
+    livePaths.add(this.path)
     try {
       // Of an earlier daemon: it is gone on with.
       if (existsSync(this.path)) this.#open()
@@ -109,7 +112,9 @@ export class AccessLog {
     return { records: this.#count - this.#lost, lost: this.#lost }
   }
 
+  /** The mount is over. */
   close(): void {
+    livePaths.delete(this.path)
     if (this.#fd === undefined) return
     try {
       this.#payOwed()
@@ -145,7 +150,10 @@ export class AccessLog {
   #forgetOld(): void {
     const timeOf = (name: string) => Number(/-(\d+)-\d+\.log$/.exec(name)?.[1] ?? 0)
     const names = readdirSync(this.#folder).sort((a, b) => timeOf(b) - timeOf(a))
-    for (const name of names.slice(LOGS_MAX)) rmSync(join(this.#folder, name), { force: true })
+    for (const name of names.slice(LOGS_MAX)) {
+      const path = join(this.#folder, name)
+      if (!livePaths.has(path)) rmSync(path, { force: true })
+    }
   }
 
   #lose(count: number): void {

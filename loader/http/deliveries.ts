@@ -33,57 +33,70 @@ export interface BatchDelivery {
 
 const FLUSH_MS = 1000
 const PENDING_MAX = 10_000
-const FILE_BYTES_MAX = 64 * 2 ** 20
+/** Of the cache's own file, which nobody ends: the one before it is kept, too. A file of somebody's own has no bound. */
+export const OWN_FILE_BYTES_MAX = 64 * 2 ** 20
+
+export interface DeliveriesFile {
+  readonly path: string
+  readonly bytesMax: number
+}
 
 export class Deliveries {
-  readonly #path: string | false
   #pending: string[] = []
+  /** Not written down, which the file does not tell of yet. */
   #lost = 0
   #timer: NodeJS.Timeout | undefined
   #writing: Promise<void> = Promise.resolve()
 
   constructor(
     /** false: nothing is written down. */
-    path: string | false,
+    private readonly file: DeliveriesFile | false,
     private readonly log: Log,
-  ) {
-    this.#path = path
-  }
+  ) {}
 
   add(delivery: Delivery): void {
-    if (this.#path === false) return
+    if (this.file === false) return
     if (this.#pending.length >= PENDING_MAX) {
       this.#lost++
       return
     }
-    this.#pending.push(`${JSON.stringify({ time: new Date().toISOString(), ...delivery })}\n`)
+    this.#pending.push(lineOf(delivery))
     this.#timer ??= setTimeout(() => void this.flush(), FLUSH_MS)
     this.#timer.unref()
   }
 
-  flush(): Promise<void> {
+  /** False: some are not written down, and the file does not say so. */
+  async flush(): Promise<boolean> {
     clearTimeout(this.#timer)
     this.#timer = undefined
     this.#writing = this.#writing.then(() => this.#write())
-    return this.#writing
+    await this.#writing
+    return this.#lost === 0
   }
 
   async #write(): Promise<void> {
+    const { file } = this
     const [lines, lost] = [this.#pending, this.#lost]
+    if (file === false || lines.length + lost === 0) return
     this.#pending = []
     this.#lost = 0
-    const path = this.#path
-    if (lines.length === 0 || path === false) return
-    if (lost > 0) lines.push(`${JSON.stringify({ time: new Date().toISOString(), lost })}\n`)
+    const { path, bytesMax } = file
+    // A line of its own, whatever a disk that was full has left of the one before.
+    const text = lost === 0 ? lines.join('') : `\n${[...lines, lineOf({ lost })].join('')}`
     try {
       const size = await stat(path).then(
         stats => stats.size,
         () => 0,
       )
-      if (size > FILE_BYTES_MAX) await rename(path, `${path}.1`)
-      await appendFile(path, lines.join(''), { mode: 0o640 })
+      if (size > bytesMax) await rename(path, `${path}.1`)
+      await appendFile(path, text, { mode: 0o640 })
     } catch (error) {
+      this.#lost += lost + lines.length
       this.log.error({ error: String(error), lines: lines.length }, 'deliveries could not be written down')
     }
   }
+}
+
+function lineOf(facts: Delivery | { readonly lost: number }): string {
+  return `${JSON.stringify({ time: new Date().toISOString(), ...facts })}\n`
 }

@@ -13,7 +13,7 @@ import { Packing } from '../batch/packing.js'
 import { Ahead } from './ahead.js'
 import { createApp } from './app.js'
 import { type Context, Streams } from './context.js'
-import { Deliveries } from './deliveries.js'
+import { Deliveries, type DeliveriesFile, OWN_FILE_BYTES_MAX } from './deliveries.js'
 import { Metrics } from './metrics.js'
 import { Objects } from './objects.js'
 import { OpenPackages } from './open-packages.js'
@@ -26,7 +26,7 @@ const PROBE_MS = 2000
 
 /**
  * Runs until SIGTERM or SIGINT. `onReady` is told where it listens. Throws CACHE_IN_USE (the socket has a sidecar), LOCAL_IO
- * (a socket cannot be made), DAEMON_UNAVAILABLE.
+ * (a socket cannot be made, deliveries could not be written down), DAEMON_UNAVAILABLE.
  */
 export async function runLoader(
   options: LoaderOptions,
@@ -45,7 +45,7 @@ export async function runLoader(
   const ahead = new Ahead(resident, { bytesMax, log })
   const sessions = new Sessions(options.leaseTimeoutMs)
   const packing = new Packing({ rehash: options.rehash })
-  const deliveries = new Deliveries(options.deliveriesPath ?? join(cacheDir, 'loader', 'v1', 'deliveries.ndjson'), log)
+  const deliveries = new Deliveries(deliveriesFile(options), log)
   const streams = new Streams(options.streamsMax)
   const metrics = new Metrics({
     streams: () => streams.count,
@@ -68,6 +68,7 @@ export async function runLoader(
     streams,
   }
 
+  let isAllWritten = false
   const apps: FastifyInstance[] = []
   const addresses: string[] = []
   const stopping = new Promise<string>(resolve => {
@@ -118,13 +119,20 @@ export async function runLoader(
     sessions.close()
     ahead.close()
     resident.close()
-    await deliveries.flush()
+    isAllWritten = await deliveries.flush()
     await objects.close()
     await packing.close()
     packages.close()
     await plans.close()
     source.close()
   }
+  if (!isAllWritten) throw new BobbinError('LOCAL_IO', 'some deliveries are not written down, and nothing says which')
+}
+
+function deliveriesFile({ deliveriesPath: path, daemon: { cacheDir } }: LoaderOptions): DeliveriesFile | false {
+  if (path === false) return false
+  if (path !== undefined) return { path, bytesMax: Number.POSITIVE_INFINITY }
+  return { path: join(cacheDir, 'loader', 'v1', 'deliveries.ndjson'), bytesMax: OWN_FILE_BYTES_MAX }
 }
 
 /** Makes the folder, and removes a socket that nobody listens on. Throws CACHE_IN_USE. */

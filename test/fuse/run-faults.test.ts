@@ -1,10 +1,11 @@
 /** What goes wrong under `bobbin run --host`: full disks, processes that die, signals, packages that are gone, hostile names. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { runProgram } from '../support/cli.js'
+import { AS_USERS_DO, runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
+import { bobbinPath } from '../support/parts.js'
 import { parentOf, processesWith } from '../support/processes.js'
 import { exitOf, factsOf, isComplete, type RunAnswer, Runs, readsOf, started } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
@@ -144,6 +145,78 @@ t.test('a signal while the manifest is on its way leaves no mount of those befor
   }
 })
 
+t.test('a run that is killed while it is prepared is cleaned up by the next look at runs', async t => {
+  const source = await startHeldServer()
+  t.teardown(() => source.stop())
+  const far = new Runs(join(folder, 'killed-early'), source.env)
+  t.teardown(() => far.cli.try('stop', '--force'))
+  await far.commit({ 'code.txt': 'the code' })
+  source.hold()
+  const [first, second] = [join(far.folder, 'first'), join(far.folder, 'second')]
+  const never = `s3://held/test/far@${'1'.repeat(64)}:${second}`
+  const child = started(
+    far.start('--host', '--mount', `${written.reference}:${first}`, '--mount', never, ...shell('true')),
+  )
+  await until('the first one is mounted', () => mountsBelow(far.folder).length === 1 && source.waiting > 0, 30_000)
+  child.process.kill('SIGKILL')
+  await child.ended
+  t.equal(mountsBelow(far.folder).length, 1)
+  source.release()
+  const [row] = await far.cli.rows<{ runId: string; state: string }>('runs')
+  t.equal(row?.state, 'killed')
+  nothingIsLeft(t, far, row!.runId)
+  t.notOk(existsSync(first), 'nor the mountpoint that it has made')
+})
+
+t.test("nothing is done because a stranger's record says so", async t => {
+  const run = await runs.run('--host', ...mount, ...shell(`cat ${at(1)} > /dev/null`))
+  const [stranger, victim, hit] = ['stranger', 'victim', 'hit'].map(name => join(folder, name))
+  mkdirSync(victim!)
+  cpSync(run.record, stranger!, { recursive: true })
+  const { finishedOn: _, exitCode: __, ...unfinished } = factsOf(run)
+  const victims = unfinished.mounts.map(one => ({ ...one, mountpoint: victim! }))
+  const edit = (facts: object) => writeFileSync(join(stranger!, 'run.json'), JSON.stringify(facts))
+  const verbs = [['record', 'verify'], ['record', 'push'], ['reproduce'], ['runs']]
+  for (const [facts, codes, words] of [
+    [{ ...unfinished, pid: 2 ** 22 - 1, mounts: victims }, [2, 0], /not over yet|running/],
+    [{ ...unfinished, engine: { name: `./${hit}`, version: '1' } }, [13], /run.json is no record/],
+    [{ ...unfinished, outputs: [{ path: '../../x', size: 1, sha256: 'a'.repeat(64) }] }, [13], /run.json is no record/],
+    [{ ...unfinished, mounts: [{ ...victims[0], topHash: '--x' }] }, [13], /run.json is no record/],
+  ] as const) {
+    edit(facts)
+    for (const verb of verbs) {
+      const target = verb[1] === 'push' ? [`file://${folder}/never/test/model`] : []
+      const { status, stdout, stderr } = await runs.bobbin(...verb, stranger!, ...target)
+      t.ok(
+        codes.some(code => code === status),
+        `${verb.join(' ')}: ${status} ${stderr}`,
+      )
+      t.match(stdout + stderr, words)
+    }
+  }
+  t.ok(existsSync(victim!), 'a folder stays')
+  edit({ ...factsOf(run), finishedOn: run.runId })
+  t.equal((await runs.bobbin('record', 'verify', stranger!)).status, 13)
+})
+
+t.test('a record is the same on another machine, whose runs are left alone', async t => {
+  const run = await runs.run('--host', ...mount, ...shell(`cat ${at(1)} > /dev/null`))
+  const [command, ...before] = AS_USERS_DO
+  const words = [command!, ...before, process.execPath, bobbinPath, 'record', 'verify', run.record]
+  const env = { ...process.env, BOBBIN_STATE: runs.state, BOBBIN_CACHE: runs.cli.cacheDir }
+  const there = ['--map-root-user', '--uts', 'sh', '-c', 'hostname elsewhere && exec "$@"', 'sh', ...words]
+  const { status, stderr } = await runProgram('unshare', there, { env })
+  t.equal(status, 0, stderr)
+
+  const { finishedOn: _, exitCode: __, ...unfinished } = factsOf(run)
+  const text = JSON.stringify({ ...unfinished, host: 'elsewhere', pid: 2 ** 22 - 1 })
+  writeFileSync(join(run.record, 'run.json'), text)
+  const rows = await runs.cli.rows<{ runId: string; state: string }>('runs')
+  t.equal(rows.find(({ runId }) => runId === run.runId)?.state, 'running on elsewhere')
+  t.equal(readFileSync(join(run.record, 'run.json'), 'utf8'), text)
+  rmSync(run.record, { recursive: true })
+})
+
 t.test('a mount that dies under a run is noticed, and nothing hangs (S50)', async t => {
   const go = join(folder, 'go')
   const script = `cat ${at(5)} > /dev/null; echo ready; while ! test -e ${go}; do sleep 0.05; done; cat ${at(6)} > /dev/null`
@@ -273,8 +346,8 @@ t.test('names that look like options of git or of a program are names', async t 
     t.equal(cloned.status, 10, cloned.stderr)
     edited({ remote: other, commit: '--orphan=x' })
     const checkedOut = await runs.bobbin('reproduce', made.record)
-    t.equal(checkedOut.status, 2, checkedOut.stderr)
-    t.match(checkedOut.stderr, /not a commit/)
+    t.equal(checkedOut.status, 13, checkedOut.stderr)
+    t.match(checkedOut.stderr, /no record of a run/)
   }
   t.notOk(existsSync(hit), 'nothing of it was run')
 })

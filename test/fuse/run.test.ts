@@ -3,9 +3,10 @@ import { createHash } from 'node:crypto'
 import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { runProgram } from '../support/cli.js'
+import { AS_USERS_DO, runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
+import { bobbinPath } from '../support/parts.js'
 import { writeRegistry } from '../support/registry.js'
 import { exitOf, factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
@@ -217,6 +218,10 @@ t.test('a signed record is checked, and one that was edited by a byte is refused
     writeFileSync(path, bytes)
   }
   t.equal((await verify()).status, 0)
+  const [command, ...before] = AS_USERS_DO
+  const nonsense = ['-C', run.record, command!, ...before, process.execPath, bobbinPath, 'runs', 'nonsense']
+  const within = await runProgram('env', nonsense)
+  t.equal(within.status, 10, 'a word is no folder, also in one of a record')
   const other = join(folder, 'other.pem')
   await runProgram('sh', ['-c', `openssl genpkey -algorithm ed25519 | openssl pkey -pubout -out ${other}`])
   const refused = await runs.bobbin('record', 'verify', run.record, '--public-key', other)
@@ -365,13 +370,17 @@ open(sys.argv[2], 'rb').read()`
 
 t.test('records of several nodes become one', async t => {
   const [a, b] = [
-    await runs.run('--host', ...mount, ...train(at(0), at(1))),
-    await runs.run('--host', ...mount, ...train(at(0), at(1))),
+    await runs.run('--host', ...mount, '--output', join(folder, 'a'), '-e', 'RANK=0', ...train(at(0), at(1))),
+    await runs.run('--host', ...mount, '--output', join(folder, 'b'), '-e', 'RANK=1', ...train(at(0), at(1))),
   ]
   const { stdout, status, stderr } = await runs.bobbin('record', 'merge', a.runId, b.runId, '--json')
   t.equal(status, 0, stderr)
   const merged = JSON.parse(stdout) as RunAnswer & { nodes: object[] }
-  t.match(merged.nodes, [{ runId: a.runId }, { runId: b.runId }])
+  t.match(merged.nodes, [
+    { runId: a.runId, env: { RANK: '0' } },
+    { runId: b.runId, env: { RANK: '1' } },
+  ])
+  t.equal(new Set((factsOf(merged).outputs ?? []).map(({ path }) => path)).size, 2, 'each has its own outputs')
   t.same(
     readsOf(merged).map(({ key, count }) => [key, count]),
     [
@@ -380,6 +389,9 @@ t.test('records of several nodes become one', async t => {
     ],
   )
   t.equal((await runs.bobbin('record', 'verify', merged.runId)).status, 0)
+  const again = await runs.bobbin('reproduce', merged.runId)
+  t.equal(again.status, 2)
+  t.match(again.stderr, /of 2 nodes/)
   const other = await runs.run('--host', ...mount, ...train(at(2)))
   const refused = await runs.bobbin('record', 'merge', a.runId, other.runId)
   t.equal(refused.status, 2)

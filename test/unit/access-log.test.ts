@@ -83,6 +83,22 @@ t.test('where numbers are missing, the log says how many', async t => {
   t.equal(next.count, 4)
 })
 
+t.test('logs of mounts that last are kept, however many there are', async t => {
+  const folder = t.testdir()
+  const append = (mount: number, mountedAt: number) => {
+    const log = new AccessLog(folder, mount, { ...FACTS, mountedAt })
+    log.append(0, records(mount))
+    return log
+  }
+  const ended = append(1, FACTS.mountedAt)
+  ended.close()
+  const lasting = append(2, FACTS.mountedAt + 1)
+  for (let i = 3; i < 105; i++) append(i, FACTS.mountedAt + i).close()
+  t.notOk(existsSync(ended.path), 'the oldest of those that have ended goes')
+  t.strictSame(read(lasting.path), [2])
+  lasting.close()
+})
+
 t.test('a full disk loses records, which are counted when there is room again', async t => {
   const disk = smallDisk(t, 1)
   if (disk === undefined) return
