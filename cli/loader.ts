@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/model/index.js'
-import { LOADER_DEFAULTS, type LoaderOptions } from '../loader/http/options.js'
+import { LOADER_DEFAULTS, type LoaderOptions, TOKEN_HELP } from '../loader/http/options.js'
 import { runLoader } from '../loader/http/service.js'
 import { Output } from './output.js'
 import { type CommonFlags, readSettings } from './settings.js'
@@ -13,6 +13,7 @@ interface LoaderFlags extends CommonFlags {
   readonly stepTimeout?: string
   readonly leaseTimeout?: string
   readonly drainTimeout?: string
+  readonly stuckTimeout?: string
   readonly ahead?: string
   readonly streamsMax?: string
   readonly rehash?: boolean
@@ -32,7 +33,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
   const output = new Output(flags)
   const listenFds = inheritedSockets()
   const listen = flags.listen === undefined ? undefined : parseListen(flags.listen)
-  const token = listen && readToken(flags)
+  const token = readToken(flags, listen !== undefined)
   const isElsewhere = listenFds.length > 0 || (listen !== undefined && flags.socket === undefined)
   const socketPath = isElsewhere
     ? undefined
@@ -47,6 +48,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
     stepTimeoutMs: duration('--step-timeout', flags.stepTimeout) ?? LOADER_DEFAULTS.stepTimeoutMs,
     leaseTimeoutMs: duration('--lease-timeout', flags.leaseTimeout) ?? LOADER_DEFAULTS.leaseTimeoutMs,
     drainTimeoutMs: duration('--drain-timeout', flags.drainTimeout) ?? LOADER_DEFAULTS.drainTimeoutMs,
+    stuckTimeoutMs: duration('--stuck-timeout', flags.stuckTimeout) ?? LOADER_DEFAULTS.stuckTimeoutMs,
     aheadBytesMax: flags.ahead === undefined ? undefined : named('--ahead', () => parseBytes(flags.ahead!)),
     streamsMax: flags.streamsMax === undefined ? LOADER_DEFAULTS.streamsMax : count('--streams-max', flags.streamsMax),
     rehash: flags.rehash ?? false,
@@ -86,7 +88,7 @@ function parseListen(text: string): { host: string; port: number } {
 }
 
 /** Over TCP anybody could ask, so there is no listening without a token. */
-function readToken({ tokenFile }: LoaderFlags): string {
+function readToken({ tokenFile }: LoaderFlags, isNeeded: boolean): string | undefined {
   let token = process.env.BOBBIN_LOADER_TOKEN ?? ''
   delete process.env.BOBBIN_LOADER_TOKEN
   if (tokenFile !== undefined) {
@@ -97,10 +99,8 @@ function readToken({ tokenFile }: LoaderFlags): string {
     }
   }
   if (token.length >= TOKEN_LENGTH_MIN) return token
-  throw new BobbinError(
-    'INVALID_ARGUMENT',
-    `--listen needs a token of at least ${TOKEN_LENGTH_MIN} characters, in a file (--token-file) or in BOBBIN_LOADER_TOKEN: openssl rand -hex 32 > token`,
-  )
+  if (token === '' && tokenFile === undefined && !isNeeded) return undefined
+  throw new BobbinError('INVALID_ARGUMENT', `--listen needs a token: ${TOKEN_HELP}`)
 }
 
 function duration(name: string, text: string | undefined): number | undefined {

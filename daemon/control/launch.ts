@@ -1,6 +1,6 @@
 /** Starts the daemon in the background, for a command that needs one. */
 import { spawn } from 'node:child_process'
-import { mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, localError } from '../model/index.js'
@@ -25,6 +25,7 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
   // It belongs to no run, whoever has started it (cli/run/leftovers.ts).
   const { BOBBIN_RUN: _, ...env } = process.env
   const child = spawn(argv[0]!, argv.slice(1), { detached: true, cwd: '/', stdio: ['ignore', 'ignore', log], env })
+  closeSync(log)
   child.unref()
   let exitCode: number | null | undefined
   child.once('exit', code => {

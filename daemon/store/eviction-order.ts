@@ -21,6 +21,8 @@ interface Resting<T> {
 
 /** Room in a queue for what rests no more, before it is cleared out. */
 const STALE_MAX = 1024
+/** Clearing out looks at everything: at most once in so many changes as this part of all. */
+const CLEARED_PART = 1 / 16
 
 export class EvictionOrder<T extends { readonly id: string }> {
   readonly #resting = new Map<string, Resting<T>>()
@@ -30,6 +32,8 @@ export class EvictionOrder<T extends { readonly id: string }> {
   #clock = 0
   #turns = 0
   #nextExpiry = 0
+  /** Since the queues were cleared out. */
+  #changes = 0
 
   get size(): number {
     return this.#resting.size
@@ -47,6 +51,7 @@ export class EvictionOrder<T extends { readonly id: string }> {
     this.#resting.set(record.id, resting)
     const queue = nextUse === undefined ? this.#unknown : this.#announced
     queue.push(resting)
+    this.#changes++
     if (queue.length > 2 * this.#resting.size + STALE_MAX) this.#rebuild()
   }
 
@@ -57,7 +62,8 @@ export class EvictionOrder<T extends { readonly id: string }> {
 
   /** The one to go, taken out. */
   take(): T | undefined {
-    if (this.#announced.length > 0 && this.#clock >= this.#nextExpiry) this.#rebuild()
+    const isWorthIt = ++this.#changes >= this.#resting.size * CLEARED_PART
+    if (isWorthIt && this.#announced.length > 0 && this.#clock >= this.#nextExpiry) this.#rebuild()
     const farthest = this.#first(this.#announced)
     const oldest = this.#first(this.#unknown)
     const isFarther =
@@ -86,6 +92,7 @@ export class EvictionOrder<T extends { readonly id: string }> {
 
   /** Clears out what rests no more, and takes uses that have passed for unknown ones. */
   #rebuild(): void {
+    this.#changes = 0
     const unknown = this.#unknown.data.filter(resting => this.#rests(resting))
     const announced: Resting<T>[] = []
     let span = 0

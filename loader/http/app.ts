@@ -14,22 +14,22 @@ import { problemAnswer } from './problem.js'
 
 /** A list of 10,000 entries with long keys fits. */
 const BODY_BYTES_MAX = 8 * 2 ** 20
-/** A client that takes no byte, or a connection that nobody uses, for so long. */
-const STUCK_MS = 30_000
+/** A connection that nobody uses. */
+const IDLE_MS = 30_000
 const OPEN_TO_ALL = ['/livez', '/readyz', '/metrics']
 
-/** `token`: asked of everybody; `undefined`: whoever reaches the socket is let in. */
-export async function createApp(context: Context, token: string | undefined): Promise<FastifyInstance> {
+/** `token`: what is asked of everybody, `undefined` lets nobody in; false: whoever reaches the socket may come in. */
+export async function createApp(context: Context, token: () => string | undefined | false): Promise<FastifyInstance> {
   const app = Fastify({
     bodyLimit: BODY_BYTES_MAX,
-    keepAliveTimeout: STUCK_MS,
+    keepAliveTimeout: IDLE_MS,
     // A misspelt option is an error, not ignored; numbers are no text.
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     routerOptions: { maxParamLength: 4096 },
     // A path that cannot be decoded finds no route, and so no error handler either.
     frameworkErrors: (error, _request, reply) => answerProblem(reply, error),
   })
-  dropStuckClients(app)
+  dropStuckClients(app, context.options.stuckTimeoutMs)
 
   app.setErrorHandler((error, request, reply) => {
     const status = answerProblem(reply, error).statusCode
@@ -46,15 +46,15 @@ export async function createApp(context: Context, token: string | undefined): Pr
       new BobbinError('ENTRY_NOT_FOUND', `no ${method} ${url.slice(0, 200)} here; /openapi.json says what there is`),
     ),
   )
-  if (token !== undefined) {
-    app.addHook('onRequest', async request => {
-      if (!OPEN_TO_ALL.includes(request.url) && !hasToken(request, token))
-        throw new BobbinError(
-          'UNAUTHENTICATED',
-          'this address asks for a token: Authorization: Bearer TOKEN, or http://bobbin:TOKEN@HOST',
-        )
-    })
-  }
+  app.addHook('onRequest', async request => {
+    const wanted = token()
+    if (wanted === false || OPEN_TO_ALL.includes(request.url)) return
+    if (wanted === undefined || !hasToken(request, wanted))
+      throw new BobbinError(
+        'UNAUTHENTICATED',
+        'this address asks for a token: Authorization: Bearer TOKEN, or http://bobbin:TOKEN@HOST',
+      )
+  })
 
   await app.register(swagger, {
     openapi: {
@@ -79,15 +79,15 @@ function answerProblem(reply: FastifyReply, error: unknown): FastifyReply {
  * A client that stopped reading would hold its leases and buffers for ever. Node.js fires this only when not a byte
  * of what is written has moved; a request that waits for its objects has nothing to write, and is left alone.
  */
-function dropStuckClients(app: FastifyInstance): void {
+function dropStuckClients(app: FastifyInstance, timeoutMs: number): void {
   const answering = new WeakSet<Socket>()
   app.server.on('request', ({ socket }: IncomingMessage, response: ServerResponse) => {
     answering.add(socket)
     response.once('close', () => answering.delete(socket))
   })
-  app.server.setTimeout(STUCK_MS)
+  app.server.setTimeout(timeoutMs)
   app.server.on('timeout', (socket: Socket) => {
-    if (answering.has(socket) && socket.writableLength === 0) socket.setTimeout(STUCK_MS)
+    if (answering.has(socket) && socket.writableLength === 0) socket.setTimeout(timeoutMs)
     else socket.destroy()
   })
 }

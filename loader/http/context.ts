@@ -9,7 +9,7 @@ import type { Objects } from './objects.js'
 import type { OpenPackages } from './open-packages.js'
 import type { LoaderOptions } from './options.js'
 import type { Plans } from './plans.js'
-import { sendProblem } from './problem.js'
+import { problemAnswer, sendProblem } from './problem.js'
 import type { Sessions } from './sessions.js'
 
 export interface Context {
@@ -94,7 +94,8 @@ export async function stream(
     metrics.answered(request.routeOptions.url ?? '', reply.raw.statusCode, performance.now() - started)
   } catch (error) {
     const isClients = hasCode(error, 'INTERRUPTED')
-    metrics.answered(request.routeOptions.url ?? '', isClients ? 499 : 500, performance.now() - started)
+    const status = isClients ? 499 : reply.raw.headersSent ? 500 : problemAnswer(error).status
+    metrics.answered(request.routeOptions.url ?? '', status, performance.now() - started)
     if (!isClients)
       log[reply.raw.headersSent ? 'error' : 'warn']({ url: request.url, error: String(error) }, 'an answer failed')
     sendProblem(reply.raw, error)

@@ -48,6 +48,8 @@ const RETRY_MS = 100
 const RENEW_MS = 10_000
 /** Releases wait so long for others to go with them. */
 const RELEASE_MS = 20
+/** Kept for a daemon that is not there; one that is gone for long holds nothing. */
+const RELEASES_MAX = 100_000
 
 export class Objects {
   readonly #owner = randomBytes(9).toString('base64url')
@@ -56,6 +58,9 @@ export class Objects {
   #releases: { lease: string; distances?: readonly number[] }[] = []
   #releaseTimer: NodeJS.Timeout | undefined
   #client: DaemonClient | undefined
+  /** Who waits for a daemon waits for one and the same. */
+  #connecting: Promise<DaemonClient> | undefined
+  #renewing: Promise<void> | undefined
   #leases = 0
   #isClosed = false
 
@@ -75,6 +80,13 @@ export class Objects {
   /** Starts the daemon when none runs. */
   async #connect(): Promise<DaemonClient> {
     if (this.#client !== undefined) return this.#client
+    this.#connecting ??= this.#findDaemon().finally(() => {
+      this.#connecting = undefined
+    })
+    return this.#connecting
+  }
+
+  async #findDaemon(): Promise<DaemonClient> {
     const { client, isStarted } = await ensureDaemon(this.daemon)
     if (isStarted) this.log.info({ daemon: client.pid }, 'started the daemon')
     this.#client = client
@@ -187,27 +199,43 @@ export class Objects {
   async #flush(): Promise<void> {
     clearTimeout(this.#releaseTimer)
     this.#releaseTimer = undefined
+    // They go with the first renewal of the next connection: it may be the same daemon, which was slow for a moment.
+    if (this.#client === undefined) this.#releases = this.#releases.slice(-RELEASES_MAX)
+    if (this.#releases.length === 0 || this.#client === undefined) return
     const leases = this.#releases
     this.#releases = []
-    if (leases.length === 0 || this.#client === undefined) return
-    // A daemon that is not there holds nothing of ours.
-    await this.#client
-      .releaseObjects({
+    try {
+      await this.#client.releaseObjects({
         owner: this.#owner,
         leases: leases.map(({ lease, distances }) => (distances ? { lease, distances: [...distances] } : { lease })),
       })
-      .catch(() => {})
+    } catch {
+      // A daemon that has died holds nothing of ours, and to let go of nothing is no error.
+      this.#releases = [...leases, ...this.#releases].slice(-RELEASES_MAX)
+    }
   }
 
-  async #renew(): Promise<void> {
+  #renew(): Promise<void> {
+    this.#renewing ??= this.#renewOnce().finally(() => {
+      this.#renewing = undefined
+    })
+    return this.#renewing
+  }
+
+  async #renewOnce(): Promise<void> {
     if (this.#client === undefined) return
-    const held = [...this.#held]
+    const before = [...this.#held]
     try {
       const { leases } = await this.#client.renewOwner({ owner: this.#owner, facts: this.facts })
-      if (leases > 0 || held.length === 0) return
+      void this.#flush()
+      // Held before and behind that call, so the daemon had them when it counted; it may have others of ours besides.
+      const held = before.filter(([lease]) => this.#held.has(lease))
+      if (leases >= held.length) return
       this.log.warn({ leases: held.length }, 'the daemon is another one: what is in use is leased again')
       for (const [lease, { address, inos }] of held) {
-        if (this.#held.has(lease)) await this.#fill(lease, address, inos, 'demand', undefined)
+        if (!this.#held.has(lease)) continue
+        await this.#fill(lease, address, inos, 'demand', undefined)
+        if (!this.#held.has(lease)) this.#release(lease)
       }
     } catch (error) {
       this.log.warn({ error: String(error) }, 'the daemon does not answer')

@@ -18,6 +18,8 @@ export interface LoaderOptions {
   readonly drainTimeoutMs: number
   /** Leased ahead of all streams together; `undefined`: AHEAD_BYTES, or a quarter of the store where that is less. */
   readonly aheadBytesMax?: number | undefined
+  /** A client that takes no byte of an answer for so long is cut off. */
+  readonly stuckTimeoutMs: number
   /** Answers under way; each holds up to two chunks (4 MiB). */
   readonly streamsMax: number
   /** Where what was delivered is written down; `undefined`: in the cache; false: nowhere. */
@@ -30,8 +32,14 @@ export const LOADER_DEFAULTS = {
   stepTimeoutMs: 30_000,
   leaseTimeoutMs: 120_000,
   drainTimeoutMs: 30_000,
-  streamsMax: 64,
+  // Training may rest while it evaluates or saves; a client that has died is noticed by its connection.
+  stuckTimeoutMs: 600_000,
+  // 8 ranks of 16 workers, each with an answer on its way: 1 GiB if none of them reads.
+  streamsMax: 256,
 } as const
 
 /** A minute of a 1 Gb/s link, a few batches of the largest samples. */
 export const AHEAD_BYTES = 4 * 2 ** 30
+
+export const TOKEN_HELP =
+  'at least 16 characters, in a file (--token-file) or in BOBBIN_LOADER_TOKEN: openssl rand -hex 32 > token'

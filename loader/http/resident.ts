@@ -19,6 +19,8 @@ interface Residents {
 
 /** A set of numbers, about 50 bytes each. */
 const OBJECTS_MAX = 1_000_000
+/** The daemon takes 100,000 of an owner, and steps that are read need theirs. */
+const LEASES_MAX = 20_000
 const IDLE_MS = 120_000
 const SWEEP_MS = 5000
 
@@ -43,6 +45,7 @@ export class Resident {
   readonly #timer: NodeJS.Timeout
   #bytes = 0
   #objects = 0
+  #leases = 0
 
   constructor(
     private readonly objects: Objects,
@@ -115,13 +118,15 @@ export class Resident {
   }
 
   #keep({ id }: OpenPlan, own: Residents, lease: Lease, objects: number, bytes: number): boolean {
-    const isFull = this.#bytes + bytes > this.bytesMax || this.#objects + objects > OBJECTS_MAX
+    const isFull =
+      this.#bytes + bytes > this.bytesMax || this.#objects + objects > OBJECTS_MAX || this.#leases >= LEASES_MAX
     if (isFull || this.#plans.get(id) !== own) return false
     own.leases.push(lease)
     own.bytes += bytes
     own.objects += objects
     this.#bytes += bytes
     this.#objects += objects
+    this.#leases++
     return true
   }
 
@@ -136,6 +141,7 @@ export class Resident {
     this.#plans.delete(id)
     this.#bytes -= own.bytes
     this.#objects -= own.objects
+    this.#leases -= own.leases.length
     for (const lease of own.leases) lease.release()
   }
 }

@@ -17,7 +17,7 @@ import { Deliveries, type DeliveriesFile, OWN_FILE_BYTES_MAX } from './deliverie
 import { Metrics } from './metrics.js'
 import { Objects } from './objects.js'
 import { OpenPackages } from './open-packages.js'
-import { AHEAD_BYTES, type LoaderOptions } from './options.js'
+import { AHEAD_BYTES, type LoaderOptions, TOKEN_HELP } from './options.js'
 import { Plans } from './plans.js'
 import { Resident } from './resident.js'
 import { Sessions } from './sessions.js'
@@ -75,38 +75,35 @@ export async function runLoader(
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve(signal))
   })
   try {
-    const listen = async (
-      token: string | undefined,
-      what: string,
-      where: { fd: number } | { path: string } | { host: string; port: number },
-    ) => {
-      const app = await createApp(context, token)
+    const listen = async (what: string, where: { fd: number } | { path: string } | { host: string; port: number }) => {
+      // Over TCP anybody could ask, also where systemd listens for us: only a socket that listens tells what it is.
+      let isTcp = true
+      const app = await createApp(context, () => (isTcp ? options.token : false))
       apps.push(app)
       await new Promise<void>((resolve, reject) => {
         app.server.once('error', error => reject(localError(`listen on ${what}`, error)))
         app.server.listen(where, resolve)
       })
-      addresses.push(what)
-      return app
+      // Of a unix socket: its path, or null where somebody else has made it.
+      const address = app.server.address()
+      isTcp = typeof address === 'object' && address !== null
+      if (isTcp && options.token === undefined)
+        throw new BobbinError('INVALID_ARGUMENT', `${what} is TCP, which needs a token: ${TOKEN_HELP}`)
+      addresses.push('host' in where && typeof address === 'object' ? `http://${where.host}:${address?.port}` : what)
     }
     if (options.socketPath !== undefined) {
-      await listen(undefined, `unix:${options.socketPath}`, { path: options.socketPath })
+      await listen(`unix:${options.socketPath}`, { path: options.socketPath })
       // The cache's group, as the objects are; the folder keeps others out.
       chmodSync(options.socketPath, 0o660)
     }
-    for (const fd of options.listenFds) await listen(undefined, `descriptor ${fd}`, { fd })
-    if (options.listen !== undefined) {
-      const { host } = options.listen
-      const app = await listen(options.token, `http://${host}:${options.listen.port}`, options.listen)
-      const address = app.server.address()
-      if (typeof address === 'object' && address !== null)
-        addresses[addresses.length - 1] = `http://${host}:${address.port}`
-    }
+    for (const fd of options.listenFds) await listen(`descriptor ${fd}`, { fd })
+    if (options.listen !== undefined)
+      await listen(`http://${options.listen.host}:${options.listen.port}`, options.listen)
     log.info({ addresses, cache: cacheDir }, 'the loader is ready')
     onReady(addresses)
     const reason = await stopping
     log.info({ reason, streams: streams.count }, 'the loader stops')
-    // Idle connections get no more answers; what is under way goes on.
+    // Idle connections get no more answers; what is under way goes on. The socket's name is free for the next one.
     for (const app of apps) app.server.close()
     if (!(await streams.drain(options.drainTimeoutMs)))
       log.warn({ streams: streams.count }, 'answers were not finished in time and are cut off')
@@ -115,7 +112,6 @@ export async function runLoader(
       app.server.closeAllConnections()
       await app.close()
     }
-    if (options.socketPath !== undefined && addresses.length > 0) rmSync(options.socketPath, { force: true })
     sessions.close()
     ahead.close()
     resident.close()
