@@ -151,10 +151,11 @@ export class Fetcher {
     await Promise.allSettled(flights.map(flight => flight.object))
   }
 
-  #start(id: string, spec: ObjectSpec, { label }: FetchOptions): Flight {
-    if (this.#line.waiting >= WAITING_MAX) {
-      throw new BobbinError('UPSTREAM_UNAVAILABLE', `${label ?? id}: ${WAITING_MAX} fetches are waiting already`)
-    }
+  #start(id: string, spec: ObjectSpec, { label, priority }: FetchOptions): Flight {
+    // What is only fetched ahead leaves room for those that somebody waits for.
+    const max = priority === 'ahead' ? WAITING_MAX / 2 : WAITING_MAX
+    if (this.#line.waiting >= max)
+      throw new BobbinError('UPSTREAM_UNAVAILABLE', `${label ?? id}: ${max} fetches are waiting already`)
     const controller = new AbortController()
     const flight: Flight = {
       // Begins only when somebody has asked for it, and so knows whether it is demanded.

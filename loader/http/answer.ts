@@ -37,6 +37,8 @@ export interface AnswerHead {
 
 /** Filled while the one before is written. */
 const CHUNKS_IN_FLIGHT = 2
+/** Whoever asks waits for the first one; to fill a whole one takes longer than all else that comes before the first byte. */
+const FIRST_CHUNK_BYTES = 2 ** 18
 
 export interface ByteSpan {
   readonly from: number
@@ -116,7 +118,8 @@ export async function sendLayout(options: {
   const chunks: { readonly to: number; readonly bytes: Promise<Uint8Array> }[] = []
   const ask = () => {
     if (asked >= span.to) return
-    const [from, to] = [asked, Math.min(asked + CHUNK_BYTES, span.to)]
+    const bytesMax = asked === span.from ? FIRST_CHUNK_BYTES : CHUNK_BYTES
+    const [from, to] = [asked, Math.min(asked + bytesMax, span.to)]
     const bytes = fill(from, to)
     // Whoever takes it sees the error; until then it is nobody's.
     bytes.catch(() => {})

@@ -8,7 +8,7 @@ import { startPodman } from '../support/docker.js'
 import { factsOf, type RunAnswer, Runs, readsOf, started } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
-t.setTimeout(200_000)
+t.setTimeout(600_000)
 
 const podman = await startPodman(t)
 const folder = testFolder(t)

@@ -13,7 +13,7 @@ import { exitOf, isComplete, type RunAnswer, Runs, started } from '../support/ru
 import { writeSamples } from '../support/samples.js'
 import { smallDisk } from '../support/small-disk.js'
 
-t.setTimeout(250_000)
+t.setTimeout(600_000)
 
 const docker = await startDocker(t)
 const folder = testFolder(t)

@@ -10,7 +10,7 @@ import { repository } from '../support/parts.js'
 import { factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 const docker = await startDocker(t)
 const folder = testFolder(t)

@@ -9,7 +9,7 @@ import { part, repository } from '../support/parts.js'
 import { type Dump, Quilt3 } from '../support/quilt3.js'
 import { startS3 } from '../support/s3-server.js'
 
-t.setTimeout(500_000)
+t.setTimeout(600_000)
 
 interface Row {
   readonly key: string
@@ -47,7 +47,7 @@ const resolve = (name: string) =>
     `${bucket}/${name}`,
   )
 
-t.test('the tutorial', { timeout: 450_000 }, async t => {
+t.test('the tutorial', { timeout: 550_000 }, async t => {
   const { status, stdout, stderr } = await runProgram(command!, [...before, script, work], {
     env: { ...process.env, ...env, ...person, ...committer, BUCKET: bucket, IMAGE: image, REMOTE: remote },
     timeoutMs: TUTORIAL_MS,

@@ -10,7 +10,7 @@ import { readOwner } from '../../daemon/store/index.js'
 import { bodyOf, cannotMount, mountsBelow, run, startDaemon, testFolder, until } from '../support/daemon.js'
 import { writeRegistry } from '../support/registry.js'
 
-t.setTimeout(120_000)
+t.setTimeout(600_000)
 
 const isRoot = process.getuid?.() === 0
 const needsRoot = isRoot ? false : 'needs root'

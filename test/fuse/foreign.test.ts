@@ -17,7 +17,7 @@ import { noise } from '../support/objects.js'
 import { repository } from '../support/parts.js'
 import { writeRegistry } from '../support/registry.js'
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 
 /** Of fio's file: above the size up to which an open waits for the whole object. */
 const FIO_BYTES = 12 * 2 ** 20

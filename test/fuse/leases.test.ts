@@ -9,7 +9,7 @@ import { startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
 
-t.setTimeout(120_000)
+t.setTimeout(600_000)
 
 const OBJECT_BYTES = 10_000
 const FILES = 20

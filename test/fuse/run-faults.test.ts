@@ -11,7 +11,7 @@ import { exitOf, factsOf, isComplete, type RunAnswer, Runs, readsOf, started } f
 import { writeSamples } from '../support/samples.js'
 import { smallDisk } from '../support/small-disk.js'
 
-t.setTimeout(200_000)
+t.setTimeout(600_000)
 const whyNot = cannotMount()
 if (whyNot) {
   t.plan(0, String(whyNot))

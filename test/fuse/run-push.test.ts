@@ -6,7 +6,7 @@ import { cannotMount, testFolder } from '../support/daemon.js'
 import { type RunAnswer, Runs, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 const whyNot = cannotMount()
 if (whyNot) {
   t.plan(0, String(whyNot))

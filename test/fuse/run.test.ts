@@ -11,7 +11,7 @@ import { writeRegistry } from '../support/registry.js'
 import { exitOf, factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 const whyNot = cannotMount()
 if (whyNot) {
   t.plan(0, String(whyNot))

@@ -11,7 +11,7 @@ import { noise } from '../support/objects.js'
 import { type WrittenPackage, writeRegistry } from '../support/registry.js'
 import { writeSamples } from '../support/samples.js'
 
-t.setTimeout(150_000)
+t.setTimeout(600_000)
 
 const PATHS = 'application/vnd.bobbin.paths+ndjson'
 const PROBLEM = /^application\/problem\+json/

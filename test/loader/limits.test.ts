@@ -16,7 +16,7 @@ import { bobbinPath } from '../support/parts.js'
 import { type FileContent, type WrittenPackage, writeRegistry } from '../support/registry.js'
 import { started } from '../support/runs.js'
 
-t.setTimeout(200_000)
+t.setTimeout(600_000)
 
 const MIB = 2 ** 20
 const PATHS = 'application/vnd.bobbin.paths+ndjson'
@@ -288,7 +288,7 @@ function wellFormed(text: string): string {
   return text.toWellFormed()
 }
 
-t.test('memory is bounded: 4 MiB an answer over what it has at rest (S35)', { timeout: 180_000 }, async t => {
+t.test('memory is bounded: 4 MiB an answer over what it has at rest (S35)', { timeout: 550_000 }, async t => {
   const [clients, files] = [8, 192]
   const written = await writeFiles(t, files, 4 * MIB)
   const loader = await startLoader(t)

@@ -9,7 +9,7 @@ import { startLoader } from '../support/loader.js'
 import type { WrittenPackage } from '../support/registry.js'
 import { writeSamples } from '../support/samples.js'
 
-t.setTimeout(200_000)
+t.setTimeout(600_000)
 
 const TOKEN = 'a-token-of-some-length'
 const SAMPLES = 50

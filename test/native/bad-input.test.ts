@@ -12,7 +12,7 @@ import { bodyOf, cannotMount, mountsBelow, run, small, startDaemon, testFolder, 
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
 
-t.setTimeout(250_000)
+t.setTimeout(600_000)
 
 const MIB = 2 ** 20
 const skip = cannotMount()

@@ -11,7 +11,7 @@ import { type HeldServer, startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
 import type { FileContent } from '../support/registry.js'
 
-t.setTimeout(200_000)
+t.setTimeout(600_000)
 
 const MIB = 2 ** 20
 const skip = cannotMount()

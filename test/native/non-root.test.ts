@@ -7,7 +7,7 @@ import { bodyOf, cannotMount, mountsBelow, run, startDaemon, testFolder } from '
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
 
-t.setTimeout(120_000)
+t.setTimeout(600_000)
 
 const NOBODY = 65_534
 const AS_NOBODY = ['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups']

@@ -24,7 +24,7 @@ import { noise } from '../support/objects.js'
 import { bobbinPath, repository } from '../support/parts.js'
 import { writeRegistry } from '../support/registry.js'
 
-t.setTimeout(200_000)
+t.setTimeout(600_000)
 
 const UNIT = join(repository, 'systemd/bobbin.service')
 const LOADER_UNITS = ['bobbin-loader.service', 'bobbin-loader.socket'] as const

@@ -17,7 +17,7 @@ import { type Dump, Quilt3 } from '../support/quilt3.js'
 import { type S3Server, s3ClientOf, startS3 } from '../support/s3-server.js'
 
 const MIB = 2 ** 20
-const TIMEOUT_MS = 280_000
+const TIMEOUT_MS = 600_000
 
 interface Stage {
   readonly server: S3Server

@@ -8,7 +8,7 @@ export interface Outcome {
   readonly stderr: string
 }
 
-const TIMEOUT_MS = 100_000
+const TIMEOUT_MS = 200_000
 
 /**
  * Without tap's loaders, which it puts into the environment of every child, and which make Node.js slow

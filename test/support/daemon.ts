@@ -212,7 +212,7 @@ export async function python<T>(script: string, ...args: readonly string[]): Pro
 }
 
 /** Waits until something is so; gives up after some seconds. */
-export async function until(what: string, isSo: () => boolean | Promise<boolean>, ms = 10_000): Promise<void> {
+export async function until(what: string, isSo: () => boolean | Promise<boolean>, ms = 60_000): Promise<void> {
   for (const deadline = Date.now() + ms; !(await isSo()); await sleep(20)) {
     if (Date.now() > deadline) throw new Error(`in vain: ${what}`)
   }
