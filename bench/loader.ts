@@ -69,6 +69,7 @@ class LoaderBench {
   #image!: WrittenPackage
   #tiny!: WrittenPackage
   #tcp = ''
+  #listening: readonly string[] = []
   /** Of sidecar and daemon. */
   #pids: readonly number[] = []
   #drain = ''
@@ -105,7 +106,8 @@ class LoaderBench {
     const tokenFile = join(folder, 'token')
     writeFileSync(tokenFile, TOKEN)
     this.#loader = loader
-    await loader.start('--socket', loader.socket, '--listen', '127.0.0.1:0', '--token-file', tokenFile)
+    this.#listening = ['--listen', '127.0.0.1:0', '--token-file', tokenFile]
+    await loader.start('--socket', loader.socket, ...this.#listening)
     this.#tcp = loader.addresses.find(address => address.startsWith('http:'))!
     const { daemon } = await loader.cli.json<{ daemon: { pid: number } }>('status')
     this.#pids = [loader.process.pid!, daemon.pid]
@@ -181,7 +183,8 @@ class LoaderBench {
     await this.#writeTars(plan)
     const rehash = new RunningLoader({ folder: this.folder })
     const rehashSocket = join(this.folder, 'rehash.sock')
-    await rehash.start('--rehash', '--socket', rehashSocket)
+    await rehash.start('--rehash', '--socket', rehashSocket, ...this.#listening)
+    const rehashTcp = new URL(rehash.addresses.find(address => address.startsWith('http:'))!).port
     const drained = (name: string, address: string) => async () => {
       const { stdout } = await runToEnd(this.#drain, [address, '2', ...shards], { env: { TOKEN } })
       const [bytes, seconds] = stdout.split(' ').map(Number)
@@ -193,6 +196,7 @@ class LoaderBench {
       rehash: 'sidecar --rehash, unix socket',
       nginxTcp: 'nginx, TCP',
       sidecarTcp: 'sidecar, TCP',
+      rehashTcp: 'sidecar --rehash, TCP',
     }
     await interleave(this.rounds, [
       drained(names.nginx, join(this.folder, 'nginx.sock')),
@@ -200,6 +204,7 @@ class LoaderBench {
       drained(names.rehash, rehashSocket),
       drained(names.nginxTcp, String(NGINX_PORT)),
       drained(names.sidecarTcp, new URL(this.#tcp).port),
+      drained(names.rehashTcp, rehashTcp),
     ])
     await rehash.end()
     this.#tables.push({
@@ -209,6 +214,7 @@ class LoaderBench {
     this.#ratio("sidecar, of nginx's sendfile, unix socket", names.sidecar, names.nginx, 0.8)
     this.#ratio("sidecar, of nginx's sendfile, TCP", names.sidecarTcp, names.nginxTcp, 0.8)
     this.#ratio("sidecar --rehash, of nginx's sendfile, unix socket", names.rehash, names.nginx, 0.45)
+    this.#ratio("sidecar --rehash, of nginx's sendfile, TCP", names.rehashTcp, names.nginxTcp, 0.45)
 
     const steps = Math.floor(this.sizes.images / BATCH)
     const { taken, first } = await this.#python<Record<'taken' | 'first', Record<'paths' | 'tar', number[]>>>(
