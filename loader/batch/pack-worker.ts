@@ -30,12 +30,15 @@ async function readFile(read: FileRead, bytes: Uint8Array): Promise<void> {
     throw error
   }
   try {
-    if (read.hash !== undefined) await rehash(fd, read)
+    // Most objects lie in one chunk as a whole: they are hashed where they will be sent from.
+    const isWhole = read.start === 0 && read.length === read.size
+    if (!isWhole && read.hash !== undefined) await rehash(fd, read)
     for (let done = 0; done < read.length; ) {
       const n = readSync(fd, bytes, read.at + done, read.length - done, read.start + done)
       if (n === 0) throw gone(read, 'is shorter than it was')
       done += n
     }
+    if (isWhole) await check(fd, read, [bytes.subarray(read.at, read.at + read.length)])
   } finally {
     closeSync(fd)
   }
@@ -45,16 +48,26 @@ function gone({ path }: FileRead, why: string): BobbinError {
   return new BobbinError('OBJECT_GONE', `the object's file ${path} ${why}`)
 }
 
-async function rehash(fd: number, { path, size, hash }: FileRead): Promise<void> {
-  const hasher = await createObjectHasher(hash!.type, size)
+async function rehash(fd: number, read: FileRead): Promise<void> {
   hashBuffer ??= Buffer.allocUnsafeSlow(HASH_BYTES)
+  await check(fd, read, piecesOf(fd, hashBuffer))
+}
+
+function* piecesOf(fd: number, buffer: Buffer): Generator<Uint8Array> {
   for (let done = 0; ; ) {
-    const n = readSync(fd, hashBuffer, 0, HASH_BYTES, done)
-    if (n === 0) break
-    hasher.update(hashBuffer.subarray(0, n))
+    const n = readSync(fd, buffer, 0, buffer.length, done)
+    if (n === 0) return
+    yield buffer.subarray(0, n)
     done += n
   }
-  const found = await hasher.digest()
-  if (fstatSync(fd).size === size && found === hash!.hex) return
-  throw new BobbinError('OBJECT_CORRUPT', `${path} hashes to ${found}, not to ${hash!.hex}`)
+}
+
+/** Throws OBJECT_CORRUPT unless these pieces are the object, and all of its file. */
+async function check(fd: number, { path, size, hash }: FileRead, pieces: Iterable<Uint8Array>): Promise<void> {
+  if (hash === undefined) return
+  const hasher = await createObjectHasher(hash.type, size)
+  for (const piece of pieces) hasher.update(piece)
+  const found = hasher.digest()
+  if (fstatSync(fd).size === size && found === hash.hex) return
+  throw new BobbinError('OBJECT_CORRUPT', `${path} hashes to ${found}, not to ${hash.hex}`)
 }

@@ -1,7 +1,7 @@
 /** What the service does at its limits: tokens, too many and stuck clients, slow sources, small stores, its end. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { type IncomingMessage, request } from 'node:http'
 import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
@@ -314,6 +314,30 @@ t.test('memory is bounded: 4 MiB an answer over what it has at rest (S35)', { ti
   clearInterval(watch)
   t.comment(`at rest ${before.toFixed(0)} MiB, with ${clients} answers of 96 MiB each at most ${most.toFixed(0)} MiB`)
   t.ok(most - before <= 4 * clients + 64, 'and 64 MiB for garbage', { before, most })
+})
+
+t.test('with --rehash, bytes that changed under a lease are noticed and made new before they are sent', async t => {
+  // Whole in one chunk of an answer, and over several.
+  for (const bytes of [1000, 5 * MIB]) {
+    const written = await writeFiles(t, 2, bytes)
+    for (const args of [[], ['--rehash']]) {
+      const loader = await startLoader(t, { args })
+      const plan = await loader.plan({ package: written.reference, ...ORDERED, batch: { global: 2 } })
+      const path = `/v1/plans/${plan.planId}/batches`
+      const { body } = await loader.ask(path)
+      const { stdout } = await runProgram('find', [loader.objects, '-type', 'f', '-size', `${bytes}c`])
+      for (const file of stdout.trim().split('\n')) {
+        const found = readFileSync(file)
+        found[bytes - 1]! ^= 1
+        chmodSync(file, 0o600)
+        writeFileSync(file, found)
+      }
+      const again = await loader.ask(path)
+      t.equal(again.status, 200)
+      t.equal(again.body.equals(body), args.length > 0, 'otherwise the client would have to notice')
+      await loader.stop()
+    }
+  }
 })
 
 t.test('a killed daemon costs an answer, not the service', async t => {
