@@ -3,7 +3,7 @@
  * included. The tree is made with an index and objects of our own, so the repository is not touched.
  */
 import { createHash } from 'node:crypto'
-import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync, utimesSync } from 'node:fs'
 import { delimiter, join, relative, resolve } from 'node:path'
 import { BobbinError } from '../../daemon/model/index.js'
 import { runQuietly } from './process.js'
@@ -109,8 +109,13 @@ async function ownIndex(folder: string, scratch: string) {
   const own = join(scratch, 'git')
   mkdirSync(join(own, 'objects'), { recursive: true })
   const index = resolve(folder, await text(folder, 'rev-parse', '--git-path', 'index'))
-  // What git has looked at already it need not read again.
-  if (existsSync(index)) copyFileSync(index, join(own, 'index'))
+  // What git has looked at already it need not read again, but for files that are no older than the index: those it reads,
+  // since they may have changed after it looked. So the copy is as old as the index, and not a nanosecond younger.
+  if (existsSync(index)) {
+    copyFileSync(index, join(own, 'index'))
+    const lookedAt = Math.floor(statSync(index).mtimeMs / 1000)
+    utimesSync(join(own, 'index'), lookedAt, lookedAt)
+  }
   const objects = resolve(folder, await text(folder, 'rev-parse', '--git-path', 'objects'))
   return {
     folder: own,
