@@ -26,13 +26,20 @@ export interface CodeIdentity {
   readonly diffSha256: string | null
 }
 
+/** What people may have set otherwise, and a diff would show. */
+const SETTINGS = settings('core.quotePath=true', 'diff.suppressBlankEmpty=false')
+
+function settings(...all: string[]): string[] {
+  return all.flatMap(setting => ['-c', setting])
+}
+
 /** Git reads none of our environment's settings of a repository, and asks nobody anything. */
 async function git(
   folder: string,
   args: readonly string[],
   env: Readonly<Record<string, string>> = {},
 ): Promise<Buffer> {
-  const { status, stdout, stderr } = await runQuietly('git', ['-C', folder, ...args], {
+  const { status, stdout, stderr } = await runQuietly('git', ['-C', folder, ...SETTINGS, ...args], {
     env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C', ...env },
   })
   if (status === 0) return stdout
@@ -49,6 +56,20 @@ function withoutGit(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
 async function text(folder: string, ...args: string[]): Promise<string> {
   return (await git(folder, args)).toString('utf8').trim()
 }
+
+/** The same bytes whatever people have set: plumbing follows hardly any of it. */
+const DIFF = [
+  ...['diff-tree', '-r', '-p', '--binary', '--full-index', '--no-renames', '--ignore-submodules=none'],
+  ...['--submodule=short', '--no-color', '--no-ext-diff', '--no-textconv', '--src-prefix=a/', '--dst-prefix=b/'],
+]
+/** Of a repository that code is restored in: its files are the tree's bytes, and a diff is applied as it was made. */
+const AS_RECORDED = settings(
+  'core.autocrlf=false',
+  'core.eol=lf',
+  'core.safecrlf=false',
+  'apply.whitespace=nowarn',
+  'apply.ignoreWhitespace=no',
+)
 
 /**
  * Undefined when the folder is in no repository, or git is not there. New files in `outputDir` are no code, wherever it
@@ -76,9 +97,7 @@ export async function identifyCode(
     const tree = (await git(folder, ['write-tree'], own.env)).toString('utf8').trim()
     const isDirty = tree !== (await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{tree}'))
     // With the objects of ours beside the repository's, so that new files are in it.
-    const diff = isDirty
-      ? await git(folder, ['diff', '--binary', '--no-ext-diff', '--no-textconv', 'HEAD', tree], own.env)
-      : undefined
+    const diff = isDirty ? await git(folder, [...DIFF, 'HEAD', tree], own.env) : undefined
     const untracked = await text(folder, 'ls-files', '--others', '--exclude-standard', '-z', '--', ...files)
     const ref = await text(folder, 'symbolic-ref', '--quiet', 'HEAD').catch(() => null)
     const remote = await text(folder, 'remote', 'get-url', 'origin').catch(() => null)
@@ -148,7 +167,7 @@ export async function restoreCode(code: CodeIdentity, diffPath: string, target: 
     throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)
   const cloned = await runQuietly(
     'git',
-    ['-c', 'protocol.ext.allow=never', 'clone', '--quiet', '--no-checkout', '--', source, target],
+    ['-c', 'protocol.ext.allow=never', 'clone', '--quiet', '--no-checkout', ...AS_RECORDED, '--', source, target],
     { env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C' } },
   )
   if (cloned.status !== 0)
@@ -156,11 +175,11 @@ export async function restoreCode(code: CodeIdentity, diffPath: string, target: 
       'OBJECT_GONE',
       `the code cannot be had from ${source}: ${cloned.stderr.toString('utf8').trim()}`,
     )
-  await git(target, ['checkout', '--quiet', '--detach', code.commit, '--'])
-  if (code.diffSha256 !== null)
-    await git(target, ['apply', '--binary', '--index', '--whitespace=nowarn', resolve(diffPath)])
-  await git(target, ['add', '--all', '--', '.'])
+  await git(target, ['update-ref', '--no-deref', 'HEAD', code.commit])
+  await git(target, ['read-tree', 'HEAD'])
+  if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
+  await git(target, ['checkout-index', '--all', '--index'])
 }
