@@ -154,6 +154,15 @@ function withoutCredentials(remote: string): string {
   return url.href
 }
 
+/** Another repository may lie there by now, or this one without its history. */
+async function hasCommit(folder: string, commit: string): Promise<boolean> {
+  if (!existsSync(join(folder, '.git'))) return false
+  return git(folder, ['cat-file', '-e', `${commit}^{commit}`]).then(
+    () => true,
+    () => false,
+  )
+}
+
 /**
  * Puts the code of a record into a new folder: the commit, from a repository here or its remote, and the diff on top.
  * Throws INVALID_ARGUMENT when what comes of it is not the tree of the record.
@@ -162,9 +171,10 @@ export async function restoreCode(code: CodeIdentity, diffPath: string, target: 
   // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
   if (!/^[0-9a-f]{40,64}$/.test(code.commit))
     throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
-  const source = existsSync(join(code.folder, '.git')) ? code.folder : code.remote
-  if (source === null)
-    throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)
+  const source = (await hasCommit(code.folder, code.commit)) ? code.folder : code.remote
+  const isGone = (remote: string) =>
+    new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at ${remote}`)
+  if (source === null) throw isGone('a remote')
   const cloned = await runQuietly(
     'git',
     ['-c', 'protocol.ext.allow=never', 'clone', '--quiet', '--no-checkout', ...AS_RECORDED, '--', source, target],
@@ -175,6 +185,7 @@ export async function restoreCode(code: CodeIdentity, diffPath: string, target: 
       'OBJECT_GONE',
       `the code cannot be had from ${source}: ${cloned.stderr.toString('utf8').trim()}`,
     )
+  if (!(await hasCommit(target, code.commit))) throw isGone(source)
   await git(target, ['update-ref', '--no-deref', 'HEAD', code.commit])
   await git(target, ['read-tree', 'HEAD'])
   if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])

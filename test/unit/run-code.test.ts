@@ -119,3 +119,24 @@ t.test('restoreCode brings the recorded bytes whatever people have set', async t
   t.equal(await git(target, 'status', '--porcelain', '-z', '--', 'gone.txt', 'run.sh'), 'D  gone.txt\0M  run.sh\0')
   t.equal((await identify(t, target)).identity.tree, identity.tree, 'which is the same code again')
 })
+
+t.test('restoreCode asks the remote when the folder has not got the commit any more', async t => {
+  const folder = testFolder(t)
+  const remote = await repository(join(folder, 'remote'), { 'a.txt': 'one' })
+  const code = join(folder, 'code')
+  await git(folder, 'clone', '--quiet', remote, code)
+  const { identity } = await identify(t, code)
+  rmSync(code, { recursive: true })
+  await repository(code, { 'a.txt': 'another' })
+  await restoreCode(identity, '/nowhere', join(folder, 'another'))
+  t.equal(readFileSync(join(folder, 'another/a.txt'), 'utf8'), 'one')
+  mkdirSync(join(folder, 'empty/.git'), { recursive: true })
+  await restoreCode({ ...identity, folder: join(folder, 'empty') }, '/nowhere', join(folder, 'broken'))
+  t.equal(readFileSync(join(folder, 'broken/a.txt'), 'utf8'), 'one')
+  await t.rejects(restoreCode({ ...identity, remote: null }, '/nowhere', join(folder, 'none')), { code: 'OBJECT_GONE' })
+  const lost = { ...identity, commit: '1'.repeat(40) }
+  await t.rejects(restoreCode(lost, '/nowhere', join(folder, 'lost')), {
+    code: 'OBJECT_GONE',
+    message: /nor at .*remote/,
+  })
+})
