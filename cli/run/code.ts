@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync, utimesSync } from 'node:fs'
-import { delimiter, join, relative, resolve } from 'node:path'
+import { join, relative, resolve } from 'node:path'
 import { BobbinError } from '../../daemon/model/index.js'
 import { runQuietly } from './process.js'
 
@@ -141,7 +141,8 @@ async function ownIndex(folder: string, scratch: string) {
     env: {
       GIT_INDEX_FILE: join(own, 'index'),
       GIT_OBJECT_DIRECTORY: join(own, 'objects'),
-      GIT_ALTERNATE_OBJECT_DIRECTORIES: [objects].join(delimiter),
+      // Quoted, since a colon would end it.
+      GIT_ALTERNATE_OBJECT_DIRECTORIES: JSON.stringify(objects),
     },
   }
 }

@@ -140,3 +140,9 @@ t.test('restoreCode asks the remote when the folder has not got the commit any m
     message: /nor at .*remote/,
   })
 })
+
+t.test('identifyCode takes a folder of any name', async t => {
+  const folder = await repository(join(testFolder(t), 'a:b "c" é'), { 'a.txt': 'one' })
+  writeFileSync(join(folder, 'a.txt'), 'two')
+  t.match((await identify(t, folder)).identity, { folder, isDirty: true })
+})
