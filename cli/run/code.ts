@@ -3,9 +3,18 @@
  * included. The tree is made with an index and objects of our own, so the repository is not touched.
  */
 import { createHash } from 'node:crypto'
-import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync, utimesSync } from 'node:fs'
-import { join, relative, resolve } from 'node:path'
-import { BobbinError } from '../../daemon/model/index.js'
+import {
+  copyFileSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  realpathSync,
+  statSync,
+  utimesSync,
+} from 'node:fs'
+import { dirname, join, relative, resolve } from 'node:path'
+import { BobbinError, type ErrorCode } from '../../daemon/model/index.js'
 import { runQuietly } from './process.js'
 
 export interface CodeIdentity {
@@ -26,27 +35,42 @@ export interface CodeIdentity {
   readonly diffSha256: string | null
 }
 
-/** What people may have set otherwise, and a diff would show. */
-const SETTINGS = settings('core.quotePath=true', 'diff.suppressBlankEmpty=false')
+/** What people may have set otherwise: it shows in a diff, lets git overlook a file, or write into the repository. */
+const SETTINGS = settings(
+  'core.quotePath=true',
+  'diff.suppressBlankEmpty=false',
+  'core.fsmonitor=false',
+  'core.untrackedCache=false',
+  'core.sparseCheckout=false',
+  'core.splitIndex=false',
+  'protocol.ext.allow=never',
+)
 
 function settings(...all: string[]): string[] {
   return all.flatMap(setting => ['-c', setting])
+}
+
+interface GitOptions {
+  readonly env?: Readonly<Record<string, string>>
+  /** Besides SETTINGS. */
+  readonly settings?: readonly string[]
+  readonly input?: Buffer
+  /** What it means when git fails. */
+  readonly code?: ErrorCode
 }
 
 /** Git reads none of our environment's settings of a repository, and asks nobody anything. */
 async function git(
   folder: string,
   args: readonly string[],
-  env: Readonly<Record<string, string>> = {},
+  { env, settings: more = [], input, code = 'INVALID_ARGUMENT' }: GitOptions = {},
 ): Promise<Buffer> {
-  const { status, stdout, stderr } = await runQuietly('git', ['-C', folder, ...SETTINGS, ...args], {
+  const { status, stdout, stderr } = await runQuietly('git', ['-C', folder, ...SETTINGS, ...more, ...args], {
     env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C', ...env },
+    input,
   })
   if (status === 0) return stdout
-  throw new BobbinError(
-    'INVALID_ARGUMENT',
-    `git ${args[0]} in ${folder}: ${stderr.toString('utf8').trim().slice(0, 500)}`,
-  )
+  throw new BobbinError(code, `git ${args[0]} in ${folder}: ${stderr.toString('utf8').trim().slice(0, 500)}`)
 }
 
 function withoutGit(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
@@ -73,7 +97,8 @@ const AS_RECORDED = settings(
 
 /**
  * Undefined when the folder is in no repository, or git is not there. New files in `outputDir` are no code, wherever it
- * lies. Throws INVALID_ARGUMENT for a repository without a commit.
+ * lies. `scratch` is a folder that goes afterwards. Throws INVALID_ARGUMENT for a repository without a commit, and for
+ * changes that cannot be recorded.
  */
 export async function identifyCode(
   dir: string,
@@ -91,30 +116,83 @@ export async function identifyCode(
     )
   })
   const own = await ownIndex(folder, scratch)
-  try {
-    const files = ['.', ...excluding(folder, outputDir)]
-    await git(folder, ['add', '--all', '--', ...files], own.env)
-    const tree = (await git(folder, ['write-tree'], own.env)).toString('utf8').trim()
-    const isDirty = tree !== (await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{tree}'))
-    // With the objects of ours beside the repository's, so that new files are in it.
-    const diff = isDirty ? await git(folder, [...DIFF, 'HEAD', tree], own.env) : undefined
-    const untracked = await text(folder, 'ls-files', '--others', '--exclude-standard', '-z', '--', ...files)
-    const ref = await text(folder, 'symbolic-ref', '--quiet', 'HEAD').catch(() => null)
-    const remote = await text(folder, 'remote', 'get-url', 'origin').catch(() => null)
-    const identity: CodeIdentity = {
-      folder,
-      commit,
-      tree,
-      ref,
-      remote: remote === null ? null : withoutCredentials(remote),
-      isDirty,
-      untracked: untracked.split('\0').filter(name => name !== '').length,
-      diffSha256: diff === undefined ? null : createHash('sha256').update(diff).digest('hex'),
-    }
-    return { identity, diff }
-  } finally {
-    rmSync(own.folder, { recursive: true, force: true })
+  const { tree, isDirty } = await treeOf(folder, own.env, { scratch, outputDir })
+  // With the objects of ours beside the repository's, so that new files are in it.
+  const diff = isDirty ? await git(folder, [...DIFF, 'HEAD', tree], own) : undefined
+  const files = ['.', ...excluding(folder, outputDir)]
+  const untracked = await text(folder, 'ls-files', '--others', '--exclude-standard', '-z', '--', ...files)
+  const ref = await text(folder, 'symbolic-ref', '--quiet', 'HEAD').catch(() => null)
+  const remote = await text(folder, 'remote', 'get-url', 'origin').catch(() => null)
+  const identity: CodeIdentity = {
+    folder,
+    commit,
+    tree,
+    ref,
+    remote: remote === null ? null : withoutCredentials(remote),
+    isDirty,
+    untracked: untracked.split('\0').filter(name => name !== '').length,
+    diffSha256: diff === undefined ? null : createHash('sha256').update(diff).digest('hex'),
   }
+  return { identity, diff }
+}
+
+type Env = Readonly<Record<string, string>>
+
+/**
+ * Of the files as they lie there. Throws INVALID_ARGUMENT for a submodule with changes: all that a tree has of one is its
+ * commit.
+ */
+async function treeOf(
+  folder: string,
+  env: Env,
+  { scratch, outputDir }: { readonly scratch: string; readonly outputDir?: string | undefined },
+): Promise<{ readonly tree: string; readonly isDirty: boolean }> {
+  await clearFlags(folder, env)
+  await git(folder, ['add', '--all', '--', '.', ...excluding(folder, outputDir)], { env })
+  for (const { path, commit } of await submodulesOf(folder, env)) {
+    const inside = join(folder, path)
+    if (!existsSync(join(inside, '.git'))) continue
+    const head = await text(inside, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{commit}')
+    // Which submodules `add` looks at can be set.
+    if (head !== commit) await git(folder, ['update-index', '--cacheinfo', `160000,${head},${path}`], { env })
+    const own = await ownIndex(inside, scratch)
+    const { isDirty } = await treeOf(inside, own.env, { scratch, outputDir })
+    if (isDirty)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `${inside} is a repository within ${folder} and differs from its commit, which is all that could be recorded of it: commit inside it`,
+      )
+  }
+  const tree = (await git(folder, ['write-tree'], { env })).toString('utf8').trim()
+  return { tree, isDirty: tree !== (await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{tree}')) }
+}
+
+/**
+ * Git looks at no file that is flagged as unchanged, or as none of the working tree's. One of the latter that is not there
+ * stays flagged: a sparse checkout has left it out, nobody has deleted it.
+ */
+async function clearFlags(folder: string, env: Env): Promise<void> {
+  // Names are bytes.
+  const lines = (await git(folder, ['ls-files', '-v', '-z'], { env })).toString('latin1').split('\0')
+  const named = (flag: RegExp) =>
+    lines.filter(line => flag.test(line)).map(line => Buffer.from(line.slice(2), 'latin1'))
+  const isThere = (path: Buffer) =>
+    lstatSync(Buffer.concat([Buffer.from(`${folder}/`), path]), { throwIfNoEntry: false }) !== undefined
+  const clear = async (option: string, paths: readonly Buffer[]) => {
+    if (paths.length === 0) return
+    const input = Buffer.concat(paths.flatMap(path => [path, Buffer.from([0])]))
+    await git(folder, ['update-index', option, '-z', '--stdin'], { env, input })
+  }
+  await clear('--no-assume-unchanged', named(/^[a-z]/))
+  await clear('--no-skip-worktree', named(/^s/i).filter(isThere))
+}
+
+async function submodulesOf(folder: string, env: Env = {}) {
+  const lines = (await git(folder, ['ls-files', '--stage', '-z'], { env })).toString('utf8').split('\0')
+  return lines.flatMap(line => {
+    const [, commit, path] = /^160000 ([0-9a-f]+) 0\t(.+)$/s.exec(line) ?? []
+    return commit === undefined ? [] : [{ commit, path: path! }]
+  })
 }
 
 /** A pathspec of git, for what lies below its folder. */
@@ -125,19 +203,18 @@ function excluding(folder: string, outputDir: string | undefined): string[] {
 }
 
 async function ownIndex(folder: string, scratch: string) {
-  const own = join(scratch, 'git')
-  mkdirSync(join(own, 'objects'), { recursive: true })
+  const own = mkdtempSync(join(scratch, 'git-'))
+  mkdirSync(join(own, 'objects'))
   const index = resolve(folder, await text(folder, 'rev-parse', '--git-path', 'index'))
   // What git has looked at already it need not read again, but for files that are no older than the index: those it reads,
   // since they may have changed after it looked. So the copy is as old as the index, and not a nanosecond younger.
   if (existsSync(index)) {
-    copyFileSync(index, join(own, 'index'))
     const lookedAt = Math.floor(statSync(index).mtimeMs / 1000)
+    copyFileSync(index, join(own, 'index'))
     utimesSync(join(own, 'index'), lookedAt, lookedAt)
   }
   const objects = resolve(folder, await text(folder, 'rev-parse', '--git-path', 'objects'))
   return {
-    folder: own,
     env: {
       GIT_INDEX_FILE: join(own, 'index'),
       GIT_OBJECT_DIRECTORY: join(own, 'objects'),
@@ -165,33 +242,54 @@ async function hasCommit(folder: string, commit: string): Promise<boolean> {
 }
 
 /**
- * Puts the code of a record into a new folder: the commit, from a repository here or its remote, and the diff on top.
- * Throws INVALID_ARGUMENT when what comes of it is not the tree of the record.
+ * Puts the code of a record into a new folder: the commit, from a repository here or its remote, the diff on top, and its
+ * submodules. Throws OBJECT_GONE, and FOLDER_DIFFERS when what comes of it is not the tree of the record.
  */
 export async function restoreCode(code: CodeIdentity, diffPath: string, target: string): Promise<void> {
   // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
   if (!/^[0-9a-f]{40,64}$/.test(code.commit))
     throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
-  const source = (await hasCommit(code.folder, code.commit)) ? code.folder : code.remote
-  const isGone = (remote: string) =>
-    new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at ${remote}`)
-  if (source === null) throw isGone('a remote')
-  const cloned = await runQuietly(
-    'git',
-    ['-c', 'protocol.ext.allow=never', 'clone', '--quiet', '--no-checkout', ...AS_RECORDED, '--', source, target],
-    { env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C' } },
-  )
-  if (cloned.status !== 0)
-    throw new BobbinError(
-      'OBJECT_GONE',
-      `the code cannot be had from ${source}: ${cloned.stderr.toString('utf8').trim()}`,
-    )
-  if (!(await hasCommit(target, code.commit))) throw isGone(source)
-  await git(target, ['update-ref', '--no-deref', 'HEAD', code.commit])
-  await git(target, ['read-tree', 'HEAD'])
+  const isHere = await hasCommit(code.folder, code.commit)
+  const source = isHere ? code.folder : code.remote
+  if (source === null)
+    throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)
+  await clone(code.commit, source, target)
+  // What .gitmodules names is often relative to it.
+  if (isHere && code.remote !== null) await git(target, ['remote', 'set-url', '--', 'origin', code.remote])
   if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
   await git(target, ['checkout-index', '--all', '--index'])
+  await restoreSubmodules(target, isHere ? code.folder : undefined)
+}
+
+/** With the commit in its index, and no files yet. */
+async function clone(commit: string, source: string, target: string): Promise<void> {
+  const args = ['clone', '--quiet', '--no-checkout', ...AS_RECORDED, '--', source, target]
+  await git(dirname(target), args, { code: 'OBJECT_GONE' })
+  if (!(await hasCommit(target, commit)))
+    throw new BobbinError('OBJECT_GONE', `there is no commit ${commit} in ${source}`)
+  await git(target, ['update-ref', '--no-deref', 'HEAD', commit])
+  await git(target, ['read-tree', 'HEAD'])
+}
+
+/** From where they lie in the folder that the code is from, pushed or not; else from where .gitmodules has them. */
+async function restoreSubmodules(target: string, folder: string | undefined): Promise<void> {
+  for (const { path, commit } of await submodulesOf(target)) {
+    const inside = join(target, path)
+    const here = folder && join(folder, path)
+    if (here !== undefined && (await hasCommit(here, commit))) {
+      await clone(commit, here, inside)
+      const remote = await text(here, 'remote', 'get-url', 'origin').catch(() => undefined)
+      if (remote !== undefined) await git(inside, ['remote', 'set-url', '--', 'origin', remote])
+      await git(inside, ['checkout-index', '--all', '--index'])
+      await restoreSubmodules(inside, here)
+    } else {
+      // Who has a folder of ours may name others; a record from elsewhere may not.
+      const settings = [...AS_RECORDED, ...(folder === undefined ? [] : ['-c', 'protocol.file.allow=always'])]
+      const args = ['submodule', '--quiet', 'update', '--init', '--recursive', '--', path]
+      await git(target, args, { settings, code: 'OBJECT_GONE' })
+    }
+  }
 }

@@ -16,24 +16,29 @@ export function runQuietly(
   args: readonly string[],
   {
     env,
+    input,
     signal,
     timeoutMs = TIMEOUT_MS,
   }: {
     readonly env?: NodeJS.ProcessEnv
+    /** What it reads; nothing without. */
+    readonly input?: Buffer | undefined
     readonly signal?: AbortSignal | undefined
     readonly timeoutMs?: number
   } = {},
 ): Promise<Ran> {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
       timeout: timeoutMs,
       ...(env !== undefined && { env }),
       ...(signal !== undefined && { signal }),
     })
     const output: { stdout: Buffer[]; stderr: Buffer[] } = { stdout: [], stderr: [] }
-    child.stdout.on('data', chunk => output.stdout.push(chunk))
-    child.stderr.on('data', chunk => output.stderr.push(chunk))
+    // It need not read all of it.
+    child.stdin?.on('error', () => {}).end(input)
+    child.stdout!.on('data', chunk => output.stdout.push(chunk))
+    child.stderr!.on('data', chunk => output.stderr.push(chunk))
     child.once('error', error => {
       if (signal?.aborted) return reject(new BobbinError('INTERRUPTED', 'interrupted', { cause: error }))
       if (systemCode(error) !== 'ENOENT') return reject(error)

@@ -2,6 +2,7 @@
 import {
   appendFileSync,
   chmodSync,
+  existsSync,
   mkdirSync,
   readFileSync,
   renameSync,
@@ -137,7 +138,7 @@ t.test('restoreCode asks the remote when the folder has not got the commit any m
   const lost = { ...identity, commit: '1'.repeat(40) }
   await t.rejects(restoreCode(lost, '/nowhere', join(folder, 'lost')), {
     code: 'OBJECT_GONE',
-    message: /nor at .*remote/,
+    message: /no commit 1{40} in .*remote/,
   })
 })
 
@@ -145,4 +146,113 @@ t.test('identifyCode takes a folder of any name', async t => {
   const folder = await repository(join(testFolder(t), 'a:b "c" é'), { 'a.txt': 'one' })
   writeFileSync(join(folder, 'a.txt'), 'two')
   t.match((await identify(t, folder)).identity, { folder, isDirty: true })
+})
+
+t.test('identifyCode looks at files that git was told to overlook', async t => {
+  const folder = await repository(join(testFolder(t), 'code'), { 'a.txt': 'a', 'b.txt': 'b', 'c.txt': 'c' })
+  await git(folder, 'update-index', '--assume-unchanged', 'a.txt', 'c.txt')
+  await git(folder, 'update-index', '--skip-worktree', 'b.txt', 'c.txt')
+  t.match((await identify(t, folder)).identity, { isDirty: false })
+  for (const name of ['a.txt', 'b.txt', 'c.txt']) {
+    writeFileSync(join(folder, name), 'changed')
+    t.match(String((await identify(t, folder)).diff), `+++ b/${name}`)
+  }
+  rmSync(join(folder, 'a.txt'))
+  t.match(String((await identify(t, folder)).diff), 'deleted file')
+  t.equal(await git(folder, 'status', '--porcelain'), '', 'git is still told so')
+})
+
+t.test('identifyCode takes nothing for deleted that a sparse checkout has left out', async t => {
+  const origin = await repository(join(testFolder(t), 'origin'), { 'a.txt': 'a' })
+  for (const name of ['in', 'out']) {
+    mkdirSync(join(origin, name))
+    writeFileSync(join(origin, name, 'x.txt'), 'x')
+  }
+  await git(origin, 'add', '--all')
+  await git(origin, 'commit', '--quiet', '-m', 'folders')
+  for (const mode of ['--sparse-index', '--no-sparse-index']) {
+    const folder = join(testFolder(t), 'code')
+    await git(origin, 'clone', '--quiet', origin, folder)
+    await git(folder, 'sparse-checkout', 'set', '--cone', mode, 'in')
+    const index = readFileSync(join(folder, '.git/index'))
+    t.notOk(existsSync(join(folder, 'out')))
+    const { identity } = await identify(t, folder)
+    t.match(identity, { isDirty: false, tree: await git(origin, 'rev-parse', 'HEAD^{tree}') })
+    writeFileSync(join(folder, 'in/x.txt'), 'changed')
+    mkdirSync(join(folder, 'out'))
+    writeFileSync(join(folder, 'out/new.txt'), 'new')
+    const { diff } = await identify(t, folder)
+    t.match(String(diff), '+++ b/in/x.txt')
+    t.match(String(diff), '+++ b/out/new.txt', 'wherever it is')
+    t.notMatch(String(diff), 'deleted file')
+    t.same(readFileSync(join(folder, '.git/index')), index)
+  }
+})
+
+/** A repository with one below it, and that with another. */
+async function nested(folder: string): Promise<string> {
+  const add = ['-c', 'protocol.file.allow=always', 'submodule', '--quiet', 'add', '--']
+  await repository(join(folder, 'leaf'), { 'leaf.txt': 'leaf' })
+  await repository(join(folder, 'lib'), { 'lib.txt': 'lib' })
+  await git(join(folder, 'lib'), ...add, join(folder, 'leaf'), 'leaf')
+  await git(join(folder, 'lib'), 'commit', '--quiet', '-m', 'leaf')
+  const code = await repository(join(folder, 'code'), { 'a.txt': 'a' })
+  await git(code, ...add, join(folder, 'lib'), 'lib')
+  await git(code, '-c', 'protocol.file.allow=always', 'submodule', '--quiet', 'update', '--init', '--recursive')
+  await git(code, 'commit', '--quiet', '-m', 'lib')
+  return code
+}
+
+t.test(
+  'identifyCode refuses a submodule with changes, since it could record no more of it than its commit',
+  async t => {
+    const code = await nested(testFolder(t))
+    t.match((await identify(t, code)).identity, { isDirty: false })
+    await git(code, 'config', 'submodule.lib.ignore', 'all')
+    await git(code, 'config', 'status.showUntrackedFiles', 'no')
+    for (const [name, text] of [
+      ['lib/lib.txt', 'LIB'],
+      ['lib/new.txt', 'new'],
+      ['lib/leaf/leaf.txt', 'LEAF'],
+    ] as const) {
+      writeFileSync(join(code, name), text)
+      await t.rejects(identify(t, code), { code: 'INVALID_ARGUMENT', message: /commit inside it/ })
+      await git(join(code, 'lib'), 'submodule', '--quiet', 'foreach', 'git checkout --quiet .')
+      await git(join(code, 'lib'), 'clean', '--quiet', '--force')
+      await git(join(code, 'lib'), 'checkout', '--quiet', '.')
+    }
+    writeFileSync(join(code, 'lib/lib.txt'), 'LIB')
+    await git(join(code, 'lib'), 'commit', '--quiet', '--all', '-m', 'inside')
+    const { identity, diff } = await identify(t, code)
+    t.match(identity, { isDirty: true })
+    t.match(String(diff), `+Subproject commit ${await git(join(code, 'lib'), 'rev-parse', 'HEAD')}`)
+  },
+)
+
+t.test('restoreCode brings submodules, from where the code is from', async t => {
+  const folder = testFolder(t)
+  const code = await nested(folder)
+  const clean = await identify(t, code)
+  // Nobody but this folder has that commit.
+  writeFileSync(join(code, 'lib/lib.txt'), 'LIB')
+  await git(join(code, 'lib'), 'commit', '--quiet', '--all', '-m', 'inside')
+  const { identity, diff } = await identify(t, code)
+  const diffPath = join(folder, 'source.diff')
+  writeFileSync(diffPath, diff!)
+  const restored = join(folder, 'restored')
+  await restoreCode(identity, diffPath, restored)
+  t.equal(readFileSync(join(restored, 'lib/lib.txt'), 'utf8'), 'LIB')
+  t.equal(readFileSync(join(restored, 'lib/leaf/leaf.txt'), 'utf8'), 'leaf')
+  t.equal((await identify(t, restored)).identity.tree, identity.tree)
+
+  const bare = join(folder, 'bare')
+  await git(code, 'clone', '--quiet', code, bare)
+  await restoreCode({ ...clean.identity, folder: bare }, '/nowhere', join(folder, 'again'))
+  t.equal(readFileSync(join(folder, 'again/lib/leaf/leaf.txt'), 'utf8'), 'leaf', 'it has none of them: from their own')
+  const elsewhere = { ...clean.identity, folder: '/nowhere', remote: code }
+  await t.rejects(
+    restoreCode(elsewhere, '/nowhere', join(folder, 'refused')),
+    { code: 'OBJECT_GONE', message: /file/ },
+    'a record from elsewhere names no folders here',
+  )
 })
