@@ -9,11 +9,11 @@ import { runKey } from './record/dsse.js'
 import { readLedger } from './record/ledger.js'
 import type { RunFacts, RunMount } from './record/run-facts.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
-import { restoreCode } from './run/code.js'
+import { type CodeIdentity, restoreCode } from './run/code.js'
 import { findEngine } from './run/container.js'
 import { identifyImage } from './run/image.js'
 import { compareOutputs } from './run/outputs.js'
-import { checkCode, prepareOutputs } from './run/preflight.js'
+import { checkCode, type FoundCode, prepareOutputs } from './run/preflight.js'
 import { startRun } from './run/start.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
@@ -69,7 +69,7 @@ async function again(
         const source = `${registry}/${name}@${topHash}`
         return { asked: `${source}:${target}`, source, target }
       }),
-      code: codeDir === undefined ? undefined : await checkCode(codeDir, {}),
+      code: codeDir === undefined ? undefined : await restoredCode(codeDir, facts.code!),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
       withLoader: facts.loaderSocket !== null,
       key: runKey(),
@@ -96,6 +96,12 @@ async function again(
   )
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
+}
+
+/** A restored repository knows where it was cloned from, and no branch: what the record has stays true. */
+async function restoredCode(dir: string, { remote, ref }: CodeIdentity): Promise<FoundCode> {
+  const { identity, diff } = await checkCode(dir, {})
+  return { identity: { ...identity, remote, ref }, diff }
 }
 
 /** Throws INVALID_ARGUMENT: their values are in no record. */

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import type { RunFacts } from '../../cli/record/run-facts.js'
 import { AS_USERS_DO, runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
@@ -242,6 +243,8 @@ t.test('a run can be done again, by what its record says, with an empty cache', 
     readsOf(answer).map(({ key, hash }) => [key, hash]),
     readsOf(run).map(({ key, hash }) => [key, hash]),
   )
+  const of = ({ ref, remote, tree }: NonNullable<RunFacts['code']>) => ({ ref, remote, tree })
+  t.same(of(factsOf(answer).code!), of(factsOf(run).code!), 'its code is where the first one found it')
   const random = await runs.run(
     '--host',
     '--output',
