@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import type { DaemonClient } from '../daemon/control/client.js'
-import { BobbinError, hasCode } from '../daemon/model/index.js'
+import { BobbinError } from '../daemon/model/index.js'
 import { openPackage } from '../daemon/quilt/package-cache.js'
 import { type Context, referenceOf, withContext } from './context.js'
 import { runKey } from './record/dsse.js'
@@ -160,8 +160,7 @@ async function prefetch(
         opened.close()
       }
     }
-  } catch (error) {
+  } catch {
     // The command fetches what it opens itself, and is told what is the matter.
-    if (!hasCode(error, 'DAEMON_UNAVAILABLE', 'BUSY')) return
   }
 }
