@@ -55,7 +55,7 @@ async function again(
 ): Promise<void> {
   const { output, signal } = context
   const codeDir = facts.code === undefined ? undefined : join(scratch, 'code')
-  if (codeDir !== undefined) await restoreCode(facts.code!, record.file('source.diff'), codeDir)
+  if (codeDir !== undefined) await restoreCode(facts.code!, record.file('source.diff'), codeDir, signal)
   const outcome = await startRun(
     {
       version: flags.version,

@@ -82,8 +82,6 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const note = (text: string) => context.output.note(text)
   const { signal } = context
   const engine = isContainer ? await problems.try(() => findEngine(flags.engine, context.signal)) : undefined
-  const onPull = () => note(`bobbin: pulling ${image}`)
-  const found = engine && (await problems.try(() => identifyImage(engine.name, image!, { signal, onPull })))
   const mounts = await problems.try(() => (flags.mount ?? []).map(text => parseMountWish(text, isContainer)))
   if (mounts !== undefined && mounts.length > 0) await problems.try(() => checkMounting(isContainer))
   const env = await problems.try(() => environmentOf(flags.env ?? []))
@@ -96,6 +94,9 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []
   for (const path of bound) if (path !== undefined) await problems.try(() => checkBindable(path))
   const key = await problems.try(() => runKey(flags.key))
+  // Last: a pull may take hours, and would be for nothing when something else is the matter.
+  const onPull = problems.isEmpty ? () => note(`bobbin: pulling ${image}`) : undefined
+  const found = engine && (await problems.try(() => identifyImage(engine.name, image!, { signal, onPull })))
   problems.throwIfAny()
   const wish = {
     version: flags.version,

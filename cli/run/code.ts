@@ -55,6 +55,8 @@ interface GitOptions {
   /** Besides SETTINGS. */
   readonly settings?: readonly string[]
   readonly input?: Buffer
+  /** Then it may take as long as it wants. */
+  readonly signal?: AbortSignal | undefined
   /** What it means when git fails. */
   readonly code?: ErrorCode
 }
@@ -63,11 +65,12 @@ interface GitOptions {
 async function git(
   folder: string,
   args: readonly string[],
-  { env, settings: more = [], input, code = 'INVALID_ARGUMENT' }: GitOptions = {},
+  { env, settings: more = [], input, signal, code = 'INVALID_ARGUMENT' }: GitOptions = {},
 ): Promise<Buffer> {
   const { status, stdout, stderr } = await runQuietly('git', ['-C', folder, ...SETTINGS, ...more, ...args], {
     env: { ...withoutGit(process.env), GIT_TERMINAL_PROMPT: '0', LC_ALL: 'C', ...env },
     input,
+    signal,
   })
   if (status === 0) return stdout
   throw new BobbinError(code, `git ${args[0]} in ${folder}: ${stderr.toString('utf8').trim().slice(0, 500)}`)
@@ -245,7 +248,12 @@ async function hasCommit(folder: string, commit: string): Promise<boolean> {
  * Puts the code of a record into a new folder: the commit, from a repository here or its remote, the diff on top, and its
  * submodules. Throws OBJECT_GONE, and FOLDER_DIFFERS when what comes of it is not the tree of the record.
  */
-export async function restoreCode(code: CodeIdentity, diffPath: string, target: string): Promise<void> {
+export async function restoreCode(
+  code: CodeIdentity,
+  diffPath: string,
+  target: string,
+  signal?: AbortSignal,
+): Promise<void> {
   // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
   if (!/^[0-9a-f]{40,64}$/.test(code.commit))
     throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
@@ -253,21 +261,21 @@ export async function restoreCode(code: CodeIdentity, diffPath: string, target: 
   const source = isHere ? code.folder : code.remote
   if (source === null)
     throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)
-  await clone(code.commit, source, target)
+  await clone(code.commit, source, target, signal)
   // What .gitmodules names is often relative to it.
   if (isHere && code.remote !== null) await git(target, ['remote', 'set-url', '--', 'origin', code.remote])
   if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
-  await git(target, ['checkout-index', '--all', '--index'])
-  await restoreSubmodules(target, isHere ? code.folder : undefined)
+  await git(target, ['checkout-index', '--all', '--index'], { signal })
+  await restoreSubmodules(target, isHere ? code.folder : undefined, signal)
 }
 
 /** With the commit in its index, and no files yet. */
-async function clone(commit: string, source: string, target: string): Promise<void> {
+async function clone(commit: string, source: string, target: string, signal?: AbortSignal): Promise<void> {
   const args = ['clone', '--quiet', '--no-checkout', ...AS_RECORDED, '--', source, target]
-  await git(dirname(target), args, { code: 'OBJECT_GONE' })
+  await git(dirname(target), args, { signal, code: 'OBJECT_GONE' })
   if (!(await hasCommit(target, commit)))
     throw new BobbinError('OBJECT_GONE', `there is no commit ${commit} in ${source}`)
   await git(target, ['update-ref', '--no-deref', 'HEAD', commit])
@@ -275,21 +283,21 @@ async function clone(commit: string, source: string, target: string): Promise<vo
 }
 
 /** From where they lie in the folder that the code is from, pushed or not; else from where .gitmodules has them. */
-async function restoreSubmodules(target: string, folder: string | undefined): Promise<void> {
+async function restoreSubmodules(target: string, folder: string | undefined, signal?: AbortSignal): Promise<void> {
   for (const { path, commit } of await submodulesOf(target)) {
     const inside = join(target, path)
     const here = folder && join(folder, path)
     if (here !== undefined && (await hasCommit(here, commit))) {
-      await clone(commit, here, inside)
+      await clone(commit, here, inside, signal)
       const remote = await text(here, 'remote', 'get-url', 'origin').catch(() => undefined)
       if (remote !== undefined) await git(inside, ['remote', 'set-url', '--', 'origin', remote])
-      await git(inside, ['checkout-index', '--all', '--index'])
-      await restoreSubmodules(inside, here)
+      await git(inside, ['checkout-index', '--all', '--index'], { signal })
+      await restoreSubmodules(inside, here, signal)
     } else {
       // Who has a folder of ours may name others; a record from elsewhere may not.
       const settings = [...AS_RECORDED, ...(folder === undefined ? [] : ['-c', 'protocol.file.allow=always'])]
       const args = ['submodule', '--quiet', 'update', '--init', '--recursive', '--', path]
-      await git(target, args, { settings, code: 'OBJECT_GONE' })
+      await git(target, args, { settings, signal, code: 'OBJECT_GONE' })
     }
   }
 }

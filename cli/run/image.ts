@@ -35,19 +35,34 @@ interface Inspected {
 /** Docker's and podman's reference of an image; nothing that they would take for an option. */
 const REFERENCE = /^[a-zA-Z0-9][\w./:@-]*$/
 
-/** Pulls it when it is not here. Throws INVALID_ARGUMENT, OBJECT_GONE (no such image), DAEMON_UNAVAILABLE (the engine). */
+/** What engines say when a registry cannot be reached now. */
+const NOT_NOW =
+  /no such host|connection refused|connection reset|no route to host|network is unreachable|name resolution|server misbehaving|(?:i\/o|TLS handshake) timeout|deadline exceeded|Client\.Timeout|request canceled while waiting/i
+
+/** An engine that hangs is none. */
+const ANSWER_MS = 60_000
+
+/**
+ * Pulls it when it is not here, and `onPull` is there to be told so. Throws INVALID_ARGUMENT, OBJECT_GONE (no such image), UPSTREAM_UNAVAILABLE (its registry),
+ * DAEMON_UNAVAILABLE (the engine), INTERRUPTED.
+ */
 export async function identifyImage(
   program: string,
   asked: string,
-  options: { readonly signal: AbortSignal; onPull(): void },
+  options: { readonly signal: AbortSignal; readonly onPull: (() => void) | undefined },
 ): Promise<ImageIdentity> {
   if (!REFERENCE.test(asked)) throw new BobbinError('INVALID_ARGUMENT', `not an image: ${JSON.stringify(asked)}`)
-  const { signal } = options
+  const { signal, onPull } = options
   let found = await inspect(program, asked, signal)
+  if (found === undefined && onPull === undefined)
+    throw new BobbinError('OBJECT_GONE', `the image ${asked} is not here: it is pulled once nothing else is the matter`)
   if (found === undefined) {
-    options.onPull()
+    onPull?.()
     const { status, stderr } = await runQuietly(program, ['pull', '--quiet', asked], { signal })
-    if (status !== 0) throw new BobbinError('OBJECT_GONE', `the image ${asked} cannot be had: ${firstLine(stderr)}`)
+    if (status !== 0) {
+      const code = NOT_NOW.test(stderr.toString('utf8')) ? 'UPSTREAM_UNAVAILABLE' : 'OBJECT_GONE'
+      throw new BobbinError(code, `the image ${asked} cannot be had: ${firstLine(stderr)}`)
+    }
     found = await inspect(program, asked, signal)
   }
   if (found === undefined) throw new BobbinError('OBJECT_GONE', `there is no image ${asked}`)
@@ -76,7 +91,9 @@ export async function identifyImage(
 }
 
 async function inspect(program: string, name: string, signal: AbortSignal): Promise<Inspected | undefined> {
-  const { status, stdout, stderr } = await runQuietly(program, ['image', 'inspect', '--', name], { signal })
+  const limits = { signal, timeoutMs: ANSWER_MS }
+  const { status, stdout, stderr } = await runQuietly(program, ['image', 'inspect', '--', name], limits)
+  if (status === null) throw new BobbinError('DAEMON_UNAVAILABLE', `${program} does not answer`)
   if (status === 0) return (JSON.parse(stdout.toString('utf8')) as Inspected[])[0]
   if (/connect to the Docker daemon|connection refused|permission denied/i.test(stderr.toString('utf8')))
     throw new BobbinError('DAEMON_UNAVAILABLE', `${program} does not answer: ${firstLine(stderr)}`)
@@ -89,7 +106,8 @@ async function platformManifest(
   pushed: string,
   { os, architecture, signal }: { readonly os: string; readonly architecture: string; readonly signal: AbortSignal },
 ): Promise<string | null> {
-  const { status, stdout } = await runQuietly(program, ['manifest', 'inspect', '--verbose', pushed], { signal })
+  const limits = { signal, timeoutMs: ANSWER_MS }
+  const { status, stdout } = await runQuietly(program, ['manifest', 'inspect', '--verbose', pushed], limits)
   if (status !== 0) return null
   interface Described {
     readonly Descriptor?: { readonly digest?: string; readonly platform?: { os?: string; architecture?: string } }

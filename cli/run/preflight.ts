@@ -20,6 +20,10 @@ export class Problems {
     }
   }
 
+  get isEmpty(): boolean {
+    return this.#found.length === 0
+  }
+
   /** Throws the only one, or one that lists them all under the code of the first. */
   throwIfAny(): void {
     const [first, ...rest] = this.#found

@@ -8,9 +8,10 @@ export interface Ran {
   readonly stderr: Buffer
 }
 
+/** Of what nobody could interrupt. Where a signal is given, people end what takes too long: a pull may take hours. */
 const TIMEOUT_MS = 600_000
 
-/** However it ends. Throws INVALID_ARGUMENT when there is no such program, INTERRUPTED. */
+/** However it ends; at a time limit, with a null status. Throws INVALID_ARGUMENT when there is no such program, INTERRUPTED. */
 export function runQuietly(
   command: string,
   args: readonly string[],
@@ -18,19 +19,19 @@ export function runQuietly(
     env,
     input,
     signal,
-    timeoutMs = TIMEOUT_MS,
+    timeoutMs = signal === undefined ? TIMEOUT_MS : undefined,
   }: {
     readonly env?: NodeJS.ProcessEnv
     /** What it reads; nothing without. */
     readonly input?: Buffer | undefined
     readonly signal?: AbortSignal | undefined
-    readonly timeoutMs?: number
+    readonly timeoutMs?: number | undefined
   } = {},
 ): Promise<Ran> {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
       stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
-      timeout: timeoutMs,
+      ...(timeoutMs !== undefined && { timeout: timeoutMs }),
       ...(env !== undefined && { env }),
       ...(signal !== undefined && { signal }),
     })

@@ -438,3 +438,27 @@ t.test('what cannot be is said before anything is started', async t => {
   const none = await runs.bobbin('record', 'verify', 'ffff')
   t.equal(none.status, 10)
 })
+
+t.test('an image is pulled when nothing else is the matter', async t => {
+  const bin = join(folder, 'bin')
+  mkdirSync(bin)
+  const pulled = join(folder, 'pulled')
+  // An engine that has nothing, and cannot reach its registry.
+  const script = `case $1 in info) echo '{"ServerVersion":"1"}';; image) exit 1;; pull) touch '${pulled}'; echo 'dial tcp: lookup x.test: no such host' >&2; exit 1;; esac`
+  writeFileSync(join(bin, 'docker'), `#!/bin/sh\n${script}\n`, { mode: 0o755 })
+  const withEngine = new Runs(folder, { PATH: `${bin}:${process.env.PATH}` })
+  const run = (...args: string[]) => withEngine.bobbin('run', '--engine', 'docker', ...args, 'x.test/image:1', 'true')
+  for (const wrong of [
+    ['--env', 'A B'],
+    ['--mount', `${written.reference}:/`],
+    ['--code', folder],
+  ]) {
+    const { status, stderr } = await run(...wrong)
+    t.equal(status, 2, stderr)
+    t.notOk(existsSync(pulled), `not with ${wrong.join(' ')}`)
+  }
+  const { status, stderr } = await run()
+  t.ok(existsSync(pulled))
+  t.equal(status, 75, stderr)
+  t.match(stderr, /x\.test\/image:1 cannot be had: .*no such host/)
+})

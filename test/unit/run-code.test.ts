@@ -256,3 +256,10 @@ t.test('restoreCode brings submodules, from where the code is from', async t => 
     'a record from elsewhere names no folders here',
   )
 })
+
+t.test('restoreCode ends when it is interrupted', async t => {
+  const folder = testFolder(t)
+  const { identity } = await identify(t, await repository(join(folder, 'code'), { 'a.txt': 'a' }))
+  const restored = restoreCode(identity, '/nowhere', join(folder, 'restored'), AbortSignal.abort())
+  await t.rejects(restored, { code: 'INTERRUPTED' })
+})
