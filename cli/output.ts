@@ -3,7 +3,24 @@
  * list is one JSON line a row.
  */
 import { once } from 'node:events'
+import type { Writable } from 'node:stream'
 import type { CommonFlags } from './settings.js'
+
+/** Whose readers have gone. */
+const unread = new Set<Writable>()
+let outlivesReaders = false
+
+/** From now on a command runs, or has run: whoever does not want to see it any more ends neither it nor its record. */
+export function outliveReaders(): void {
+  outlivesReaders = true
+}
+
+/** At the pace of the reader; nothing is written for one that has gone. */
+export async function show(stream: Writable, bytes: string | Uint8Array): Promise<void> {
+  if (unread.has(stream) || stream.write(bytes)) return
+  // What goes wrong is handled where errors are listened to.
+  await once(stream, 'drain').catch(() => {})
+}
 
 export class Output {
   readonly isJson: boolean
@@ -15,8 +32,11 @@ export class Output {
     this.isQuiet = flags.quiet ?? false
     // `bobbin ls | head` closes the pipe: that is the reader's business, not a failure.
     process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-      process.exit(error.code === 'EPIPE' ? 0 : 1)
+      unread.add(process.stdout)
+      if (!outlivesReaders) process.exit(error.code === 'EPIPE' ? 0 : 1)
     })
+    // Remarks are nobody's result: what is done goes on without them.
+    process.stderr.on('error', () => unread.add(process.stderr))
   }
 
   /** One result, or one row of a list: the document (a string is JSON text) with `--json`, else the text. */
@@ -34,12 +54,12 @@ export class Output {
   async flush(): Promise<void> {
     const text = this.#pending
     this.#pending = ''
-    if (text !== '' && !process.stdout.write(text)) await once(process.stdout, 'drain')
+    if (text !== '') await show(process.stdout, text)
   }
 
   /** A remark for a person. */
   note(text: string): void {
-    if (!this.isQuiet) process.stderr.write(`${text}\n`)
+    if (!this.isQuiet && !unread.has(process.stderr)) process.stderr.write(`${text}\n`)
   }
 }
 

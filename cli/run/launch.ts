@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import { constants } from 'node:os'
 import { BobbinError, systemCode } from '../../daemon/model/index.js'
+import { outliveReaders, show } from '../output.js'
 
 const PASSED_ON = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const
 /** Whoever asks so often means it. */
@@ -38,6 +39,7 @@ export async function launch(command: readonly string[], options: LaunchOptions)
     child.once('close', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal]))),
   )
   await started
+  outliveReaders()
   const kept = [
     keep(child, 'stdout', isJson ? process.stderr : process.stdout, logs.stdout, () => onLogCut('stdout.log')),
     keep(child, 'stderr', process.stderr, logs.stderr, () => onLogCut('stderr.log')),
@@ -67,9 +69,8 @@ async function keep(
     isBroken = true
   })
   for await (const chunk of child[name]!) {
-    if (!shown.write(chunk as Buffer)) await Promise.race([once(shown, 'drain'), once(shown, 'close')])
-    if (!isBroken && !file.write(chunk as Buffer))
-      await Promise.race([once(file, 'drain'), once(file, 'error')]).catch(() => {})
+    await show(shown, chunk as Buffer)
+    if (!isBroken && !file.write(chunk as Buffer)) await once(file, 'drain').catch(() => {})
   }
   if (!isBroken) await new Promise<void>(resolve => file.end(() => resolve()))
 }

@@ -217,6 +217,30 @@ t.test('a record is the same on another machine, whose runs are left alone', asy
   rmSync(run.record, { recursive: true })
 })
 
+t.test('whoever does not read on ends what is shown, and neither the run nor its record (S52)', async t => {
+  const lines = 200_000
+  const script = `seq ${lines}; seq ${lines} >&2; cat ${at(7)} > /dev/null; exit 6`
+  for (const closed of [['stdout'], ['stderr'], ['stdout', 'stderr']] as const) {
+    const child = runs.startShown('--host', ...mount, ...shell(script))
+    for (const name of ['stdout', 'stderr'] as const) {
+      if (closed.includes(name as never)) child[name].once('data', () => child[name].destroy())
+      else child[name].resume()
+    }
+    t.equal(await new Promise(resolve => child.once('exit', resolve)), 6, closed.join())
+    const facts = runs.latestFacts()!
+    const record = join(runs.state, 'runs', facts.runId)
+    t.match(exitOf({ record }), { code: 6, killed: false })
+    for (const name of ['stdout', 'stderr'])
+      t.match(readFileSync(join(record, `${name}.log`), 'utf8'), new RegExp(`^${lines}$`, 'm'), `${name}.log is whole`)
+    t.same(
+      readsOf({ record }).map(({ key }) => key),
+      ['train/000007.jpg'],
+    )
+    nothingIsLeft(t, runs, facts.runId)
+    t.equal((await runs.bobbin('record', 'verify', facts.runId)).status, 0)
+  }
+})
+
 t.test('a mount that dies under a run is noticed, and nothing hangs (S50)', async t => {
   const go = join(folder, 'go')
   const script = `cat ${at(5)} > /dev/null; echo ready; while ! test -e ${go}; do sleep 0.05; done; cat ${at(6)} > /dev/null`

@@ -65,15 +65,20 @@ export class Runs {
 
   /** One that is still on its way. */
   start(...args: string[]) {
+    return this.#spawn('run', '--json', ...args)
+  }
+
+  /** One that shows people what its command says. */
+  startShown(...args: string[]) {
+    return this.#spawn('run', ...args)
+  }
+
+  #spawn(...args: string[]) {
     const [command, ...before] = AS_USERS_DO
-    return spawn(
-      'env',
-      ['-C', this.code, command!, ...before, process.execPath, bobbinPath, 'run', '--json', ...args],
-      {
-        stdio: ['ignore', 'pipe', 'pipe'],
-        env: this.#environment(),
-      },
-    )
+    return spawn('env', ['-C', this.code, command!, ...before, process.execPath, bobbinPath, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: this.#environment(),
+    })
   }
 
   /** Of the run that was started last, as far as it came. */
