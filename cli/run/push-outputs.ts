@@ -7,7 +7,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
 import type { Revision } from '../../daemon/fetch/push/push-revision.js'
-import { BobbinError, type LogicalKey } from '../../daemon/model/index.js'
+import { BobbinError } from '../../daemon/model/index.js'
 import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
 import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
 import { type Context, sourceConfigOf } from '../context.js'
@@ -37,7 +37,7 @@ const STATEMENT_BYTES_MAX = 500_000
 export async function pushOutputs(
   { folder, facts }: { readonly folder: RunFolder; readonly facts: RunFacts },
   target: PackageReference,
-  { settings, signal, progress, output }: Context,
+  { settings, signal, progress }: Context,
 ): Promise<Revision> {
   const { outputDir, outputs = [], runId } = facts
   if (outputDir === undefined) throw new BobbinError('INVALID_ARGUMENT', `the run ${runId} was given no --output`)
@@ -47,22 +47,22 @@ export async function pushOutputs(
     const what = `${join(outputDir, first.path)} is ${first.change}${more}`
     throw new BobbinError('FOLDER_DIFFERS', `the outputs are no longer those of the run ${runId}: ${what}`)
   }
-  const beside = RECORD_FILES.filter(name => existsSync(folder.file(name))).map(name => {
-    return { key: `${RECORD_FOLDER}/${name}` as LogicalKey, path: folder.file(name) }
-  })
+  const record = RECORD_FILES.filter(name => existsSync(folder.file(name)))
+  const files = new Map([
+    ...outputs.map(({ path }) => [path, join(outputDir, path)] as const),
+    ...record.map(name => [`${RECORD_FOLDER}/${name}`, folder.file(name)] as const),
+  ])
   const revision = await pushFolder({
     ...target,
     message: messageOf(facts),
     userMeta: metadataOf(folder, facts),
     force: true,
     dir: outputDir,
-    only: new Set(outputs.map(({ path }) => path)),
-    beside,
+    files,
     sourceConfig: sourceConfigOf(settings),
     cacheDir: settings.cacheDir,
     signal,
     onProgress: ({ bytes, bytesTotal }) => progress.update('push', bytes, bytesTotal),
-    onSkipped: (key, reason) => output.note(`bobbin: left out ${JSON.stringify(key)}: ${reason}`),
   })
   progress.stop()
   folder.writeFile('pushed.json', `${JSON.stringify(addressOf(revision))}\n`)

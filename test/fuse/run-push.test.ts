@@ -93,6 +93,23 @@ t.test('a run that ends well becomes a revision, with its hashes and its record'
   })
 })
 
+t.test('what the run has written is pushed, all of it and nothing else that lies there', async t => {
+  const out = join(folder, 'crowded')
+  mkdirSync(join(out, 'old'), { recursive: true })
+  writeFileSync(join(out, 'earlier'), '')
+  writeFileSync(Buffer.concat([Buffer.from(`${out}/old/`), Buffer.from([0xff, 0xfe])]), 'no UTF-8')
+  const script = `cd $BOBBIN_OUTPUT; mkdir -p a/b; echo model > .quiltignore; for name in a/b/c a-b model; do echo $name > $name; done`
+  const target = `${folder}/models/me/crowded`
+  const run = (await runs.run('--host', '--output', out, '--push-output', target, '--', 'sh', '-c', script)) as Pushed
+  t.match(run, { exitCode: 0, pushed: { package: 'me/crowded' } })
+  const keys = (await runs.cli.text('ls', target, '-R')).trimEnd().split('\n')
+  t.same(
+    keys.filter(key => !key.startsWith('.bobbin/')),
+    ['.quiltignore', 'a/b/c', 'a-b', 'model'],
+  )
+  t.equal(await runs.cli.text('cat', target, 'a/b/c'), 'a/b/c\n')
+})
+
 t.test('a run that fails is not pushed, unless somebody wants it', async t => {
   const failing = `${folder}/models/me/failing`
   const run = await runs.bobbin('run', '--json', '--host', ...mount, '-e', 'EXIT=3', '--push-output', failing, ...train)

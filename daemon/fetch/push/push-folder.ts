@@ -1,21 +1,19 @@
-/** A folder becomes a revision of a package: its files are stored, unless they are there already. */
+/** A folder, or some files, become a revision of a package: they are stored, unless they are there already. */
 import { realpath, stat } from 'node:fs/promises'
 import { sep } from 'node:path'
-import { BobbinError, compareTreeOrder, type Entry, type LogicalKey, localError } from '../../model/index.js'
+import { BobbinError, compareTreeOrder, type Entry, localError } from '../../model/index.js'
 import type { ManifestWriter } from '../../quilt/manifest-writer.js'
 import { objectPlace } from '../../quilt/registry.js'
 import type { WorkflowEntry } from '../../quilt/workflow.js'
 import { concurrently } from '../concurrently.js'
 import { LocalFile } from './local-file.js'
 import { type Entries, pushRevision, type Revision, type RevisionOptions, type Tools } from './push-revision.js'
-import { type FoundFile, walkFolder } from './walk-folder.js'
+import { checkedKey, type FoundFile, walkFolder } from './walk-folder.js'
 
 export interface PushOptions extends RevisionOptions {
   readonly dir: string
-  /** Keys: of the folder no others. */
-  readonly only?: ReadonlySet<string> | undefined
-  /** Files that become entries beside those of the folder; what the folder has at their keys does not. */
-  readonly beside?: readonly { readonly key: LogicalKey; readonly path: string }[] | undefined
+  /** These become the entries, by their keys, and nothing else of the folder is looked at, `.quiltignore` neither. */
+  readonly files?: ReadonlyMap<string, string> | undefined
   readonly onProgress?: ((progress: PushProgress) => void) | undefined
   /** What is in the folder and does not become an entry. */
   readonly onSkipped?: ((key: string, reason: string) => void) | undefined
@@ -57,6 +55,8 @@ export async function pushFolder(options: PushOptions): Promise<Pushed> {
 class FolderEntries implements Entries {
   uploaded = 0
   reused = 0
+  /** Keys and paths, in tree order; `undefined`: what the folder has. */
+  readonly #given: readonly (readonly [key: string, path: string])[] | undefined
   #bytesDone = 0
   #bytesUnderWay = 0
   #bytesTotal = 0
@@ -64,13 +64,15 @@ class FolderEntries implements Entries {
   constructor(
     private readonly options: PushOptions,
     private readonly tools: Tools,
-  ) {}
+  ) {
+    this.#given = options.files && inTreeOrder(options.files)
+  }
 
   async look(): Promise<void> {
     const { dir, registry, name, onSkipped } = this.options
     await this.#requireOutside()
     let files = 0
-    for await (const { key, path, size } of filesOf(this.options, onSkipped)) {
+    for await (const { key, path, size } of this.#files(onSkipped)) {
       if (registry.kind === 's3' && Buffer.byteLength(`${name}/${key}`) > OBJECT_KEY_BYTES_MAX) {
         const reason = `S3 takes keys of ${OBJECT_KEY_BYTES_MAX} bytes, the package's name included`
         throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(path)} cannot be in a package: ${reason}`)
@@ -83,7 +85,7 @@ class FolderEntries implements Entries {
 
   async list(): Promise<WorkflowEntry[]> {
     const entries: WorkflowEntry[] = []
-    for await (const { key, size } of filesOf(this.options)) entries.push({ logical_key: key, size, meta: {} })
+    for await (const { key, size } of this.#files()) entries.push({ logical_key: key, size, meta: {} })
     return entries
   }
 
@@ -95,6 +97,13 @@ class FolderEntries implements Entries {
     const [folder, root] = [await real(dir), await real(registry.path)]
     if (!`${root}${sep}`.startsWith(`${folder}${sep}`)) return
     throw new BobbinError('INVALID_ARGUMENT', `the registry ${root} lies in the folder that is pushed, ${folder}`)
+  }
+
+  /** In tree order. */
+  async *#files(onSkipped?: PushOptions['onSkipped']): AsyncGenerator<FoundFile> {
+    const { dir, signal } = this.options
+    if (this.#given === undefined) yield* walkFolder(dir, { signal, onSkipped })
+    else for (const [key, path] of this.#given) yield await givenFile(key, path)
   }
 
   async describe(manifest: ManifestWriter): Promise<void> {
@@ -117,7 +126,7 @@ class FolderEntries implements Entries {
   ): Promise<void> {
     const { signal } = this.options
     const ordered = new InOrder<Entry>(entry => manifest.addEntry(entry))
-    await concurrently(numbered(filesOf(this.options)), FILES_AT_ONCE, signal, async ({ index, item }, stop) => {
+    await concurrently(numbered(this.#files()), FILES_AT_ONCE, signal, async ({ index, item }, stop) => {
       const file = await LocalFile.open(item.path, this.tools.workers)
       try {
         ordered.add(index, await entryOf(file, item, stop))
@@ -152,33 +161,16 @@ class FolderEntries implements Entries {
   }
 }
 
-/** In tree order. */
-async function* filesOf(
-  { dir, only, beside = [], signal }: PushOptions,
-  onSkipped?: (key: string, reason: string) => void,
-): AsyncGenerator<FoundFile> {
-  const others = beside
-    .map(file => ({ ...file, bytes: Buffer.from(file.key) }))
+function inTreeOrder(files: ReadonlyMap<string, string>): (readonly [key: string, path: string])[] {
+  return [...files]
+    .map(([key, path]) => ({ key, path, bytes: Buffer.from(key) }))
     .sort((a, b) => compareTreeOrder(a.bytes, b.bytes))
-  let next = 0
-  for await (const found of walkFolder(dir, { signal, onSkipped })) {
-    if (only?.has(found.key) === false) continue
-    const bytes = Buffer.from(found.key)
-    let isReplaced = false
-    for (; next < others.length; next++) {
-      const order = compareTreeOrder(others[next]!.bytes, bytes)
-      if (order > 0) break
-      yield await besideFile(others[next]!)
-      isReplaced = order === 0
-    }
-    if (!isReplaced) yield found
-  }
-  for (; next < others.length; next++) yield await besideFile(others[next]!)
+    .map(({ key, path }) => [key, path])
 }
 
-async function besideFile({ key, path }: { readonly key: LogicalKey; readonly path: string }): Promise<FoundFile> {
+async function givenFile(key: string, path: string): Promise<FoundFile> {
   const { size } = await stat(path).catch(error => Promise.reject(localError(`read ${path}`, error)))
-  return { key, path, size }
+  return { key: checkedKey(key, path), path, size }
 }
 
 async function* numbered<T>(items: AsyncIterable<T>): AsyncGenerator<{ readonly index: number; readonly item: T }> {

@@ -57,12 +57,15 @@ async function* walk(
       options.onSkipped?.(key, found)
       continue
     }
-    const problem = keyProblem(key)
-    if (problem !== undefined) {
-      throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(path)} cannot be in a package: ${problem}`)
-    }
-    yield { key: key as LogicalKey, path, size: found.size }
+    yield { key: checkedKey(key, path), path, size: found.size }
   }
+}
+
+/** Throws INVALID_ARGUMENT for a key that no package may have. */
+export function checkedKey(key: string, path: string): LogicalKey {
+  const problem = keyProblem(key)
+  if (problem === undefined) return key as LogicalKey
+  throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(path)} cannot be in a package: ${problem}`)
 }
 
 /** In the byte order of the names: by folder, that is tree order. */
