@@ -210,6 +210,7 @@ forPackage(
   )
   .option('--output <dir>', 'where the command writes its outputs: /outputs in the container, BOBBIN_OUTPUT anywhere')
   .option('--push-output <pkg>', 'when it ends well, its outputs and its record become a revision of this package')
+  .option('--workflow <id>', "of the outputs' registry, the workflow that they follow ('': none)")
   .option('--code <dir>', 'the git repository of the code, /code in the container (default: the one of this folder)')
   .option('--no-code', 'record no code')
   .option('--require-clean', 'refuse code that differs from its commit')
@@ -241,6 +242,7 @@ common(record.command('merge <RECORDS...>').description('the records of the node
 common(
   record.command('push <RECORD> <PKG>').description("a run's outputs become a revision of a package, its record in it"),
 )
+  .option('--workflow <id>', "the registry's workflow to follow ('': none)")
   .option('--registry <url>', 'the registry of a package that is named without one')
   .action(async (text, pkg, flags) => (await import('./record.js')).push(text, pkg, flags))
 common(program.command('reproduce <RECORD>').description('the same hashes again, and whether the outputs are equal'))

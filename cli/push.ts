@@ -71,11 +71,15 @@ export function revisionOf({ message, meta, workflow, parent, force }: RevisionF
   return {
     message,
     userMeta: meta === undefined ? undefined : parseUserMeta(meta.startsWith('@') ? readMeta(meta.slice(1)) : meta),
-    // As with quilt3, nothing between the quotes is a wish for none.
-    workflow: workflow === '' ? null : workflow,
+    workflow: workflowOf(workflow),
     parent,
     force,
   }
+}
+
+/** As with quilt3, nothing between the quotes is a wish for none. */
+export function workflowOf(text: string | undefined): string | null | undefined {
+  return text === '' ? null : text
 }
 
 function readMeta(path: string): string {

@@ -1,6 +1,6 @@
 import { BobbinError } from '../daemon/model/index.js'
 import { type PackageFlags, withContext } from './context.js'
-import { printRevision, targetOf } from './push.js'
+import { printRevision, targetOf, workflowOf } from './push.js'
 import { readKey, runKey } from './record/dsse.js'
 import { mergeRecords } from './record/merge.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
@@ -52,13 +52,18 @@ export async function merge(records: readonly string[], flags: CommonFlags): Pro
 }
 
 /** The outputs of a run become a revision, with its record in it. */
-export async function push(text: string, target: string, flags: PackageFlags): Promise<void> {
+export async function push(
+  text: string,
+  pkg: string,
+  flags: PackageFlags & { readonly workflow?: string },
+): Promise<void> {
   await withContext(flags, async context => {
     const folder = RunFolder.find(text, stateDir())
     const facts = await upToDate(folder, context)
     if (facts.finishedOn === undefined)
       throw new BobbinError('INVALID_ARGUMENT', `the run ${folder.runId} is not over yet`)
-    const revision = await pushOutputs({ folder, facts }, targetOf(target, flags, context.settings), context)
+    const target = { ...targetOf(pkg, flags, context.settings), workflow: workflowOf(flags.workflow) }
+    const revision = await pushOutputs({ folder, facts }, target, context)
     await printRevision(revision, context.output)
   })
 }

@@ -1,9 +1,11 @@
-import type { Revision } from '../daemon/fetch/push/push-revision.js'
+import type { Revision, RevisionOptions } from '../daemon/fetch/push/push-revision.js'
+import { createRegistryWriter } from '../daemon/fetch/writer/index.js'
 import { BobbinError } from '../daemon/model/index.js'
 import { formatRegistry, type PackageReference } from '../daemon/quilt/reference.js'
 import { readLatest } from '../daemon/quilt/registry.js'
-import { type Context, type PackageFlags, withContext } from './context.js'
-import { targetOf } from './push.js'
+import { checkWorkflow } from '../daemon/quilt/workflow.js'
+import { type Context, type PackageFlags, sourceConfigOf, withContext } from './context.js'
+import { targetOf, workflowOf } from './push.js'
 import { runKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
 import { checkBindable, type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
@@ -24,6 +26,8 @@ export interface RunFlags extends PackageFlags, EngineFlags {
   readonly requireClean?: boolean
   readonly output?: string
   readonly pushOutput?: string
+  /** Of `pushOutput`'s registry. */
+  readonly workflow?: string
   /** false: `--no-loader`. */
   readonly loader?: boolean
   readonly key?: string
@@ -51,13 +55,13 @@ async function pushed(
   context: Context,
 ): Promise<{ readonly revision?: Revision; readonly error?: unknown }> {
   const { runId, exitCode, outputDir } = outcome.facts
-  const again = `bobbin record push ${runId} ${text}`
+  const again = `bobbin record push ${runId} ${text}${workflowWords(flags)}`
   if (exitCode !== 0) {
     context.output.note(`bobbin: a run that failed is not pushed; if you want it: ${again}`)
     return {}
   }
   try {
-    const revision = await pushOutputs(outcome, targetOf(text, flags, context.settings), context)
+    const revision = await pushOutputs(outcome, outputTargetOf(text, flags, context), context)
     context.output.note(
       `bobbin: its outputs are ${formatRegistry(revision.registry)}/${revision.name}@${revision.topHash}`,
     )
@@ -89,8 +93,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
   const { requireClean } = flags
   const code = codeDir === false ? undefined : await problems.try(() => checkCode(codeDir, { requireClean, outputDir }))
-  if (pushOutput !== undefined)
-    await problems.try(() => checkTarget(targetOf(pushOutput, flags, context.settings), context))
+  if (pushOutput !== undefined || flags.workflow !== undefined) await problems.try(() => checkTarget(flags, context))
   const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []
   for (const path of bound) if (path !== undefined) await problems.try(() => checkBindable(path))
   const key = await problems.try(() => runKey(flags.key))
@@ -114,9 +117,31 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   return startRun(wish, flags, context)
 }
 
-/** Whoever cannot push learns it before hours of training, not behind them. */
-async function checkTarget({ registry, name }: PackageReference, { source, signal }: Context): Promise<void> {
-  await readLatest(source, registry, name, { signal })
+type OutputTarget = PackageReference & Pick<RevisionOptions, 'workflow'>
+
+function outputTargetOf(text: string, flags: RunFlags, { settings }: Context): OutputTarget {
+  return { ...targetOf(text, flags, settings), workflow: workflowOf(flags.workflow) }
+}
+
+function workflowWords({ workflow }: RunFlags): string {
+  return workflow === undefined ? '' : ` --workflow ${workflow || "''"}`
+}
+
+/** Whoever cannot push learns it before hours of training, not behind them: all that does not depend on the outputs. */
+async function checkTarget(flags: RunFlags, context: Context): Promise<void> {
+  if (flags.pushOutput === undefined)
+    throw new BobbinError('INVALID_ARGUMENT', '--workflow is for --push-output, and nothing is to be pushed')
+  const target = outputTargetOf(flags.pushOutput, flags, context)
+  const { source, settings, signal } = context
+  await readLatest(source, target.registry, target.name, { signal })
+  const { cacheDir } = settings
+  const writer = createRegistryWriter(target.registry, { ...sourceConfigOf(settings), cacheDir })
+  try {
+    // No rule asks more of a message than that there is one, and that of outputs has their hashes.
+    await checkWorkflow(source, writer, { ...target, message: 'the hashes' }, { signal })
+  } finally {
+    await writer.close()
+  }
 }
 
 /**

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
-import type { Revision } from '../../daemon/fetch/push/push-revision.js'
+import type { Revision, RevisionOptions } from '../../daemon/fetch/push/push-revision.js'
 import { BobbinError } from '../../daemon/model/index.js'
 import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
 import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
@@ -36,7 +36,7 @@ const STATEMENT_BYTES_MAX = 500_000
  */
 export async function pushOutputs(
   { folder, facts }: { readonly folder: RunFolder; readonly facts: RunFacts },
-  target: PackageReference,
+  target: PackageReference & Pick<RevisionOptions, 'workflow'>,
   { settings, signal, progress }: Context,
 ): Promise<Revision> {
   const { outputDir, outputs = [], runId } = facts

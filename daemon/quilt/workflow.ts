@@ -54,13 +54,51 @@ export interface Workflow {
   checkEntries(entries: readonly WorkflowEntry[]): void
 }
 
-/** Checks all that can be checked by now; `undefined`: the registry has no rules. */
+/** Checks all but the entries; `undefined`: the registry has no rules. */
 export async function findWorkflow(
   source: Source,
   writer: RegistryWriter,
   words: RevisionWords,
   options: RegistryOptions = {},
 ): Promise<Workflow | undefined> {
+  const found = await findRules(source, writer, words, options)
+  if (found === undefined) return undefined
+  const { checkMetadata, checkEntries } = found
+  if (checkMetadata !== undefined) {
+    const userMeta: unknown = JSON.parse(words.userMeta ?? 'null') ?? {}
+    if (!checkMetadata(userMeta)) throw refused(words, `the metadata does not fit ${problem(checkMetadata)}`)
+  }
+  return {
+    header: found.header,
+    checksEntries: checkEntries !== undefined,
+    checkEntries(entries) {
+      if (checkEntries === undefined || checkEntries(entries)) return
+      throw refused(words, `the entries do not fit ${problem(checkEntries)}`)
+    },
+  }
+}
+
+/** For who has nothing to push yet: throws what `findWorkflow` would throw whatever the metadata are. */
+export async function checkWorkflow(
+  source: Source,
+  writer: RegistryWriter,
+  words: Omit<RevisionWords, 'userMeta'>,
+  options: RegistryOptions = {},
+): Promise<void> {
+  await findRules(source, writer, words, options)
+}
+
+interface FoundRules extends Pick<Workflow, 'header'> {
+  readonly checkMetadata: ValidateFunction | undefined
+  readonly checkEntries: ValidateFunction | undefined
+}
+
+async function findRules(
+  source: Source,
+  writer: RegistryWriter,
+  words: RevisionWords,
+  options: RegistryOptions,
+): Promise<FoundRules | undefined> {
   const documents = new Documents(source, writer, options)
   const found = await documents.read(workflowConfigKey(words.registry))
   if (found === undefined) {
@@ -73,23 +111,12 @@ export async function findWorkflow(
   const checkMetadata = await schemas.find(rules.metadata_schema)
   const checkEntries = await schemas.find(rules.entries_schema)
   checkWords(rules, words)
-  if (checkMetadata !== undefined) {
-    const userMeta: unknown = JSON.parse(words.userMeta ?? 'null') ?? {}
-    if (!checkMetadata(userMeta)) throw refused(words, `the metadata does not fit ${problem(checkMetadata)}`)
-  }
   const header = {
     id,
     config: formatPhysicalKey(found.key),
     ...(schemas.used.size > 0 && { schemas: Object.fromEntries(schemas.used) }),
   }
-  return {
-    header: JSON.stringify(header),
-    checksEntries: checkEntries !== undefined,
-    checkEntries(entries) {
-      if (checkEntries === undefined || checkEntries(entries)) return
-      throw refused(words, `the entries do not fit ${problem(checkEntries)}`)
-    },
-  }
+  return { header: JSON.stringify(header), checkMetadata, checkEntries }
 }
 
 function parseConfig({ text }: Document, words: RevisionWords): WorkflowConfig {

@@ -148,6 +148,53 @@ t.test('a registry that cannot be pushed to is told before the run, and one that
   t.equal(await runs.cli.text('cat', `${blocked}/me/model`, 'model'), 'model\n')
 })
 
+t.test('workflow rules are looked at before the run, and followed by what is pushed (S44)', async t => {
+  const registry = join(folder, 'ruled')
+  const rules = join(registry, '.quilt/workflows')
+  mkdirSync(rules, { recursive: true })
+  writeFileSync(
+    join(rules, 'config.yml'),
+    `version: "1"
+workflows:
+  models: {name: models, handle_pattern: "^me/", is_message_required: true, metadata_schema: run}
+  broken: {name: broken, entries_schema: nowhere}
+schemas:
+  run: {url: "file://${rules}/run.json"}
+  nowhere: {url: "file://${rules}/nowhere.json"}
+`,
+  )
+  writeFileSync(join(rules, 'run.json'), JSON.stringify({ required: ['bobbin'] }))
+  const ran = join(folder, 'ran')
+  const shell = ['--', 'sh', '-c', `touch ${ran}; echo model > $BOBBIN_OUTPUT/model`]
+  const refused: readonly [string[], RegExp][] = [
+    [['--push-output', `${registry}/me/model`], /a workflow has to be named with --workflow: models, broken/],
+    [['--push-output', `${registry}/me/model`, '--workflow', 'usual'], /there is no workflow "usual"/],
+    [['--push-output', `${registry}/me/model`, '--workflow', ''], /has to be named/],
+    [['--push-output', `${registry}/you/model`, '--workflow', 'models'], /name does not fit/],
+    [['--push-output', `${registry}/me/model`, '--workflow', 'broken'], /nowhere.json is not there/],
+    [['--push-output', model, '--workflow', 'models'], /no .quilt\/workflows\/config.yml/],
+    [['--workflow', 'models'], /--workflow is for --push-output/],
+  ]
+  for (const [words, reason] of refused)
+    t.match(await runs.bobbin('run', '--host', ...words, ...shell), { status: 2, stderr: reason }, words.join(' '))
+  t.notOk(existsSync(ran), 'nothing was run')
+
+  const target = `${registry}/me/model`
+  const run = (await runs.run('--host', '--push-output', target, '--workflow', 'models', ...shell)) as Pushed
+  t.match(run, { exitCode: 0, pushed: { package: 'me/model' } })
+  const manifest = readFileSync(join(registry, '.quilt/packages', run.pushed!.topHash), 'utf8')
+  t.match(JSON.parse(manifest.split('\n')[0]!), { workflow: { id: 'models' } })
+
+  const failing = await runs.bobbin(
+    ...['run', '--json', '--host', '--push-output', target, '--workflow', 'models', '--', 'false'],
+  )
+  const { runId } = JSON.parse(failing.stdout) as RunAnswer
+  const again = `bobbin record push ${runId} ${target} --workflow models`
+  t.match(failing.stderr, again)
+  t.match(await runs.bobbin('record', 'push', runId, target), { status: 2, stderr: /has to be named with --workflow/ })
+  t.equal((await runs.bobbin(...again.split(' ').slice(1))).status, 0)
+})
+
 t.test('what is passed by name alone is in no record', async t => {
   const script = 'echo $SECRET $PLAIN > $BOBBIN_OUTPUT/model'
   const words = ['-e', 'SECRET', '-e', 'PLAIN=word', '-e', 'NO_SUCH_VARIABLE']
