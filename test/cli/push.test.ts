@@ -18,6 +18,7 @@ import { AS_USERS_DO, Bobbin, runProgram } from '../support/cli.js'
 import { testFolder, until } from '../support/daemon.js'
 import { noise } from '../support/objects.js'
 import { bobbinPath } from '../support/parts.js'
+import { cuttableDisk } from '../support/power-cut.js'
 import { writeRegistry } from '../support/registry.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -284,6 +285,23 @@ t.test('a registry whose disk is full keeps the revisions that it has (S42)', as
   rmSync(join(dir, 'b'))
   write(dir, { b: 'b' })
   t.equal((await bobbin.try('push', dir, target, '-m', 'second', '--parent', first)).status, 0)
+})
+
+t.test('a revision that was pushed outlives a power cut, with all its objects (S42)', async t => {
+  const disk = cuttableDisk(t, 64)
+  if (disk === undefined) return
+  const files = { 'a/b/one': 'one', 'a/two': noise(100_000), large: noise(9 * MIB), there: 'there already' }
+  const { folder, dir, bobbin } = fixture(t, files)
+  const registry = join(disk.path, 'some/registry')
+  // As another program may have left it a moment ago.
+  write(join(registry, 'me/pkg'), { there: files.there })
+  const topHash = (await bobbin.text('push', dir, `${registry}/me/pkg`, '-m', 'm')).trim()
+  disk.cut()
+  t.equal(pointersOf(t, registry).latest, topHash)
+  const installed = join(folder, 'installed')
+  const outcome = await bobbin.try('install', `${registry}/me/pkg`, installed, '--cache', join(folder, 'other'))
+  t.equal(outcome.status, 0, outcome.stderr)
+  t.match(await bobbin.json('verify', `${registry}/me/pkg`, installed), { ok: true })
 })
 
 t.test('a subset is a package of its own, and points to the same objects (S43)', async t => {

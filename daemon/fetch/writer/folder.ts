@@ -4,6 +4,9 @@
  * What is written is written below `.quilt/.bobbin-…` first, and gets its name by link(2), which never replaces
  * anything, or by rename(2), where it shall. A folder keeps no versions: when other bytes lie at an object's key
  * (an earlier revision's), the new ones go to the key of their hash.
+ *
+ * The power may go at any moment, so bytes are synced before they get their name, names of objects before a manifest
+ * has them, and a manifest's name before a pointer has it.
  */
 import { randomBytes } from 'node:crypto'
 import { closeSync, constants, openSync } from 'node:fs'
@@ -33,15 +36,18 @@ import { textToStore } from './text.js'
 /** Somebody may put a file where we have just seen none, and take it away again; not for ever. */
 const TRIES_MAX = 10
 const LOCK_WAIT_MS = 20
+/** Folders with names that are not synced yet; a file each may have one of its own. */
+const UNSYNCED_MAX = 4096
 
 export class FolderWriter implements RegistryWriter {
   readonly #quilt: string
   /** A folder for files under way. */
   #temporary: Promise<string> | undefined
   #files = 0
+  #unsynced = new Set<string>()
 
   constructor(
-    root: string,
+    private readonly root: string,
     private readonly ioTimeoutMs: number,
   ) {
     this.#quilt = join(root, '.quilt')
@@ -66,12 +72,19 @@ export class FolderWriter implements RegistryWriter {
     for (let tries = 1; tries <= TRIES_MAX; tries++) {
       const present = await look(path)
       if (present === 'other') return undefined
-      if (present !== 'nothing') return await reuse(path, present.size, file, options)
+      if (present !== 'nothing') {
+        const reused = await reuse(path, present.size, file, options)
+        if (reused !== undefined) await this.#named(path)
+        return reused
+      }
       const temporary = await this.#temporaryPath()
       try {
         const hex = await write(temporary, file, options)
         if (!(await makeParents(path))) return undefined
-        if (await linkTo(temporary, path)) return storedFile(path, hex, false)
+        if (await linkTo(temporary, path)) {
+          await this.#named(path)
+          return storedFile(path, hex, false)
+        }
       } finally {
         await rm(temporary, { force: true })
       }
@@ -81,10 +94,10 @@ export class FolderWriter implements RegistryWriter {
 
   async put(key: PhysicalKey, file: FileToStore, options: StoreFileOptions = {}): Promise<void> {
     const { path } = asFileKey(key)
+    await this.#syncNames()
     const temporary = await this.#temporaryPath()
     try {
-      // A pointer must not survive a crash that its manifest does not.
-      await write(temporary, file, { ...options, isSynced: true })
+      await write(temporary, file, options)
       if (!(await makeParents(path))) {
         throw new BobbinError('NOT_A_DIRECTORY', `a file is in the way of the folder ${dirname(path)}`)
       }
@@ -92,6 +105,23 @@ export class FolderWriter implements RegistryWriter {
     } finally {
       await rm(temporary, { force: true })
     }
+    await this.#named(path)
+    await this.#syncNames()
+  }
+
+  /** A name that has to last; so have those of the folders above it, which may be as new. */
+  async #named(path: string, above = dirname(this.root)): Promise<void> {
+    for (let folder = dirname(path); !this.#unsynced.has(folder); folder = dirname(folder)) {
+      this.#unsynced.add(folder)
+      if (folder === above || folder === '/') break
+    }
+    if (this.#unsynced.size > UNSYNCED_MAX) await this.#syncNames()
+  }
+
+  async #syncNames(): Promise<void> {
+    const folders = this.#unsynced
+    this.#unsynced = new Set()
+    for (const folder of folders) await syncNamesIn(folder)
   }
 
   async replace(key: PhysicalKey, text: string, expected: string | undefined, signal?: AbortSignal): Promise<boolean> {
@@ -132,8 +162,14 @@ export class FolderWriter implements RegistryWriter {
   }
 
   async #temporaryPath(): Promise<string> {
-    this.#temporary ??= makeTemporary(this.#quilt)
+    this.#temporary ??= this.#makeTemporary()
     return join(await this.#temporary, String(++this.#files))
+  }
+
+  async #makeTemporary(): Promise<string> {
+    const first = await makeFolder(this.#quilt)
+    if (first !== undefined) await this.#named(join(this.#quilt, 'any'), dirname(first))
+    return await makeTemporary(this.#quilt)
   }
 
   async close(): Promise<void> {
@@ -181,18 +217,17 @@ async function hashAt(path: string, size: number, signal: AbortSignal | undefine
     Promise.reject(localError(`read ${path}`, error)),
   )
   try {
-    return await hashFile(handle.fd, 'sha2-256-chunked', size, signal)
+    const hex = await hashFile(handle.fd, 'sha2-256-chunked', size, signal)
+    // Whoever wrote it may have left that to the kernel.
+    await handle.datasync().catch(error => Promise.reject(localError(`write ${path}`, error)))
+    return hex
   } finally {
     await handle.close()
   }
 }
 
 /** Copies and hashes at the same time; the hash (hex). */
-async function write(
-  path: string,
-  file: FileToStore,
-  { signal, onBytes, isSynced }: StoreFileOptions & { readonly isSynced?: boolean },
-): Promise<string> {
+async function write(path: string, file: FileToStore, { signal, onBytes }: StoreFileOptions): Promise<string> {
   const hasher = await createObjectHasher('sha2-256-chunked', file.size)
   const handle = await open(path, 'wx', 0o666).catch(error => Promise.reject(localError(`write ${path}`, error)))
   try {
@@ -204,7 +239,7 @@ async function write(
       at += chunk.length
       onBytes?.(at)
     }
-    if (isSynced) await handle.datasync().catch(error => Promise.reject(localError(`write ${path}`, error)))
+    await handle.datasync().catch(error => Promise.reject(localError(`write ${path}`, error)))
     return hasher.digest()
   } finally {
     await handle.close()
@@ -222,8 +257,32 @@ async function makeParents(path: string): Promise<boolean> {
   }
 }
 
-async function makeFolder(path: string): Promise<void> {
-  await mkdir(path, { recursive: true }).catch(error => Promise.reject(localError(`make the folder ${path}`, error)))
+/** The topmost folder that was made; `undefined`: all were there. */
+async function makeFolder(path: string): Promise<string | undefined> {
+  return await mkdir(path, { recursive: true }).catch(error =>
+    Promise.reject(localError(`make the folder ${path}`, error)),
+  )
+}
+
+/** A file system that cannot sync a folder is left to its own promises, and so is a folder that may not be opened. */
+async function syncNamesIn(folder: string): Promise<void> {
+  try {
+    await sync(folder)
+  } catch (error) {
+    const isImpossible = ['EINVAL', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EACCES', 'EPERM'].includes(
+      systemCode(error) ?? '',
+    )
+    if (!isImpossible) throw localError(`write ${folder}`, error)
+  }
+}
+
+async function sync(path: string): Promise<void> {
+  const handle = await open(path, constants.O_RDONLY)
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
 }
 
 /** False: something has that name already. */
@@ -243,6 +302,7 @@ async function linkTo(temporary: string, path: string): Promise<boolean> {
 async function copyTo(temporary: string, path: string): Promise<boolean> {
   try {
     await copyFile(temporary, path, constants.COPYFILE_EXCL)
+    await sync(path)
     return true
   } catch (error) {
     if (systemCode(error) === 'EEXIST') return false
@@ -258,7 +318,6 @@ function storedFile(path: string, hex: string, isReused: boolean): StoredFile {
 async function makeTemporary(quilt: string): Promise<string> {
   const machine = hostname().replace(/[^A-Za-z0-9.]/g, '')
   const path = join(quilt, `.bobbin-${machine}-${process.pid}-${randomBytes(6).toString('hex')}`)
-  await makeFolder(quilt)
   try {
     for (const name of await readdir(quilt)) {
       const match = /^\.bobbin-([A-Za-z0-9.]*)-(\d+)-[0-9a-f]{12}$/.exec(name)
