@@ -14,6 +14,7 @@ import { type FaultProxy, startFaultProxy } from '../support/fault-proxy.js'
 import { noise } from '../support/objects.js'
 import { bobbinPath } from '../support/parts.js'
 import { type Dump, Quilt3 } from '../support/quilt3.js'
+import { writeRegistry } from '../support/registry.js'
 import { type S3Server, s3ClientOf, startS3 } from '../support/s3-server.js'
 
 const MIB = 2 ** 20
@@ -46,6 +47,7 @@ for (const kind of ['versitygw', 'minio'] as const) {
     }
     await t.test('a subset is the same package to quilt3, and copies nothing (S43)', t => sameSubset(t, stage))
     await t.test('of writers at the same time one wins, and the others are told (S41)', t => race(t, stage))
+    await t.test('a manifest in parts whose last answer is lost is there (S42)', t => lostManifest(t, stage))
     await t.test('what a killed push has left is ended and used again (S42)', t => killed(t, stage))
     await t.test('workflow rules (S44)', t => sameRules(t, stage))
     if (kind === 'versitygw') await t.test('the network is lost at each step (S42)', t => lostAtEachStep(t, stage))
@@ -379,6 +381,33 @@ async function killed(t: Test, stage: Stage): Promise<void> {
   interrupted.kill('SIGINT')
   t.equal(await ended, 130, 'Ctrl-C')
   t.strictSame(await quilt3.call('uploads', { bucket: 'versioned' }), [], 'leaves nothing')
+}
+
+/** What is completed by a request whose answer is lost is no upload any more when it is asked for again. */
+async function lostManifest(t: Test, stage: Stage): Promise<void> {
+  const { bobbin, proxy, folder } = stage
+  const [name, registry] = ['la/rge', 's3://versioned']
+  const row = (i: number) => ({
+    bytes: 'b',
+    meta: { text: String(i).repeat(950_000) },
+    physicalKey: `${registry}/any?versionId=any`,
+  })
+  const files = Object.fromEntries(Array.from({ length: 9 }, (_, i) => [`key-${i}`, row(i)]))
+  const { reference } = await writeRegistry(join(folder, 'large'), name, files)
+  const expected = await writeRegistry(join(folder, 'expected'), name, files, { message: 'm' })
+  proxy.clear()
+  const isEnd = ({ method, url }: { method: string; url: string }) =>
+    method === 'POST' && url.includes('.quilt/packages/') && url.includes('uploadId=')
+  proxy.fault({ kind: 'lost' }, { times: 1, match: isEnd })
+  // S3's answer, sooner or later; some servers remember what they have completed.
+  const body = '<Error><Code>NoSuchUpload</Code><Message>The specified upload does not exist.</Message></Error>'
+  proxy.fault({ kind: 'status', status: 404, body }, { times: 1, match: isEnd })
+  const outcome = await bobbin.try('filter', reference, '--where', 'key', '--push', `${registry}/${name}`, '-m', 'm')
+  t.equal(outcome.status, 0, outcome.stderr)
+  t.equal(outcome.stdout.trim(), expected.topHash)
+  t.equal(proxy.requests.filter(isEnd).length, 2, 'it was asked to end the upload, and asked again')
+  t.match((await pointersOf(stage, registry, name)).latest, { topHash: expected.topHash, isThere: true })
+  proxy.clear()
 }
 
 /** Most of the time they wait for a network that is not there. */

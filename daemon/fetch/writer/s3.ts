@@ -85,8 +85,13 @@ export class S3Writer implements RegistryWriter {
     throw new BobbinError('OBJECT_CORRUPT', `${formatPhysicalKey(other)} is not what its name says: remove it`)
   }
 
-  /** `undefined`: other bytes lie there, and would be lost. */
-  async #storeAt(key: S3Key, file: FileToStore, options: StoreFileOptions): Promise<StoredFile | undefined> {
+  /** `undefined`: other bytes lie there, and would be lost, unless `isForced`. */
+  async #storeAt(
+    key: S3Key,
+    file: FileToStore,
+    options: StoreFileOptions,
+    { isForced = false } = {},
+  ): Promise<StoredFile | undefined> {
     for (let tries = 1; ; tries++) {
       const found = await this.#findForReuse(key, options.signal)
       if (found !== undefined && found !== 'unknown') {
@@ -94,10 +99,10 @@ export class S3Writer implements RegistryWriter {
           options.onBytes?.(file.size)
           return storedObject(key, found.versionId, await file.hash(options.signal), true)
         }
-        if (found.versionId === undefined || found.versionId === 'null') return undefined
+        if (!isForced && (found.versionId === undefined || found.versionId === 'null')) return undefined
       }
       try {
-        return await this.#upload(key, file, { ...options, onlyIfAbsent: found === undefined })
+        return await this.#upload(key, file, { ...options, onlyIfAbsent: found === undefined && !isForced })
       } catch (error) {
         if (tries === TRIES_MAX || !hasMoved(error)) throw s3Error(error, formatPhysicalKey(key), false)
       }
@@ -105,14 +110,7 @@ export class S3Writer implements RegistryWriter {
   }
 
   async put(key: PhysicalKey, file: FileToStore, options: StoreFileOptions = {}): Promise<void> {
-    const object = asS3Key(key)
-    const found = await this.#findForReuse(object, options.signal)
-    if (found !== undefined && found !== 'unknown' && (await isSame(found, file, options.signal))) return
-    try {
-      await this.#upload(object, file, options)
-    } catch (error) {
-      throw s3Error(error, formatPhysicalKey(object), false)
-    }
+    await this.#storeAt(asS3Key(key), file, options, { isForced: true })
   }
 
   async replace(key: PhysicalKey, text: string, expected: string | undefined, signal?: AbortSignal): Promise<boolean> {
