@@ -83,8 +83,7 @@ export class Reads {
         continue
       }
       const { plan: id, epoch, steps, positions = [], rank, world, as } = delivery
-      const plan = await plans.get(id)
-      await plan.use(async () => {
+      await plans.use(id, async plan => {
         const contents =
           steps === null ? [plan.at(epoch, positions)] : steps.map(step => plan.step(epoch, step, { rank, world }))
         const { package: name, topHash } = plan.address

@@ -31,9 +31,8 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
         summary: "A rank's part of some steps, as tar or as paths",
       },
     },
-    async (request, reply) => {
-      const plan = await plans.get(request.params.id)
-      return plan.use(async () => {
+    async (request, reply) =>
+      plans.use(request.params.id, async plan => {
         const { query } = request
         if (query.release !== undefined) sessions.release(query.release)
         const of = rankOf(query)
@@ -50,8 +49,7 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
             steps,
             etag: `b${steps.length}x${query.stride ?? 1}-${step}`,
           })
-      })
-    },
+      }),
   )
 
   app.get<{ Params: { name: string } }>(
@@ -59,13 +57,12 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
     { schema: { params: ShardParams, summary: 'A shard, for WebDataset; its name says everything' } },
     async (request, reply) => {
       const { topHash, plan: prefix, epoch, world, rank, shard } = parseShardName(request.params.name)
-      const plan = await plans.byPrefix(prefix)
-      if (!plan.document.topHash.startsWith(topHash))
-        throw new BobbinError(
-          'PLAN_NOT_FOUND',
-          `the plan ${prefix}… is of the top hash ${plan.document.topHash}, not ${topHash}…`,
-        )
-      return plan.use(async () => {
+      return plans.useByPrefix(prefix, async plan => {
+        if (!plan.document.topHash.startsWith(topHash))
+          throw new BobbinError(
+            'PLAN_NOT_FOUND',
+            `the plan ${prefix}… is of the top hash ${plan.document.topHash}, not ${topHash}…`,
+          )
         const perShard = stepsPerShard(plan.stepsPerEpoch)
         const of = { rank, world }
         const steps = stepsFrom(plan, shard * perShard, perShard, 1, of)
@@ -77,17 +74,15 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
   app.post<{ Params: { id: string }; Body: SamplesBody }>(
     '/v1/plans/:id/samples',
     { schema: { params: PlanParams, body: SamplesBody, summary: 'Samples by their positions in an epoch' } },
-    async (request, reply) => {
-      const plan = await plans.get(request.params.id)
-      return plan.use(async () => {
+    async (request, reply) =>
+      plans.use(request.params.id, async plan => {
         const { epoch = 0, positions, session, release } = request.body
         if (release !== undefined) sessions.release(release)
         const content = plan.at(epoch, positions)
         const of = { rank: 0, world: 1 }
         if (wantsPaths(request)) await sendPaths(context, request, reply, { plan, of, epoch, content, session })
         else await sendTar(context, request, reply, { plan, of, epoch, steps: [], content, etag: null })
-      })
-    },
+      }),
   )
 
   app.post<{ Body: ReleaseBody }>(

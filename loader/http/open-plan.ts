@@ -67,8 +67,6 @@ export class OpenPlan {
     sizeCalculation: ({ meta, body }) => meta.length + body.length + 200,
   })
   readonly #epochs = new LRUCache<number, Epoch>({ max: EPOCHS_MAX })
-  #users = 0
-  #isClosing = false
 
   constructor(
     readonly id: PlanId,
@@ -198,30 +196,18 @@ export class OpenPlan {
     return facts
   }
 
-  /** Runs with the plan open, whatever is closed meanwhile; a damaged index is made again, once. */
-  async use<T>(run: () => Promise<T>): Promise<T> {
-    this.#users++
+  /** Runs, and once again after a damaged index was made anew. */
+  async healing<T>(run: () => Promise<T>): Promise<T> {
     try {
-      try {
-        return await run()
-      } catch (error) {
-        if (!hasCode(error, 'INDEX_DAMAGED')) throw error
-        await this.opened.rebuild()
-        return await run()
-      }
-    } finally {
-      this.#users--
-      if (this.#isClosing) this.closeWhenIdle()
+      return await run()
+    } catch (error) {
+      if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+      await this.opened.rebuild()
+      return run()
     }
   }
 
-  closeWhenIdle(): void {
-    this.#isClosing = true
-    if (this.#users === 0) this.close()
-  }
-
   close(): void {
-    this.#users = Number.POSITIVE_INFINITY
     this.opened.close()
     this.table.close()
   }

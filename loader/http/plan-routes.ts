@@ -20,18 +20,15 @@ export function planRoutes(app: FastifyInstance, context: Context): void {
     '/v1/plans',
     { schema: { body: PlanBody, response: { 200: PlanFacts, 201: PlanFacts }, summary: 'Makes a plan, or finds it' } },
     async (request, reply) => {
-      const { plan, isNew } = await plans.create(request.body, facts => refuseTooLarge(context, facts))
-      return reply.code(isNew ? 201 : 200).send(await plan.use(() => factsOf(context, plan)))
+      const { id, isNew } = await plans.create(request.body, facts => refuseTooLarge(context, facts))
+      return reply.code(isNew ? 201 : 200).send(await plans.use(id, plan => factsOf(context, plan)))
     },
   )
 
   app.get<{ Params: { id: string } }>(
     '/v1/plans/:id',
     { schema: { params: PlanParams, response: { 200: PlanFacts }, summary: 'A plan that this sidecar knows' } },
-    async request => {
-      const plan = await plans.get(request.params.id)
-      return plan.use(() => factsOf(context, plan))
-    },
+    async request => plans.use(request.params.id, plan => factsOf(context, plan)),
   )
 
   app.post<{ Body: CursorBody }>(
@@ -43,19 +40,19 @@ export function planRoutes(app: FastifyInstance, context: Context): void {
         summary: 'Is this a cursor of that plan, and what is left',
       },
     },
-    async request => {
-      const plan = await plans.get(request.body.plan)
-      const cursor = parseCursor(request.body.cursor, { topHash: plan.document.topHash, planId: plan.id })
-      const { epoch, step } = plan.place(cursor)
-      const { steps, positions } = plan.epoch(epoch)
-      return {
-        epoch,
-        step,
-        position: cursor.position,
-        stepsLeft: Math.max(0, steps - step),
-        samplesLeft: Math.max(0, positions - cursor.position),
-      }
-    },
+    async request =>
+      plans.use(request.body.plan, async plan => {
+        const cursor = parseCursor(request.body.cursor, { topHash: plan.document.topHash, planId: plan.id })
+        const { epoch, step } = plan.place(cursor)
+        const { steps, positions } = plan.epoch(epoch)
+        return {
+          epoch,
+          step,
+          position: cursor.position,
+          stepsLeft: Math.max(0, steps - step),
+          samplesLeft: Math.max(0, positions - cursor.position),
+        }
+      }),
   )
 }
 

@@ -47,14 +47,19 @@ interface StoredPlan {
   readonly address: PackageAddress
 }
 
-/** Open at once; each holds four descriptors and up to 80 MiB. */
+interface Use {
+  readonly opening: Promise<OpenPlan>
+  users: number
+}
+
+/** Open at once, but for those in use; each holds four descriptors and up to 80 MiB. */
 const OPEN_MAX = 8
 /** In the cache; the oldest go. */
 const STORED_MAX = 1000
 
 export class Plans {
-  readonly #open = new Map<PlanId, Promise<OpenPlan>>()
-  readonly #building = new Map<PlanId, Promise<OpenPlan>>()
+  readonly #open = new Map<PlanId, Use>()
+  readonly #building = new Map<PlanId, Promise<void>>()
   readonly #folder: string
   /** A thread of its own: a plan of a million entries takes seconds. */
   readonly #builder = new Piscina<TableTask, TableFacts>({
@@ -86,10 +91,7 @@ export class Plans {
    * Throws INVALID_ARGUMENT (a plan that makes no sense, with what is wrong), and what resolving and opening the
    * package throw. `admit` may refuse the plan before it is kept.
    */
-  async create(
-    body: PlanBody,
-    admit: (facts: TableFacts) => Promise<void>,
-  ): Promise<{ plan: OpenPlan; isNew: boolean }> {
+  async create(body: PlanBody, admit: (facts: TableFacts) => Promise<void>): Promise<{ id: PlanId; isNew: boolean }> {
     const { defaultRegistry } = this.options
     const reference = parseReference(body.package, {
       ...(body.topHash != null && { topHash: body.topHash }),
@@ -99,8 +101,7 @@ export class Plans {
     try {
       const document = normalisePlan(body, opened.topHash)
       const id = planIdOf(document)
-      const known = await this.#find(id)
-      if (known !== undefined) return { plan: known, isNew: false }
+      if (this.#read(id) !== undefined) return { id, isNew: false }
       const address = { registry: formatRegistry(opened.registry), package: opened.name, topHash: opened.topHash }
       let building = this.#building.get(id)
       const isNew = building === undefined
@@ -108,23 +109,41 @@ export class Plans {
         building = this.#build(id, { document, address }, opened, admit).finally(() => this.#building.delete(id))
         this.#building.set(id, building)
       }
-      return { plan: await building, isNew }
+      await building
+      return { id, isNew }
     } finally {
       opened.close()
     }
   }
 
-  /** Throws PLAN_NOT_FOUND. */
-  async get(text: string): Promise<OpenPlan> {
-    const plan = await this.#find(parsePlanId(text))
-    if (plan !== undefined) return plan
-    throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${text}: post it to /v1/plans first`)
+  /** Open while `run` runs. Throws PLAN_NOT_FOUND, and what opening throws. */
+  async use<T>(text: string, run: (plan: OpenPlan) => Promise<T>): Promise<T> {
+    const id = parsePlanId(text)
+    const use = this.#open.get(id) ?? this.#openKnown(id)
+    // The last in the map is the one that was used last.
+    this.#open.delete(id)
+    this.#open.set(id, use)
+    use.users++
+    try {
+      const plan = await use.opening
+      return await plan.healing(() => run(plan))
+    } catch (error) {
+      const isOpen = await use.opening.then(
+        () => true,
+        () => false,
+      )
+      if (!isOpen && this.#open.get(id) === use) this.#open.delete(id)
+      throw error
+    } finally {
+      use.users--
+      this.#closeIdle()
+    }
   }
 
   /** By the first digits of its id. */
-  async byPrefix(prefix: string): Promise<OpenPlan> {
+  async useByPrefix<T>(prefix: string, run: (plan: OpenPlan) => Promise<T>): Promise<T> {
     const names = readdirSync(this.#folder).filter(name => name.startsWith(prefix) && name.endsWith('.json'))
-    if (names.length === 1) return this.get(names[0]!.slice(0, -'.json'.length))
+    if (names.length === 1) return this.use(names[0]!.slice(0, -'.json'.length), run)
     throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${prefix}…: post it to /v1/plans first`)
   }
 
@@ -135,7 +154,7 @@ export class Plans {
 
   async close(): Promise<void> {
     await this.#builder.destroy()
-    for (const opening of this.#open.values()) (await opening.catch(() => undefined))?.close()
+    for (const { opening } of this.#open.values()) (await opening.catch(() => undefined))?.close()
   }
 
   async #build(
@@ -143,7 +162,7 @@ export class Plans {
     stored: StoredPlan,
     opened: { readonly indexPath: string; readonly manifestPath: string },
     admit: (facts: TableFacts) => Promise<void>,
-  ): Promise<OpenPlan> {
+  ): Promise<void> {
     const { log } = this.options
     const path = this.#path(id, 'table')
     const started = Date.now()
@@ -159,7 +178,6 @@ export class Plans {
     renameSync(`${path}.new`, this.#path(id, 'json'))
     this.#forgetOldest()
     log.info({ plan: id, ...stored.address, samples: facts.samples, ms: Date.now() - started }, 'made a plan')
-    return (await this.#find(id))!
   }
 
   async #run(task: TableTask): Promise<TableFacts> {
@@ -168,21 +186,11 @@ export class Plans {
     return outcome
   }
 
-  async #find(id: PlanId): Promise<OpenPlan | undefined> {
-    let opening = this.#open.get(id)
-    if (opening === undefined) {
-      const stored = this.#read(id)
-      if (stored === undefined) return undefined
-      opening = this.#openStored(id, stored)
-      this.#open.set(id, opening)
-      opening.catch(() => this.#open.delete(id))
-      this.#closeIdle()
-    } else {
-      // The last in the map is the one that was used last.
-      this.#open.delete(id)
-      this.#open.set(id, opening)
-    }
-    return opening
+  #openKnown(id: PlanId): Use {
+    const stored = this.#read(id)
+    if (stored === undefined)
+      throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${id}: post it to /v1/plans first`)
+    return { opening: this.#openStored(id, stored), users: 0 }
   }
 
   async #openStored(id: PlanId, { document, address }: StoredPlan): Promise<OpenPlan> {
@@ -213,14 +221,11 @@ export class Plans {
   }
 
   #closeIdle(): void {
-    for (const [id, opening] of this.#open) {
+    for (const [id, { users, opening }] of this.#open) {
       if (this.#open.size <= OPEN_MAX) return
+      if (users > 0) continue
       this.#open.delete(id)
-      // Who uses it at this moment has read what it needs, or opens it again.
-      void opening.then(
-        plan => plan.closeWhenIdle(),
-        () => {},
-      )
+      void opening.then(plan => plan.close()).catch(() => {})
     }
   }
 

@@ -220,6 +220,16 @@ t.test('curl reads over the socket, and goes on with a file that was cut', async
   t.ok(readFileSync(file).equals(whole))
 })
 
+t.test('any number of plans can be in use at once', async t => {
+  const seeds = Array.from({ length: 14 }, (_, i) => `many${i}`)
+  const ids: string[] = []
+  for (const seed of seeds) ids.push((await loader.plan({ ...body, order: { algo: 'qperm-1', seed } })).planId)
+  for (let step = 0; step < 3; step++) {
+    const answers = await Promise.all(ids.map(id => loader.ask(`/v1/plans/${id}/batches?step=${step}`)))
+    for (const { status, body } of answers) t.equal(status, 200, status === 200 ? '' : body.toString())
+  }
+})
+
 t.test('shards of foreign plans, top hashes and places are refused', async t => {
   const path = shardOf(plan, 0)
   const cases: readonly [string, number][] = [
