@@ -14,7 +14,7 @@ import { layOut, notReady, ShardObjects, type ShardSource, withKey } from './sha
 
 const PATHS_TYPE = 'application/vnd.bobbin.paths+ndjson'
 const TAR_TYPE = 'application/x-tar'
-/** One answer; a client asks again. */
+/** That a client may ask for at once. */
 const STEPS_MAX = 1000
 /** Layouts are in memory, about a kilobyte a sample. */
 const SAMPLES_MAX = 200_000
@@ -37,7 +37,7 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
         if (query.release !== undefined) sessions.release(query.release)
         const of = rankOf(query)
         const { epoch, step } = startOf(plan, query)
-        const steps = stepsFrom(plan, step, whole(query.n, 1, 'n'), whole(query.stride, 1, 'stride'), of)
+        const steps = stepsFrom(plan, step, countOf(query), whole(query.stride, 1, 'stride'), of)
         reply.raw.setHeader('x-bobbin-ready-steps', context.ahead.readySteps(plan, epoch, step, of))
         if (wantsPaths(request))
           await sendPaths(context, request, reply, { plan, of, epoch, steps, session: query.session })
@@ -63,7 +63,7 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
             'PLAN_NOT_FOUND',
             `the plan ${prefix}… is of the top hash ${plan.document.topHash}, not ${topHash}…`,
           )
-        const perShard = stepsPerShard(plan.stepsPerEpoch)
+        const perShard = stepsPerShard(plan.stepsPerEpoch, plan.document.batch.global)
         const of = { rank, world }
         const steps = stepsFrom(plan, shard * perShard, perShard, 1, of)
         await sendTar(context, request, reply, { plan, of, epoch, steps, etag: String(shard) })
@@ -274,6 +274,13 @@ function whole(text: string | undefined, missing: number, name: string): number 
   return value
 }
 
+function countOf({ n }: BatchesQuery): number {
+  const count = whole(n, 1, 'n')
+  if (count > STEPS_MAX)
+    throw new BobbinError('INVALID_ARGUMENT', `${count} steps in one answer, at most ${STEPS_MAX}: ask for fewer`)
+  return count
+}
+
 function startOf(plan: OpenPlan, query: BatchesQuery): { epoch: number; step: number } {
   if (query.cursor === undefined) return { epoch: whole(query.epoch, 0, 'epoch'), step: whole(query.step, 0, 'step') }
   if (query.epoch !== undefined || query.step !== undefined)
@@ -291,6 +298,6 @@ function stepsFrom(plan: OpenPlan, first: number, count: number, stride: number,
       `step ${first}: an epoch of this plan has ${total} steps, from 0 to ${total - 1}`,
     )
   const steps: number[] = []
-  for (let step = first; step < total && steps.length < Math.min(count, STEPS_MAX); step += stride) steps.push(step)
+  for (let step = first; step < total && steps.length < count; step += stride) steps.push(step)
   return steps
 }

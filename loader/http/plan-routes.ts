@@ -69,7 +69,7 @@ async function refuseTooLarge({ objects }: Context, { maxStepBytes }: TableFacts
 async function factsOf({ plans, options }: Context, plan: OpenPlan): Promise<PlanFacts> {
   const { samples, entries, bytes, maxStepBytes } = plan.facts
   const { stepsPerEpoch, address } = plan
-  const perShard = stepsPerShard(stepsPerEpoch)
+  const perShard = stepsPerShard(stepsPerEpoch, plan.document.batch.global)
   return {
     planId: plan.id,
     plan: plan.document,

@@ -16,8 +16,10 @@ export interface ShardName {
 
 const PREFIX_DIGITS = 16
 const SHARD_DIGITS = 6
-/** Enough for many workers, few enough for a list of addresses. */
-const SHARDS_MAX = 1000
+/** Enough for many workers, few enough for a list of addresses; more only where shards would be too large. */
+const SHARDS_WANTED = 1000
+/** Of all ranks: the layout of an answer is in memory, about a kilobyte a sample. */
+const SHARD_SAMPLES_MAX = 100_000
 const NAME = /^q([0-9a-f]{16})-p([0-9a-f]{16})-e(\d{1,10})-w(\d{1,6})r(\d{1,6})-(\d{6})\.tar$/
 
 export function formatShardName({ topHash, plan, epoch, world, rank, shard }: ShardName): string {
@@ -53,6 +55,8 @@ export function parseShardName(text: string): ShardName {
   }
 }
 
-export function stepsPerShard(stepsPerEpoch: number): number {
-  return Math.max(1, Math.ceil(stepsPerEpoch / SHARDS_MAX))
+/** `batch`: samples of a step. Whatever the plan, the number of a shard has at most six digits. */
+export function stepsPerShard(stepsPerEpoch: number, batch: number): number {
+  const most = Math.floor(SHARD_SAMPLES_MAX / batch)
+  return Math.max(1, Math.min(Math.ceil(stepsPerEpoch / SHARDS_WANTED), most))
 }

@@ -133,7 +133,17 @@ t.test('the ranks of a step are its parts, for every world that divides the batc
     }
     t.same(parts, whole)
   }
-  for (const query of ['world=3', 'world=2&rank=2', 'world=0', 'n=0', 'stride=0', 'step=3', 'step=0&cursor=x', 'x=1']) {
+  for (const query of [
+    'world=3',
+    'world=2&rank=2',
+    'world=0',
+    'n=0',
+    'n=1001',
+    'stride=0',
+    'step=3',
+    'step=0&cursor=x',
+    'x=1',
+  ]) {
     const answer = await loader.ask(`${batches}?${query}`)
     t.equal(answer.status, 400, query)
     t.match(answer.headers['content-type'], PROBLEM)

@@ -249,7 +249,23 @@ t.test('parseShardName takes back what formatShardName gave', async t => {
   const name = { topHash: 'ab'.repeat(8), plan: 'cd'.repeat(8), epoch: 3, world: 8, rank: 7, shard: 999 }
   t.same(parseShardName(formatShardName(name)), name)
   t.throws(() => parseShardName('../../etc/passwd'), { code: 'INVALID_ARGUMENT' })
-  t.same([1, 1000, 1001, 5000].map(stepsPerShard), [1, 1, 2, 5])
+})
+
+t.test('stepsPerShard makes a thousand shards, and more rather than larger ones than can be answered', t => {
+  t.same(
+    [1, 1000, 1001, 5000].map(steps => stepsPerShard(steps, 256)),
+    [1, 1, 2, 5],
+  )
+  t.equal(stepsPerShard(1_562_500, 32), 1563)
+  for (const batch of [1, 7, 256, 65_536, 100_000, 1_000_000]) {
+    for (const samples of [1, 1e6, 1e8, 2 ** 32]) {
+      const steps = Math.ceil(samples / batch)
+      const perShard = stepsPerShard(steps, batch)
+      t.ok(perShard === 1 || perShard * batch <= 100_000, `${samples} in batches of ${batch}`)
+      t.ok(Math.ceil(steps / perShard) <= 1e6, 'six digits')
+    }
+  }
+  t.end()
 })
 
 async function indexOf(
