@@ -16,6 +16,8 @@ export interface LeasedStep {
   /** Settled when every object is here or has failed. */
   readonly lease: Promise<Lease>
   isReady(): boolean
+  /** Settled, and not every object is here. */
+  hasFailed(): boolean
   /** Lets the objects go, as soon as they are here, and says when they are needed next. */
   release(): void
 }
@@ -118,6 +120,13 @@ export class Ahead {
     return ready
   }
 
+  /** Those of some steps that come before the first one that is known to fail; the first of all in any case. */
+  beforeFailing(plan: OpenPlan, epoch: number, steps: readonly number[], of: RankOf): readonly number[] {
+    const stream = this.#streams.get(streamKey(plan, of))
+    const end = steps.findIndex((step, i) => i > 0 && stream?.steps.get(stepKey(epoch, step))?.hasFailed())
+    return end < 0 ? steps : steps.slice(0, end)
+  }
+
   close(): void {
     clearInterval(this.#timer)
     for (const stream of this.#streams.values()) this.#drop(stream)
@@ -214,9 +223,11 @@ function leasedStep(
   controller?: AbortController,
 ): LeasedStep {
   let isSettled = false
+  let hasFailed = false
   lease.then(
-    () => {
+    ({ failed }) => {
       isSettled = true
+      hasFailed = failed.size > 0
     },
     () => {
       isSettled = true
@@ -226,6 +237,7 @@ function leasedStep(
     content,
     lease,
     isReady: () => isSettled,
+    hasFailed: () => hasFailed,
     release() {
       if (!isSettled) controller?.abort()
       lease.then(

@@ -10,7 +10,7 @@ import { type Context, stream } from './context.js'
 import type { Lease } from './objects.js'
 import type { OpenPlan, RankOf, StepContent } from './open-plan.js'
 import { BatchesQuery, PlanParams, ReleaseBody, SamplesBody, ShardParams } from './schema.js'
-import { layOut, notReady, ShardObjects, type ShardSource, withKey } from './shards.js'
+import { layOut, notReady, refuseFailed, ShardObjects, type ShardSource } from './shards.js'
 
 const PATHS_TYPE = 'application/vnd.bobbin.paths+ndjson'
 const TAR_TYPE = 'application/x-tar'
@@ -41,14 +41,11 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
         reply.raw.setHeader('x-bobbin-ready-steps', context.ahead.readySteps(plan, epoch, step, of))
         if (wantsPaths(request))
           await sendPaths(context, request, reply, { plan, of, epoch, steps, session: query.session })
-        else
-          await sendTar(context, request, reply, {
-            plan,
-            of,
-            epoch,
-            steps,
-            etag: `b${steps.length}x${query.stride ?? 1}-${step}`,
-          })
+        else {
+          const whole = plan.document.onMissing === 'fail' ? context.ahead.beforeFailing(plan, epoch, steps, of) : steps
+          const etag = `b${whole.length}x${query.stride ?? 1}-${step}`
+          await sendTar(context, request, reply, { plan, of, epoch, steps: whole, etag })
+        }
       }),
   )
 
@@ -207,13 +204,12 @@ async function sendPaths(
 }
 
 /** Throws what the first object that cannot be had has failed with, unless the plan marks such. */
-function samplesOf(plan: OpenPlan, { samples }: StepContent, { failed }: Lease): string[] {
-  return samples.map(({ pos, isPad, facts }) => {
-    const missing = failed.size === 0 ? undefined : facts.entries.find(({ ino }) => failed.has(ino))
-    if (missing === undefined) return sampleText(pos, isPad, facts.body)
-    const error = failed.get(missing.ino)!
-    if (plan.document.onMissing === 'fail') throw new BobbinError(error.code, withKey(error.message, missing.entry.key))
-    return sampleText(pos, isPad, plan.bodyWithErrors(facts, failed))
+function samplesOf(plan: OpenPlan, content: StepContent, lease: Lease): string[] {
+  if (plan.document.onMissing === 'fail') refuseFailed(content, lease)
+  const { failed } = lease
+  return content.samples.map(({ pos, isPad, facts }) => {
+    const isWhole = failed.size === 0 || !facts.entries.some(({ ino }) => failed.has(ino))
+    return sampleText(pos, isPad, isWhole ? facts.body : plan.bodyWithErrors(facts, failed))
   })
 }
 

@@ -61,7 +61,9 @@ export function layOut({ plan, of, epoch, steps, contents }: ShardSource): Shard
 
 /**
  * Leases the contents one by one, as the answer comes to them, and lets each go when its last byte was sent. The
- * first one that is waited for must be here within `timeoutMs` (NOT_READY), so that a client can ask again.
+ * first one that is waited for must be here within `timeoutMs` (NOT_READY), so that a client can ask again. Unless the
+ * plan marks what is missing, no byte of a content is sent of which an object cannot be had: the first one's failure
+ * can be told then, and who asks for a later one by itself is told.
  */
 export class ShardObjects implements AnswerObjects {
   readonly #leased = new Map<number, LeasedStep>()
@@ -83,7 +85,7 @@ export class ShardObjects implements AnswerObjects {
   async prepare(objects: ObjectSpan): Promise<void> {
     const last = this.shard.contentOf(objects.last)
     for (let i = this.shard.contentOf(objects.first); i <= last; i++) await this.#settle(i)
-    this.#check(objects)
+    this.#mark(objects)
   }
 
   get(object: number): PackedObject {
@@ -98,7 +100,7 @@ export class ShardObjects implements AnswerObjects {
       this.#leased.set(i, this.options.ahead.lease(this.source.plan, this.source.contents[i]!, { isAnew: true }))
       await this.#settle(i)
     }
-    this.#check(objects)
+    this.#mark(objects)
   }
 
   sent(offset: number): void {
@@ -134,9 +136,12 @@ export class ShardObjects implements AnswerObjects {
       })
       if (this.#isFirst) onWait(performance.now() - started)
       this.#isFirst = false
+      if (plan.document.onMissing === 'fail') refuseFailed(contents[i]!, lease)
       this.#settled.set(i, lease)
     } catch (error) {
-      if (hasCode(error, 'NOT_READY') && steps.length > 0) {
+      // Who asks again finds it, and an answer that would come to one that fails ends before it.
+      const isKept = hasCode(error, 'NOT_READY') || leased.hasFailed()
+      if (isKept && steps.length > 0) {
         this.#leased.delete(i)
         ahead.giveBack(plan, of, leased)
       }
@@ -144,23 +149,30 @@ export class ShardObjects implements AnswerObjects {
     }
   }
 
-  /** Throws for the first object that cannot be had, or puts messages in the places of such. */
-  #check({ first, last }: ObjectSpan): void {
+  /** Puts messages in the places of what cannot be had. */
+  #mark({ first, last }: ObjectSpan): void {
     for (let i = this.shard.contentOf(first); i <= this.shard.contentOf(last); i++) {
-      if (this.#settled.get(i)!.failed.size === 0) continue
-      for (let object = first; object <= last; object++)
-        if (this.shard.contentOf(object) === i) this.#checkOne(object, this.#settled.get(i)!)
+      const { failed } = this.#settled.get(i)!
+      if (failed.size === 0) continue
+      for (let object = first; object <= last; object++) {
+        const { entry, ino } = this.shard.entries[object]!
+        const error = failed.get(ino)
+        if (error === undefined || this.#marked.has(object) || this.shard.contentOf(object) !== i) continue
+        this.#marked.add(object)
+        markMissing(this.shard.layout, object, entry.key, error)
+      }
     }
   }
+}
 
-  #checkOne(object: number, { failed }: Lease): void {
-    const { entry, ino } = this.shard.entries[object]!
-    const error = failed.get(ino)
-    if (error === undefined || this.#marked.has(object)) return
-    if (this.source.plan.document.onMissing === 'fail')
-      throw new BobbinError(error.code, withKey(error.message, entry.key))
-    this.#marked.add(object)
-    markMissing(this.shard.layout, object, entry.key, error)
+/** Throws what the first object that cannot be had has failed with. */
+export function refuseFailed({ samples }: StepContent, { failed }: Lease): void {
+  if (failed.size === 0) return
+  for (const { facts } of samples) {
+    for (const { ino, entry } of facts.entries) {
+      const error = failed.get(ino)
+      if (error !== undefined) throw new BobbinError(error.code, withKey(error.message, entry.key))
+    }
   }
 }
 

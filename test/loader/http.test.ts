@@ -414,7 +414,7 @@ async function pinned(of: RunningLoader): Promise<number> {
   return (await of.cli.json<{ cache: { pinnedBytes: number } }>('status')).cache.pinnedBytes
 }
 
-t.test('what cannot be had is a problem before the first byte, and a cut connection behind it', async t => {
+t.test('what cannot be had is a problem of its step, and a cut connection behind another step', async t => {
   const mib = 2 ** 20
   const files = Object.fromEntries(
     Array.from({ length: 12 }, (_, i) => [`f${String(i).padStart(2, '0')}.bin`, noise(2 * mib, i)]),
@@ -424,7 +424,16 @@ t.test('what cannot be had is a problem before the first byte, and a cut connect
   rmSync(broken.paths.get('f09.bin')!)
   writeFileSync(broken.paths.get('f10.bin')!, noise(2 * mib, 99))
   const fails = await loader.plan(wish)
-  await t.rejects(loader.ask(`/v1/plans/${fails.planId}/batches`), 'never a short answer that looks whole')
+  const late = await loader.ask(`/v1/plans/${fails.planId}/batches`)
+  t.equal(late.status, 404, 'however far behind the first byte')
+  t.match(late.json(), { code: 'OBJECT_GONE', detail: /f09\.bin/ })
+  const steps = `/v1/plans/${(await loader.plan({ ...wish, batch: { global: 4 } })).planId}/batches`
+  await t.rejects(loader.ask(`${steps}?n=3`), 'never a short answer that looks whole')
+  const short = await loader.ask(`${steps}?n=3`)
+  t.same(checkTar(t, short.body, broken).steps, [0, 1], 'who asks again gets what comes before it')
+  const third = await loader.ask(`${steps}?step=2`)
+  t.equal(third.status, 404)
+  t.match(third.json(), { code: 'OBJECT_GONE', detail: /f09\.bin/ })
   const early = await loader.plan({ ...wish, select: ['f09.bin', 'f10.bin'], batch: { global: 2 } })
   const problem = await loader.ask(`/v1/plans/${early.planId}/batches`)
   t.equal(problem.status, 404)
