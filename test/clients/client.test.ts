@@ -41,6 +41,9 @@ t.test('the Python client', async t => {
   await t.test(`reads each sample once, over worlds, workers and cuts (S28) (seed ${seed})`, t =>
     runScript(t, 'exactly_once.py', { ...common, options: { ...common.options, seed, cuts: 17, cases: 1000 } }),
   )
+  await t.test('goes on with the next epoch, whoever reads a pass, or says that it cannot', t =>
+    runScript(t, 'passes.py', common),
+  )
   await t.test('is served beside 49 others', t =>
     runScript(t, 'crowd.py', { ...common, options: { ...common.options, clients: 50 } }),
   )

@@ -44,12 +44,13 @@ def main():
     undecoded = next(iter(DataLoader(BobbinDataset(plan, batched=True), batch_size=None, num_workers=1)))
     equal("samples come through torch as they are", [label(s) for s in undecoded.samples], epochs[0][0])
 
-    loader = DataLoader(batched(), batch_size=None, num_workers=2)
-    for batch in loader:
-        if batch.step == 4:
-            break
-    with refused("who cannot know how far workers are says so", "INVALID_ARGUMENT", "batch.cursor"):
-        loader.dataset.state_dict()
+    for workers in (1, 2):
+        loader = DataLoader(batched(), batch_size=None, num_workers=workers)
+        for batch in loader:
+            if batch.step == 4:
+                break
+        with refused(f"who cannot know how far {workers} workers are says so", "INVALID_ARGUMENT", "batch.cursor"):
+            loader.dataset.state_dict()
     for workers in (0, 1, 4):
         again = DataLoader(batched(), batch_size=None, num_workers=workers)
         again.dataset.load_state_dict({"cursor": batch.cursor})

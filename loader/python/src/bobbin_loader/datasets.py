@@ -87,7 +87,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def state_dict(self) -> Dict[str, Any]:
         """Where to go on, with as many workers. With any number: ``{"cursor": batch.cursor}``."""
         worker = Worker.here()
-        if worker.total == 1 and self._now is None and self._place.is_with_workers():
+        if worker.slot == 0 and self._now is None and self._place.is_with_workers():
             raise BobbinError(
                 "INVALID_ARGUMENT",
                 "workers read this dataset, and only they know how far they are: keep {'cursor': batch.cursor} of the "
@@ -104,7 +104,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[Any]:
         worker = Worker.here()
         start = self._next(worker)
-        self._place.begin(self._slot(worker), start.epoch)
+        self._place.begin(worker.slot, start.epoch)
         self._own, self._now = None, start
         return self._pass(start, worker)
 
@@ -120,7 +120,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def _next(self, worker: Worker) -> Start:
         if self._own is not None:
             return self._own
-        epoch, step, sample = self._place.get(self._slot(worker))
+        epoch, step, sample = self._place.get(worker.slot)
         return Start(epoch, step + worker.number, sample if worker.number == 0 else 0)
 
     def _pass(self, start: Start, worker: Worker) -> Iterator[Any]:
@@ -145,10 +145,6 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def _restart(self, start: Start) -> None:
         self._own, self._now = None, None
         self._place.set(start)
-
-    @staticmethod
-    def _slot(worker: Worker) -> int:
-        return 0 if worker.total == 1 else 1 + worker.number
 
 
 class BobbinMapDataset(Dataset):  # type: ignore[misc]

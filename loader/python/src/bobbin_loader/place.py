@@ -18,11 +18,13 @@ class Worker(NamedTuple):
     number: int
     #: Of all workers; 1 also where the DataLoader has none.
     total: int
+    #: Its own in a Place, from 1; 0 is the training process's, which is told from a DataLoader's only worker by it.
+    slot: int
 
     @classmethod
     def here(cls) -> Worker:
         info = None if torch is None else get_worker_info()
-        return cls(0, 1) if info is None else cls(info.id, info.num_workers)
+        return cls(0, 1, 0) if info is None else cls(info.id, info.num_workers, 1 + info.id)
 
 
 class Start(NamedTuple):
