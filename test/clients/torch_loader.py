@@ -32,6 +32,19 @@ def main():
         loader.dataset.set_epoch(0)
         equal(f"{workers} workers: any epoch", [b.samples for b in loader], epochs[0])
 
+    dataset = batched()
+    equal("with 2 workers", [b.samples for b in DataLoader(dataset, batch_size=None, num_workers=2)], epochs[0])
+    try:
+        list(DataLoader(dataset, batch_size=None, num_workers=4))
+        check("another number of workers has to be told the epoch", False)
+    except RuntimeError as error:
+        # Of a worker's error torch keeps the text.
+        check("another number of workers has to be told the epoch", "set_epoch" in str(error), error)
+    dataset.set_epoch(1)
+    again = DataLoader(dataset, batch_size=None, num_workers=4)
+    equal("told so, it reads it", [b.samples for b in again], epochs[1])
+    equal("and without workers the one after it", [b.samples for b in dataset], epochs[2])
+
     samplewise = DataLoader(BobbinDataset(plan, decode=label), batch_size=24, num_workers=2)
     equal("samples that torch makes batches of", list(samplewise), epochs[0])
     persistent = DataLoader(batched(), batch_size=None, num_workers=2, persistent_workers=True)

@@ -87,7 +87,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def state_dict(self) -> Dict[str, Any]:
         """Where to go on, with as many workers. With any number: ``{"cursor": batch.cursor}``."""
         worker = Worker.here()
-        if worker.slot == 0 and self._now is None and self._place.is_with_workers():
+        if worker.slot == 0 and self._place.is_with_workers():
             raise BobbinError(
                 "INVALID_ARGUMENT",
                 "workers read this dataset, and only they know how far they are: keep {'cursor': batch.cursor} of the "
@@ -104,7 +104,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def __iter__(self) -> Iterator[Any]:
         worker = Worker.here()
         start = self._next(worker)
-        self._place.begin(worker.slot, start.epoch)
+        self._place.begin(worker, start.epoch)
         self._own, self._now = None, start
         return self._pass(start, worker)
 
@@ -120,7 +120,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def _next(self, worker: Worker) -> Start:
         if self._own is not None:
             return self._own
-        epoch, step, sample = self._place.get(worker.slot)
+        epoch, step, sample = self._place.get(worker)
         return Start(epoch, step + worker.number, sample if worker.number == 0 else 0)
 
     def _pass(self, start: Start, worker: Worker) -> Iterator[Any]:
