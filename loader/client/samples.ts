@@ -62,11 +62,19 @@ export interface PathsLine {
   }[]
 }
 
-/** A line a step. Throws Cut unless the last line says that it is the last. */
+/** How a line ends: with the SHA-256 of what is before that. */
+const LINE_CHECK = /,"sha256":"([0-9a-f]{64})"\}$/
+
+/** A line a step. Throws ANSWER_DAMAGED, and Cut unless the last line says that it is the last. */
 export async function linesOf(response: IncomingMessage): Promise<PathsLine[]> {
   const lines = (await bytesOf(response)).toString('utf8').split('\n')
   if (lines.pop() !== '' || !lines.at(-1)?.includes('"end"')) throw new Cut('the answer was cut')
-  return lines.slice(0, -1).map(line => JSON.parse(line) as PathsLine)
+  return lines.slice(0, -1).map(line => {
+    const check = LINE_CHECK.exec(line)
+    if (check === null || sha256(line.slice(0, check.index)) !== check[1])
+      throw damaged('a line of paths and metadata is not what was sent')
+    return JSON.parse(line) as PathsLine
+  })
 }
 
 /** Reads a line's files below the folder of objects. Throws what reading throws, ANSWER_DAMAGED. */
@@ -104,6 +112,8 @@ export interface TarIndex {
     readonly pad: boolean
     readonly step: number | null
     readonly files: Readonly<Record<string, FileRow>>
+    /** Of the metadata member, where the plan has one. */
+    readonly metaSha256?: string
   }[]
 }
 
@@ -136,8 +146,8 @@ export async function* samplesOfTar(
       yield { step: row.step, sample }
     }
     const end = documentOf(await nextMember(members, END_NAME)) as Record<string, unknown>
-    const sha256 = createHash('sha256').update(first.content).digest('hex')
-    if (end.members !== count || end.samples !== index.samples.length || end.indexSha256 !== sha256)
+    const isOfIndex = end.indexSha256 === sha256(first.content)
+    if (end.members !== count || end.samples !== index.samples.length || !isOfIndex)
       throw damaged('the end member does not fit what came before it')
     if (!(await members.next()).done) throw damaged('there is a member behind the end member')
   } finally {
@@ -147,7 +157,7 @@ export async function* samplesOfTar(
 
 async function sampleOfTar(
   members: AsyncGenerator<Member>,
-  { pos, pad, files: rows }: TarIndex['samples'][number],
+  { pos, pad, files: rows, metaSha256 }: TarIndex['samples'][number],
   { meta: metaSuffix, verify }: { readonly meta: string | null; readonly verify: boolean },
 ): Promise<{ readonly sample: Sample; readonly read: number }> {
   const base = `${String(pos).padStart(8, '0')}.`
@@ -163,6 +173,8 @@ async function sampleOfTar(
     const suffix = expected.has(name) ? name : name.replace(/\.error\.json$/, '')
     if (!expected.delete(suffix)) throw damaged(`${member.name} should not come here`)
     if (suffix === metaSuffix) {
+      if (sha256(member.content) !== metaSha256)
+        throw damaged(`${member.name}: the metadata is not what the index says`)
       meta = documentOf(member) as Sample['meta']
       continue
     }
@@ -210,6 +222,10 @@ function documentOf({ name, content }: Member): unknown {
   } catch (error) {
     throw new LoaderError('ANSWER_DAMAGED', `${name} is not what it should be`, { cause: error })
   }
+}
+
+function sha256(data: string | Buffer): string {
+  return createHash('sha256').update(data).digest('hex')
 }
 
 function isHashType(type: string | undefined): type is HashType {

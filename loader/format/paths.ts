@@ -1,4 +1,5 @@
 /** Verified paths, a line a step (protocol.md, Batches). Lines are put together as text: they are made for each batch. */
+import { createHash } from 'node:crypto'
 
 /** What of a sample is the same in every epoch, as the text of the object's members `files` and `meta`. */
 export function sampleBody(files: readonly (readonly [suffix: string, text: string])[], meta: string | null): string {
@@ -18,8 +19,10 @@ export interface StepLine {
   readonly samples: readonly string[]
 }
 
+/** Its last member is the SHA-256 of the text before that, so that no reader takes paths and metadata on trust. */
 export function stepLine({ epoch, step, cursor, lease, samples }: StepLine): string {
-  return `{"epoch":${epoch},"step":${step},"cursor":${JSON.stringify(cursor)},"lease":"${lease}","samples":[${samples.join(',')}]}\n`
+  const text = `{"epoch":${epoch},"step":${step},"cursor":${JSON.stringify(cursor)},"lease":"${lease}","samples":[${samples.join(',')}]`
+  return `${text},"sha256":"${createHash('sha256').update(text).digest('hex')}"}\n`
 }
 
 export function endLine(cursor: string | null): string {

@@ -13,7 +13,7 @@ export interface SampleFile {
 
 /** What of a sample's members is the same wherever it stands. */
 export interface SampleMembers {
-  /** Of the index member: the text of the sample's member `files`. */
+  /** Of the index member: the text of the sample's members `files` and `metaSha256`. */
   readonly indexText: string
   /** In the byte order of their suffixes; a number is the file's number in the sample. */
   readonly members: readonly {
@@ -63,14 +63,13 @@ export function sampleMembers(files: readonly SampleFile[], metaSuffix: string |
     suffix,
     content: { file, size },
   }))
-  if (metaSuffix !== null) {
-    members.push({ suffix: metaSuffix, content: Buffer.from(meta) })
-    members.sort((a, b) => Buffer.compare(Buffer.from(a.suffix), Buffer.from(b.suffix)))
-  }
-  const indexText = JSON.stringify(
-    Object.fromEntries(files.map(({ suffix, key, size, hash }) => [suffix, { key, size, hash: hashText(hash) }])),
-  )
-  return { indexText, members }
+  const rows = files.map(({ suffix, key, size, hash }) => [suffix, { key, size, hash: hashText(hash) }] as const)
+  const indexText = `"files":${JSON.stringify(Object.fromEntries(rows))}`
+  if (metaSuffix === null) return { indexText, members }
+  const content = Buffer.from(meta)
+  members.push({ suffix: metaSuffix, content })
+  members.sort((a, b) => Buffer.compare(Buffer.from(a.suffix), Buffer.from(b.suffix)))
+  return { indexText: `${indexText},"metaSha256":"${sha256(content)}"`, members }
 }
 
 const EMPTY = Buffer.alloc(0)
@@ -110,7 +109,7 @@ function indexText(head: ShardHead, samples: readonly ShardSample[]): string {
     cursor,
   }).slice(0, -1)
   const rows = samples.map(
-    ({ pos, step, isPad, facts }) => `{"pos":${pos},"pad":${isPad},"step":${step},"files":${facts.indexText}}`,
+    ({ pos, step, isPad, facts }) => `{"pos":${pos},"pad":${isPad},"step":${step},${facts.indexText}}`,
   )
   return `${before},"samples":[${rows.join(',')}]}`
 }
@@ -155,13 +154,18 @@ function end(
   facts: { members: number; samples: number; cursor: string | null; index: Uint8Array },
 ): void {
   const { members, samples, cursor, index } = facts
-  // Not of the bytes so far: the index names the hash of everything behind it, so its own hash proves as much
-  // and is known before a byte was read; hashing what is served would halve the speed and make ranges wait.
-  const indexSha256 = createHash('sha256').update(index).digest('hex')
+  // Not of the bytes so far: the index names the hash of everything behind it (but of what stands in the place of a
+  // missing file), so its own hash proves as much and is known before a byte was read; hashing what is served would
+  // halve the speed and make ranges wait.
+  const indexSha256 = sha256(index)
   // What was written so far is in segments only when something else begins.
   const document = { schema: 'bobbin-end-1', members, samples, bytes: layout.written, cursor, indexSha256 }
   layout.member(END_NAME, Buffer.from(JSON.stringify(document)))
   layout.end({ isTar: true })
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
 }
 
 /** With `onMissing: mark`: what stands in the place of an entry that cannot be had. */

@@ -39,13 +39,17 @@ class Proxy:
             while data := source.recv(65536):
                 if fault:
                     kind, at = fault
+                    if kind == "digit":
+                        # Of the first sample's metadata: JSON it stays.
+                        at = passed + data.find(b'"label":') + 8 if b'"label":' in data[:-8] else -1
                     if passed <= at < passed + len(data):
                         if kind == "cut":
                             target.sendall(data[: at - passed])
                             break
                         flipped = bytearray(data)
-                        flipped[at - passed] ^= 0x10
+                        flipped[at - passed] ^= 0x01 if kind == "digit" else 0x10
                         data = bytes(flipped)
+                        fault = None
                 target.sendall(data)
                 passed += len(data)
         except OSError:
@@ -59,7 +63,8 @@ class Proxy:
 
 def keys(batches):
     return [
-        (b.step, [(s.position, sorted(s.logical_keys.values()), [*s.values()]) for s in b.samples]) for b in batches
+        (b.step, [(s.position, sorted(s.logical_keys.values()), [*s.values()], s.meta) for s in b.samples])
+        for b in batches
     ]
 
 
@@ -101,9 +106,14 @@ for _ in range(150):
 equal(f"no flipped byte is taken for data ({found})", false, [])
 check("most are noticed", found["noticed"] > 100, found)
 
-proxy.faults.append(("flip", 40_000))
+proxy.faults.append(("flip", 42_500))
 with refused("and the error says which entry", "ANSWER_DAMAGED", "train/"):
     list(plan.batches(transport="tar"))
 proxy.faults.clear()
+for transport in ("tar", "paths"):
+    proxy.faults.append(("digit", -1))
+    with refused(f"{transport}: a wrong digit in metadata is noticed", "ANSWER_DAMAGED", "metadata"):
+        list(plan.batches(transport=transport, verify=False))
+    proxy.faults.clear()
 unchecked = keys(plan.batches(transport="tar", verify=False))
 equal("without verifying an undamaged answer is the same", unchecked, expected)

@@ -168,6 +168,15 @@ t.test('over TCP, through a line that cuts, damages and refuses', async t => {
   t.same(checked(t, await all(farPlan.batches({ epoch: 3, transport: 'tar' })), written), keys)
 
   proxy.clear()
+  for (const transport of ['tar', 'paths'] as const) {
+    const accept = transport === 'tar' ? 'application/x-tar' : 'application/vnd.bobbin.paths+ndjson'
+    const headers = { accept, authorization: `Bearer ${TOKEN}` }
+    const { body } = await tcp.ask(`/v1/plans/${plan.id}/batches?epoch=3`, { base: tcp.addresses[0]!, headers })
+    // A digit becomes another one: JSON it stays.
+    proxy.fault({ kind: 'flip', atByte: body.indexOf('"label":') + 8 }, { times: 1, match })
+    await refuses(t, () => all(farPlan.batches({ epoch: 3, transport, verify: false })), 'ANSWER_DAMAGED')
+    proxy.clear()
+  }
   let noticed = 0
   for (let atByte = 700; atByte < 40_000; atByte += 1777) {
     proxy.fault({ kind: 'flip', atByte }, { times: 1, match })

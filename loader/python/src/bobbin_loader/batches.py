@@ -106,6 +106,8 @@ class _Row(NamedTuple):
     is_pad: bool
     step: Optional[int]
     files: Dict[str, Dict[str, Any]]
+    #: Of the metadata member, where the plan has one.
+    meta_sha256: Optional[str]
 
 
 class TarIndex(NamedTuple):
@@ -130,7 +132,10 @@ def read_index(reader: TarReader) -> TarIndex:
             document["topHash"],
             document["epoch"],
             document["steps"],
-            [_Row(int(row["pos"]), row["pad"], row["step"], row["files"]) for row in document["samples"]],
+            [
+                _Row(int(row["pos"]), row["pad"], row["step"], row["files"], row.get("metaSha256"))
+                for row in document["samples"]
+            ],
             hashlib.sha256(member.content).hexdigest(),
         )
 
@@ -174,6 +179,8 @@ def _sample_of_tar(reader: TarReader, row: _Row, meta_suffix: Optional[str], ver
             raise damaged(f"{name} should come now, not {member and member.name!r}")
         content = member.content
         if suffix == meta_suffix:
+            if hashlib.sha256(content).hexdigest() != row.meta_sha256:
+                raise damaged(f"{name}: the metadata is not what the index says")
             sample.meta = json.loads(content)
         elif member.name == name:
             file = files[suffix]

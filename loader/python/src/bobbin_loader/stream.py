@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import secrets
@@ -22,6 +23,8 @@ TAR = "application/x-tar"
 _SAMPLES_AN_ANSWER = 256
 _BYTES_AN_ANSWER = 64 * 2**20
 _STEPS_MAX = 64
+# ,"sha256":"<64 hex>"}
+_CHECK_BYTES = 77
 # Steps whose files could not be opened, one after the other: the store is not what it was taken for.
 _MISSES_MAX = 8
 
@@ -258,11 +261,17 @@ class SamplesReader:
 
 
 def _lines_of(response: http.client.HTTPResponse) -> List[Dict[str, Any]]:
-    """A line a step. Raises Cut unless the last line says that it is the last."""
+    """A line a step. Raises ANSWER_DAMAGED, and Cut unless the last line says that it is the last."""
     try:
-        lines: List[Dict[str, Any]] = [json.loads(line) for line in response.read().splitlines()]
-    except (OSError, http.client.HTTPException, ValueError) as error:
+        *lines, end = response.read().splitlines() or [b"{}"]
+        is_whole = bool(lines) and json.loads(end).get("end")
+    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         raise Cut(f"the answer was cut ({error})") from error
-    if len(lines) < 2 or not lines[-1].get("end"):
+    if not is_whole:
         raise Cut("the answer was cut")
-    return lines[:-1]
+    for line in lines:
+        # Its last member is the hash of what is before that.
+        text = line[:-_CHECK_BYTES]
+        if line[-_CHECK_BYTES:] != b',"sha256":"%b"}' % hashlib.sha256(text).hexdigest().encode():
+            raise damaged("a line of paths and metadata is not what was sent")
+    return [json.loads(line) for line in lines]
