@@ -1,6 +1,7 @@
 /** A plan at work: which samples a step has, what is known of each, and which objects they need. */
 import { LRUCache } from 'lru-cache'
 import { BobbinError, type Entry, hasCode } from '../../daemon/model/index.js'
+import { canonicalJson } from '../../daemon/quilt/canonical-json.js'
 import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
 import { objectId } from '../../daemon/store/index.js'
 import type { PackedObject } from '../batch/packing.js'
@@ -179,7 +180,7 @@ export class OpenPlan {
       const { size, hash } = entry
       return { ino, suffix, entry, path, packed: { path: `${this.objectsFolder}/${path}`, size, hash } }
     })
-    const meta = `{${files.map(({ ino, suffix }) => `${JSON.stringify(suffix)}:${index.metadata(ino) ?? 'null'}`).join(',')}}`
+    const meta = `{${files.map(({ ino, suffix }) => `${JSON.stringify(suffix)}:${canonicalText(index.metadata(ino))}`).join(',')}}`
     const texts = files.map(({ suffix, entry, path }) => [suffix, fileText(entry, path)] as const)
     const facts = {
       entries: files,
@@ -211,6 +212,13 @@ export class OpenPlan {
     this.opened.close()
     this.table.close()
   }
+}
+
+/** As the top hash sees it: manifests of one top hash may differ in spaces, order of keys and spelling, and answers not. */
+function canonicalText(json: string | undefined): string {
+  if (json === undefined) return 'null'
+  const bytes = Buffer.from(json)
+  return canonicalJson(bytes, 0, bytes.length)
 }
 
 function fileText({ key, size, hash }: Entry, path: string, error?: BobbinError): string {

@@ -1,11 +1,11 @@
 /** The client for Node.js, with the real service: order, bytes, restarts, damage on the way. */
-import { readFileSync, rmSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Batch, LoaderClient, LoaderError, type Plan, type Transport } from '../../loader/client/index.js'
 import { testFolder, until } from '../support/daemon.js'
 import { startFaultProxy } from '../support/fault-proxy.js'
-import { startLoader } from '../support/loader.js'
+import { type RunningLoader, startLoader } from '../support/loader.js'
 import type { WrittenPackage } from '../support/registry.js'
 import { writeSamples } from '../support/samples.js'
 
@@ -111,6 +111,25 @@ t.test('samples come by position, and an uneven tail has ranks without any', asy
     t.same(last.toSorted(), [0, 0, 0, 0, 0, 0, 1, 1], transport)
   }
   t.same({ ...(await client.plan(plan.id)).facts, bytesCached: 0 }, { ...plan.facts, bytesCached: 0 })
+})
+
+t.test('manifests of one top hash give the same bytes, however they are written', async t => {
+  const plain = await writeSamples(join(folder, 'spelled'), 8, { name: 'test/spelled', bytes: 100 })
+  const answers = async (from: RunningLoader) => {
+    const { planId } = await from.plan({ package: plain.reference, batch: { global: 8 } })
+    const path = `/v1/plans/${planId}/batches`
+    const tar = await from.ask(path)
+    const lines = await from.ask(path, { headers: { accept: 'application/vnd.bobbin.paths+ndjson' } })
+    const samples = /"samples":.*(?=,"sha256")/.exec(lines.body.toString())![0]
+    return { etag: tar.headers.etag, tar: tar.body.toString('latin1'), samples }
+  }
+  const expected = await answers(loader)
+  // The same values: other spaces, another order of keys, another spelling of a letter.
+  const text = readFileSync(plain.manifestPath, 'utf8')
+  const other = text.replace(/\{"name":"train(.*?)","label":(\d)\}/g, '{ "label": $2,\t"name": "\\u0074rain$1" }')
+  t.not(other, text)
+  writeFileSync(plain.manifestPath, other)
+  t.same(await answers(await startLoader(t)), expected)
 })
 
 t.test('what is missing is an error, or marked', async t => {
