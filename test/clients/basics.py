@@ -52,7 +52,9 @@ check("nor that of the next epoch", [s[3] for b in other_epoch for s in b[3]] !=
 ranks = [plain(plan.batches(rank=rank, world=3)) for rank in range(3)]
 joined = [sum((rank[step][3] for rank in ranks), []) for step in range(plan.steps_per_epoch)]
 equal("the ranks' parts are the global batch", joined, [batch[3] for batch in by_paths])
+leases = plan.ask("GET", "/v1/status")["pathLeases"]
 equal("any sample by its position", [s.position for s in plan.samples_at([5, 3, 99])], [5, 3, 99])
+check("of which no lease is left", plan.ask("GET", "/v1/status")["pathLeases"] <= leases)
 equal("the same over tar", [dict(s) for s in plan.samples_at([5, 3], transport="tar")], [samples[5][2], samples[3][2]])
 
 half = by_paths[3][2]

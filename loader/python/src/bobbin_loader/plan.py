@@ -150,7 +150,11 @@ class Plan:
         """Samples by position in an epoch, in the order asked for."""
         from .stream import SamplesReader
 
-        return SamplesReader(self, self.transport(transport)).read(epoch, positions)
+        reader = SamplesReader(self, self.transport(transport))
+        try:
+            return reader.read(epoch, positions)
+        finally:
+            reader.close()
 
     def shard_urls(self, *, epoch: int = 0, rank: int = 0, world: int = 1) -> List[str]:
         """What to give to ``webdataset.WebDataset(..., shardshuffle=False)``: the rank's part of an epoch."""

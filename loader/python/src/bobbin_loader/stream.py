@@ -203,11 +203,7 @@ class BatchStream:
         """Lets the leases go, so that the store need not wait until they time out."""
         self._forget()
         if self._objects:
-            try:
-                # Of this session all, whatever their numbers.
-                self._connection.json("POST", "/v1/release", {"lease": f"{self._session}-{10**15 - 1}"})
-            except (Cut, BobbinError):
-                pass
+            _release_all(self._connection, self._session)
         self._connection.close()
 
 
@@ -240,6 +236,13 @@ class SamplesReader:
                 else:
                     patience.wait(error)
 
+    def close(self) -> None:
+        """Lets the lease of what was read last go, which another ``read`` would have done."""
+        if self._lease is not None:
+            _release_all(self._connection, self._session)
+            self._lease = None
+        self._connection.close()
+
     def _from_paths(self, body: Dict[str, Any]) -> List[Sample]:
         released = {} if self._lease is None else {"release": self._lease}
         lines = _lines_of(self._ask({**body, "session": self._session, **released}, PATHS))
@@ -258,6 +261,14 @@ class SamplesReader:
     def _ask(self, body: Dict[str, Any], accept: str) -> http.client.HTTPResponse:
         self._connection.send("POST", f"/v1/plans/{self._plan.plan_id}/samples", body=body, accept=accept)
         return self._connection.receive()
+
+
+def _release_all(connection: Connection, session: str) -> None:
+    """Of a session all leases, whatever their numbers."""
+    try:
+        connection.json("POST", "/v1/release", {"lease": f"{session}-{10**15 - 1}"})
+    except (Cut, BobbinError):
+        pass
 
 
 def _lines_of(response: http.client.HTTPResponse) -> List[Dict[str, Any]]:
