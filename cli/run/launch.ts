@@ -84,16 +84,17 @@ function passSignals(child: ChildProcess): () => void {
     }
     return [signal, handler] as const
   })
-  // Until now they meant: do not start. From now on they are the command's.
+  // Until now they meant: do not start. From now on they are the command's. One without a listener would end us, so there is
+  // always one.
   const before = PASSED_ON.map(signal => [signal, process.listeners(signal)] as const)
-  for (const signal of PASSED_ON) process.removeAllListeners(signal)
   for (const [signal, handler] of handlers) process.on(signal, handler)
+  for (const [signal, listeners] of before) for (const listener of listeners) process.off(signal, listener)
   const onExit = () => sendToGroup(child, 'SIGKILL')
   process.once('exit', onExit)
   return () => {
     process.off('exit', onExit)
-    for (const [signal, handler] of handlers) process.off(signal, handler)
     for (const [signal, listeners] of before) for (const listener of listeners) process.on(signal, listener)
+    for (const [signal, handler] of handlers) process.off(signal, handler)
   }
 }
 
@@ -101,7 +102,8 @@ function sendToGroup({ pid }: ChildProcess, signal: NodeJS.Signals): void {
   try {
     if (pid !== undefined) process.kill(-pid, signal)
   } catch (error) {
-    if (systemCode(error) !== 'ESRCH') throw error
+    // Gone, or another user's by now (sudo): there is nothing that we could do about it.
+    if (systemCode(error) !== 'ESRCH' && systemCode(error) !== 'EPERM') throw error
   }
 }
 
