@@ -3,12 +3,20 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import { constants } from 'node:os'
+import type { Readable } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, systemCode } from '../../daemon/model/index.js'
 import { outliveReaders, show } from '../output.js'
 
 const PASSED_ON = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const
 /** Whoever asks so often means it. */
 const ENDING_SIGNALS_MAX = 3
+/** For what the command has left in the background, which may hold its pipes for ever: tee and its like end by then. */
+const GRACE_MS = 1000
+/** The event loop has read what was there when a timer has run twice. */
+const TURN_MS = 10
+/** More than a pipe holds: who has read so much behind the command's end has read all that came before it. */
+const PIPE_BYTES_MAX = 16 * 2 ** 20
 
 export interface LaunchOptions {
   readonly cwd?: string
@@ -36,13 +44,16 @@ export async function launch(command: readonly string[], options: LaunchOptions)
     child.once('error', error => reject(notStarted(command[0]!, error)))
   })
   const ended = new Promise<number>(resolve =>
-    child.once('close', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal]))),
+    child.once('exit', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal]))),
   )
   await started
   outliveReaders()
   const kept = [
-    keep(child, 'stdout', isJson ? process.stderr : process.stdout, logs.stdout, () => onLogCut('stdout.log')),
-    keep(child, 'stderr', process.stderr, logs.stderr, () => onLogCut('stderr.log')),
+    keep(child.stdout, isJson ? process.stderr : process.stdout, logs.stdout, {
+      ended,
+      onCut: () => onLogCut('stdout.log'),
+    }),
+    keep(child.stderr, process.stderr, logs.stderr, { ended, onCut: () => onLogCut('stderr.log') }),
   ]
   const stopPassing = passSignals(child)
   try {
@@ -54,12 +65,12 @@ export async function launch(command: readonly string[], options: LaunchOptions)
   }
 }
 
+/** To the end of what the command has written, and a little longer for what it has left in the background. */
 async function keep(
-  child: ChildProcess,
-  name: 'stdout' | 'stderr',
+  pipe: Readable,
   shown: NodeJS.WriteStream,
   path: string,
-  onCut: () => void,
+  { ended, onCut }: { readonly ended: Promise<unknown>; onCut(): void },
 ): Promise<void> {
   const file = createWriteStream(path, { mode: 0o644 })
   let isBroken = false
@@ -68,9 +79,28 @@ async function keep(
     if (!isBroken) onCut()
     isBroken = true
   })
-  for await (const chunk of child[name]!) {
-    await show(shown, chunk as Buffer)
-    if (!isBroken && !file.write(chunk as Buffer)) await once(file, 'drain').catch(() => {})
+  let chunks = 0
+  let isWaiting = true
+  let isOver = false
+  let bytesBehind = 0
+  void ended.then(async () => {
+    isOver = true
+    await sleep(GRACE_MS, undefined, { ref: false })
+    for (let seen = -1; seen !== chunks || !isWaiting; await sleep(TURN_MS, undefined, { ref: false })) seen = chunks
+    pipe.destroy()
+  })
+  try {
+    for await (const chunk of pipe as AsyncIterable<Buffer>) {
+      chunks++
+      isWaiting = false
+      await show(shown, chunk)
+      if (!isBroken && !file.write(chunk)) await once(file, 'drain').catch(() => {})
+      isWaiting = true
+      if (isOver) bytesBehind += chunk.length
+      if (bytesBehind > PIPE_BYTES_MAX) break
+    }
+  } catch {
+    // It was destroyed: nothing was left in it.
   }
   if (!isBroken) await new Promise<void>(resolve => file.end(() => resolve()))
 }

@@ -241,6 +241,24 @@ t.test('whoever does not read on ends what is shown, and neither the run nor its
   }
 })
 
+t.test('a run ends with its command, and not with what that has left in the background', async t => {
+  const bare = ['--host', '--no-code', '--no-loader']
+  const quiet = 'echo error >&2; (sleep 0.2; echo behind; exec sleep 60) & seq 100000; exit 3'
+  const loud = 'echo error >&2; timeout 60 yes 2> /dev/null & sleep 0.1; echo last; exit 4'
+  for (const [script, code, kept] of [
+    [quiet, 3, ['100000', 'behind']],
+    [loud, 4, ['y', 'last']],
+  ] as const) {
+    const begun = Date.now()
+    const run = await runs.run(...bare, ...shell(script))
+    t.equal(run.exitCode, code)
+    t.ok(Date.now() - begun < 50_000)
+    const lines = new Set(readFileSync(join(run.record, 'stdout.log'), 'utf8').split('\n'))
+    for (const line of kept) t.ok(lines.has(line), line)
+    t.equal(readFileSync(join(run.record, 'stderr.log'), 'utf8'), 'error\n')
+  }
+})
+
 t.test('a mount that dies under a run is noticed, and nothing hangs (S50)', async t => {
   const go = join(folder, 'go')
   const script = `cat ${at(5)} > /dev/null; echo ready; while ! test -e ${go}; do sleep 0.05; done; cat ${at(6)} > /dev/null`
