@@ -7,7 +7,7 @@ import { runProgram } from '../support/cli.js'
 import { mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startDocker } from '../support/docker.js'
 import { repository } from '../support/parts.js'
-import { factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
+import { factsOf, type RunAnswer, Runs, readsOf, started, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
 t.setTimeout(600_000)
@@ -116,22 +116,15 @@ t.test('an image that no registry has is marked, and missed when it is gone', as
 
 t.test('a daemon that is killed under a container is no error in it', async t => {
   const script = 'cat /data/train/000001.jpg > /dev/null; echo ready; sleep 1; sha256sum /data/train/000002.jpg'
-  const child = runs.start(...mount, ...network, 'local:1', 'sh', '-c', script)
-  let [said, told] = ['', '']
-  child.stderr!.setEncoding('utf8').on('data', chunk => {
-    said += chunk
-  })
-  child.stdout!.setEncoding('utf8').on('data', chunk => {
-    told += chunk
-  })
-  await until('it runs', () => said.includes('ready'), 60_000)
+  const child = started(runs.start(...mount, ...network, 'local:1', 'sh', '-c', script))
+  await until('it runs', () => child.stderr().includes('ready'), 60_000)
   const { daemon } = await runs.cli.json<{ daemon: { pid: number } }>('status')
   process.kill(daemon.pid, 'SIGKILL')
-  t.equal(await new Promise(resolve => child.once('exit', resolve)), 0, said)
+  t.equal(await child.ended, 0, child.stderr())
   const content = readFileSync(written.paths.get('train/000002.jpg')!)
-  t.match(said, sha256(content))
+  t.match(child.stderr(), sha256(content))
   t.ok(
-    readsOf(JSON.parse(told)).some(row => row.key === 'train/000002.jpg'),
+    readsOf(JSON.parse(child.stdout())).some(row => row.key === 'train/000002.jpg'),
     'what came behind it is in the ledger',
   )
 })

