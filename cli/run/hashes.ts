@@ -1,6 +1,6 @@
 import type { RunFacts } from '../record/run-facts.js'
 
-/** The three hashes, and one for each mount after the first: `QUILT_HASH_2`, … */
+/** The three hashes, `QUILT_HASH` being that of the first mount, and one for each mount: `QUILT_HASH_1`, … */
 export function hashVariables({ code, image, mounts, runId }: RunFacts): Record<string, string> {
   return {
     BOBBIN_RUN: runId,
