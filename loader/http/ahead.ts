@@ -71,8 +71,7 @@ export class Ahead {
     if (stream.taken.has(key)) stream.taken.clear()
     stream.taken.set(key, true)
     if (waiting === undefined) return this.lease(plan, plan.step(epoch, step, of))
-    stream.steps.delete(key)
-    this.#bytes -= waiting.content.bytes
+    this.#take(stream, key, waiting)
     return this.#demanded(plan, waiting)
   }
 
@@ -88,14 +87,13 @@ export class Ahead {
       if (this.#bytes >= this.options.bytesMax) return
       const content = plan.step(inEpoch, at, of)
       if (this.#bytes + content.bytes > this.options.bytesMax) return
-      this.#bytes += content.bytes
-      stream.steps.set(key, this.#start(plan, content, 'ahead'))
+      this.#put(stream, key, this.#start(plan, content, 'ahead'))
     }
   }
 
   /** Not waited for any longer: who asks again finds it. */
   giveBack(plan: OpenPlan, of: RankOf, leased: LeasedStep): void {
-    const { epoch, step, bytes } = leased.content
+    const { epoch, step } = leased.content
     const stream = this.#stream(plan, of)
     const key = stepKey(epoch, step ?? 0)
     if (stream.steps.has(key)) {
@@ -103,8 +101,7 @@ export class Ahead {
       return
     }
     stream.taken.delete(key)
-    stream.steps.set(key, leased)
-    this.#bytes += bytes
+    this.#put(stream, key, leased)
   }
 
   /** Objects that somebody waits for, without a place in an order. */
@@ -184,6 +181,19 @@ export class Ahead {
       await sleep(FULL_RETRY_MS)
       throwIfAborted(options.signal)
     }
+  }
+
+  #put(stream: Stream, key: string, leased: LeasedStep): void {
+    stream.steps.set(key, leased)
+    this.#bytes += leased.content.bytes
+    // A lease that was refused is none: who comes for the step asks anew.
+    leased.lease.catch(() => this.#take(stream, key, leased))
+  }
+
+  #take(stream: Stream, key: string, leased: LeasedStep): void {
+    if (stream.steps.get(key) !== leased) return
+    stream.steps.delete(key)
+    this.#bytes -= leased.content.bytes
   }
 
   #stream(plan: OpenPlan, of: RankOf): Stream {

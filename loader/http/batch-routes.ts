@@ -181,8 +181,8 @@ async function sendPaths(
         const cursor = step === null ? null : plan.cursorAt(epoch, step + 1)
         line = stepLine({ epoch, step, cursor, lease: sessions.hold(session, leased), samples })
       } catch (error) {
-        if (step === null) leased.release()
-        else ahead.giveBack(plan, of, leased)
+        if (step !== null && hasCode(error, 'NOT_READY', 'INTERRUPTED')) ahead.giveBack(plan, of, leased)
+        else leased.release()
         // The client goes on from here, and is told then what is the matter, if it still is.
         if (i > 0 && !hasCode(error, 'INTERRUPTED')) break
         throw error
