@@ -1,7 +1,8 @@
 /**
  * Fetches ahead of the order. A rank that asks for a step will ask for the next ones: their leases are asked for
  * beforehand, in a window that moves with the steps it asks for, over the end of the epoch too. What is
- * leased ahead is taken over by the request that comes for it, or let go when nobody came.
+ * leased ahead is taken over by the request that comes for it. Nobody comes when a pass stops early: such steps are let go
+ * when their room is needed, those first that were in nobody's window for longest.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LRUCache } from 'lru-cache'
@@ -22,16 +23,28 @@ export interface LeasedStep {
   release(): void
 }
 
+interface Waiting {
+  readonly leased: LeasedStep
+  /** Of the stream, when it was in somebody's window last. */
+  turn: number
+}
+
 interface Stream {
-  readonly steps: Map<string, LeasedStep>
+  /** Leased ahead and not yet taken, in the order of their turns. */
+  readonly steps: Map<string, Waiting>
   /** Steps that were handed out lately: other workers of the rank have them, so they are not fetched again. */
   readonly taken: LRUCache<string, true>
+  /** Counts how often its window was moved. */
+  turn: number
   /** When it was last asked. */
   seenMs: number
 }
 
 /** A window is bounded by bytes, and for tiny samples by steps. */
 const STEPS_AHEAD_MAX = 64
+/** Of one rank, with a window each, and answers of as many steps. More are served, with more that is fetched in vain. */
+const WORKERS_MAX = 16
+const STEPS_KEPT_MAX = WORKERS_MAX * STEPS_AHEAD_MAX
 const STREAMS_MAX = 1024
 /** Nobody asks a stream for so long: what it holds is let go. */
 const IDLE_MS = 120_000
@@ -71,22 +84,29 @@ export class Ahead {
     if (stream.taken.has(key)) stream.taken.clear()
     stream.taken.set(key, true)
     if (waiting === undefined) return this.lease(plan, plan.step(epoch, step, of))
-    this.#take(stream, key, waiting)
-    return this.#demanded(plan, waiting)
+    this.#take(stream, key, waiting.leased)
+    return this.#demanded(plan, waiting.leased)
   }
 
   /** Fetches what comes behind a step; called once that step's own objects were asked for. */
   extend(plan: OpenPlan, epoch: number, step: number, of: RankOf): void {
     const stream = this.#stream(plan, of)
     const steps = plan.stepsPerEpoch
-    for (let i = 1; i <= STEPS_AHEAD_MAX; i++) {
+    stream.turn++
+    for (let i = 1; i <= Math.min(STEPS_AHEAD_MAX, steps); i++) {
       const next = step + i
       const [inEpoch, at] = [epoch + Math.floor(next / steps), next % steps]
       const key = stepKey(inEpoch, at)
-      if (stream.steps.has(key) || stream.taken.has(key)) continue
-      if (this.#bytes >= this.options.bytesMax) return
+      const waiting = stream.steps.get(key)
+      if (waiting !== undefined) {
+        waiting.turn = stream.turn
+        stream.steps.delete(key)
+        stream.steps.set(key, waiting)
+      }
+      if (waiting !== undefined || stream.taken.has(key)) continue
+      if (!this.#makeRoom(stream, epoch, 1)) return
       const content = plan.step(inEpoch, at, of)
-      if (this.#bytes + content.bytes > this.options.bytesMax) return
+      if (!this.#makeRoom(stream, epoch, content.bytes)) return
       this.#put(stream, key, this.#start(plan, content, 'ahead'))
     }
   }
@@ -113,14 +133,14 @@ export class Ahead {
   readySteps(plan: OpenPlan, epoch: number, step: number, of: RankOf): number {
     const stream = this.#streams.get(streamKey(plan, of))
     let ready = 0
-    while (stream?.steps.get(stepKey(epoch, step + ready))?.isReady()) ready++
+    while (stream?.steps.get(stepKey(epoch, step + ready))?.leased.isReady()) ready++
     return ready
   }
 
   /** Those of some steps that come before the first one that is known to fail; the first of all in any case. */
   beforeFailing(plan: OpenPlan, epoch: number, steps: readonly number[], of: RankOf): readonly number[] {
     const stream = this.#streams.get(streamKey(plan, of))
-    const end = steps.findIndex((step, i) => i > 0 && stream?.steps.get(stepKey(epoch, step))?.hasFailed())
+    const end = steps.findIndex((step, i) => i > 0 && stream?.steps.get(stepKey(epoch, step))?.leased.hasFailed())
     return end < 0 ? steps : steps.slice(0, end)
   }
 
@@ -183,15 +203,29 @@ export class Ahead {
     }
   }
 
+  /** In an epoch, for so many bytes. False: all that the stream has waiting may still be asked for. */
+  #makeRoom(stream: Stream, epoch: number, bytes: number): boolean {
+    const isFull = () => this.#bytes + bytes > this.options.bytesMax
+    for (const [key, { leased, turn }] of stream.steps) {
+      const isCrowded = stream.steps.size >= STEPS_KEPT_MAX
+      // Each worker moves its window in its turn, and all of them go on to another epoch.
+      const isLeft = leased.content.epoch < epoch || stream.turn - turn > WORKERS_MAX
+      if (!isCrowded && !(isFull() && isLeft)) break
+      this.#take(stream, key, leased)
+      leased.release()
+    }
+    return !isFull()
+  }
+
   #put(stream: Stream, key: string, leased: LeasedStep): void {
-    stream.steps.set(key, leased)
+    stream.steps.set(key, { leased, turn: stream.turn })
     this.#bytes += leased.content.bytes
     // A lease that was refused is none: who comes for the step asks anew.
     leased.lease.catch(() => this.#take(stream, key, leased))
   }
 
   #take(stream: Stream, key: string, leased: LeasedStep): void {
-    if (stream.steps.get(key) !== leased) return
+    if (stream.steps.get(key)?.leased !== leased) return
     stream.steps.delete(key)
     this.#bytes -= leased.content.bytes
   }
@@ -200,7 +234,7 @@ export class Ahead {
     const key = streamKey(plan, of)
     let stream = this.#streams.get(key)
     if (stream === undefined) {
-      stream = { steps: new Map(), taken: new LRUCache({ max: 4 * STEPS_AHEAD_MAX }), seenMs: Date.now() }
+      stream = { steps: new Map(), taken: new LRUCache({ max: STEPS_KEPT_MAX }), turn: 0, seenMs: Date.now() }
       this.#streams.set(key, stream)
       if (this.#streams.size > STREAMS_MAX) this.#sweep(true)
     }
@@ -218,7 +252,7 @@ export class Ahead {
   }
 
   #drop({ steps }: Stream): void {
-    for (const leased of steps.values()) {
+    for (const { leased } of steps.values()) {
       this.#bytes -= leased.content.bytes
       leased.release()
     }

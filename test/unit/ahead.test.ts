@@ -79,3 +79,56 @@ t.test('a step whose lease was refused ahead is leased anew when it is asked for
     leased.release()
   }
 })
+
+t.test('passes that stop early do not end fetching ahead', async t => {
+  const { ahead, held, read } = startAhead({ steps: 200, bytesMax: 70 * STEP_BYTES })
+  t.teardown(() => ahead.close())
+  for (let epoch = 0; epoch < 30; epoch++) {
+    for (const step of [0, 1, 2]) (await read(epoch, step)).release()
+    await quiet()
+  }
+  t.ok(held().has('29 3'))
+  t.ok(held().has('29 20'))
+  t.ok(ahead.bytes <= 70 * STEP_BYTES)
+  // Elsewhere in the same epoch it may be another worker for a while.
+  for (let step = 100; step < 120; step++) (await read(29, step)).release()
+  await quiet()
+  t.ok(held().has('29 130'))
+})
+
+t.test('steps that nobody came for are bounded although there is room', async t => {
+  const { ahead, held, read } = startAhead({ steps: 200 })
+  t.teardown(() => ahead.close())
+  for (let epoch = 0; epoch < 100; epoch++) {
+    ;(await read(epoch, 0)).release()
+    await quiet()
+  }
+  t.ok(held().has('99 64'))
+  t.ok(ahead.bytes <= 1024 * STEP_BYTES)
+})
+
+t.test('an epoch of one step is looked ahead one epoch, not 64', async t => {
+  const { ahead, asked, read } = startAhead({ steps: 1 })
+  t.teardown(() => ahead.close())
+  for (const epoch of [0, 1, 2]) {
+    ;(await read(epoch, 0)).release()
+    await quiet()
+    t.equal(ahead.bytes, STEP_BYTES)
+  }
+  t.same(asked, ['0 0', '1 0', '2 0', '3 0'])
+})
+
+t.test('eight workers with 64 steps each on one stream get each step fetched once', async t => {
+  const { ahead, asked, read } = startAhead({ steps: 2000 })
+  t.teardown(() => ahead.close())
+  const workers = 8
+  for (let answer = 0; answer < 3; answer++) {
+    for (let worker = 0; worker < workers; worker++) {
+      for (let i = 0; i < 64; i++) {
+        await quiet()
+        ;(await read(0, (answer * 64 + i) * workers + worker)).release()
+      }
+    }
+  }
+  t.equal(new Set(asked).size, asked.length)
+})
