@@ -7,7 +7,7 @@ import { Plan } from './plan.js'
 export class LoaderClient {
   readonly #connection: Connection
 
-  /** `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then the service's own place. */
+  /** `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then where `bobbin loader` listens by itself. */
   constructor(sidecar?: string) {
     this.#connection = new Connection(sidecar)
   }

@@ -1,9 +1,13 @@
 /** Requests to one sidecar over kept connections, on a unix socket or TCP; and how long to go on asking. */
+import { existsSync } from 'node:fs'
 import { Agent, type IncomingMessage, request } from 'node:http'
+import { homedir } from 'node:os'
+import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Cut, LoaderError } from './errors.js'
 
-const SIDECAR_DEFAULT = 'unix:/var/cache/bobbin/loader/loader.sock'
+/** Where systemd/bobbin-loader.socket listens. */
+const UNIT_SOCKET = '/run/bobbin-loader/loader.sock'
 /** More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time. */
 const SILENCE_MS = 120_000
 /** For a sidecar that is just starting. */
@@ -23,13 +27,22 @@ export class Connection {
   readonly #headers: Readonly<Record<string, string>>
   /** As people write it, without the token. */
   readonly address: string
+  /** Where there was no socket, when nobody said where it is. */
+  readonly lookedAt: readonly string[] = []
 
   /**
-   * `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then the service's own place. A token comes from the
+   * `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then the first of `ownSockets`. A token comes from the
    * URL (`http://bobbin:TOKEN@host:port`) or from BOBBIN_LOADER_TOKEN. Throws INVALID_ARGUMENT.
    */
   constructor(sidecar: string | undefined) {
-    const text = sidecar ?? process.env.BOBBIN_SIDECAR ?? SIDECAR_DEFAULT
+    let text = sidecar || process.env.BOBBIN_SIDECAR
+    if (!text) {
+      const sockets = ownSockets()
+      const there = sockets.find(path => existsSync(path))
+      if (there === undefined) this.lookedAt = sockets
+      // It may be just starting: then it will be in this user's cache.
+      text = there ?? sockets[0]!
+    }
     const socketPath = /^(?:unix:)?(\/.*)$/.exec(text)?.[1]
     if (socketPath !== undefined) {
       this.#where = { socketPath }
@@ -81,7 +94,7 @@ export class Connection {
 
   /** A document, as often as it takes. Throws LoaderError. */
   async ask<T>(question: Question, patienceMs = START_MS): Promise<T> {
-    for (const patience = new Patience(this.address, patienceMs); ; ) {
+    for (const patience = new Patience(this, patienceMs); ; ) {
       try {
         return await this.document<T>(question)
       } catch (error) {
@@ -93,6 +106,17 @@ export class Connection {
   close(): void {
     this.#agent.destroy()
   }
+}
+
+/**
+ * Where `bobbin loader` listens unless it is told to listen elsewhere: in the cache, or as a systemd unit. The cache is
+ * the command line's (cli/settings.ts), but for its config file.
+ */
+function ownSockets(): string[] {
+  const { BOBBIN_CACHE, CACHE_DIRECTORY, XDG_CACHE_HOME } = process.env
+  const cache =
+    BOBBIN_CACHE || CACHE_DIRECTORY?.split(':')[0] || join(XDG_CACHE_HOME || join(homedir(), '.cache'), 'bobbin')
+  return [join(resolve(cache), 'loader', 'loader.sock'), UNIT_SOCKET]
 }
 
 /** All of an answer. Throws Cut when it ends too early. */
@@ -127,7 +151,7 @@ export class Patience {
   #next = FIRST_MS
 
   constructor(
-    private readonly address: string,
+    private readonly of: Pick<Connection, 'address' | 'lookedAt'>,
     private readonly ms: number,
   ) {}
 
@@ -143,9 +167,11 @@ export class Patience {
     this.#since ??= performance.now()
     if (performance.now() - this.#since >= this.ms) {
       if (error instanceof LoaderError) throw error
+      const { address, lookedAt } = this.of
+      const none = lookedAt.length > 0 ? `; there was no socket at ${lookedAt.join(' or ')}` : ''
       throw new LoaderError(
         'SIDECAR_UNREACHABLE',
-        `no answer from ${this.address} for ${this.ms / 1000} s: is \`bobbin loader\` running there, and is its socket bound into this container? BOBBIN_SIDECAR says where it is`,
+        `no answer from ${address} for ${this.ms / 1000} s: is \`bobbin loader\` running there, and is its socket bound into this container? BOBBIN_SIDECAR says where it is${none}`,
         { cause: error },
       )
     }

@@ -102,7 +102,7 @@ export class Plan {
     }
     const stepBytes = Math.max(1, this.facts.maxStepBytes / world)
     const most = Math.max(1, Math.min(STEPS_MAX, SAMPLES_AN_ANSWER / batch, BYTES_AN_ANSWER / stepBytes))
-    const patience = new Patience(this.connection.address, patienceMs)
+    const patience = new Patience(this.connection, patienceMs)
     let step = start.step
     // The first answer is one step, to have it soon.
     let count = 1
@@ -242,7 +242,7 @@ export class Plan {
 
   /** Asks again while it may help, and makes the plan known to a sidecar that has forgotten it. */
   async #ask<T>(ask: () => Promise<T>): Promise<T> {
-    for (const patience = new Patience(this.connection.address, PATIENCE_MS); ; ) {
+    for (const patience = new Patience(this.connection, PATIENCE_MS); ; ) {
       try {
         return await ask()
       } catch (error) {

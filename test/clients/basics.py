@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 
 from bobbin_loader import BobbinDataset, BobbinError, BobbinMapDataset, Cursor, Plan
 from checks import check, equal, options, refused
@@ -115,6 +116,26 @@ with refused("nobody there", "SIDECAR_UNREACHABLE", "bobbin loader", "BOBBIN_SID
     Plan.create(reference, sidecar="unix:/nowhere/loader.sock", patience=0.3)
 with refused("an address that is none", "INVALID_ARGUMENT", "unix:/path"):
     Plan.create(reference, sidecar="ftp://here")
+# Without an address: where `bobbin loader` listens when nobody says where, which is a matter of the environment.
+sidecar = os.environ.pop("BOBBIN_SIDECAR")
+for name in ("BOBBIN_CACHE", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):
+    os.environ.pop(name, None)
+with tempfile.TemporaryDirectory() as home:
+    os.environ["HOME"] = home
+    with refused("no socket of a sidecar", "SIDECAR_UNREACHABLE", f"{home}/.cache/bobbin/loader/loader.sock", "/run/"):
+        Plan.create(reference, patience=0.1)
+    for name, value, cache in (
+        ("HOME", home, ".cache/bobbin"),
+        ("XDG_CACHE_HOME", f"{home}/xdg", "xdg/bobbin"),
+        ("CACHE_DIRECTORY", f"{home}/unit:{home}/other", "unit"),
+        ("BOBBIN_CACHE", f"{home}/own", "own"),
+    ):
+        os.makedirs(f"{home}/{cache}/loader")
+        os.symlink(sidecar[len("unix:") :], f"{home}/{cache}/loader/loader.sock")
+        os.environ[name] = value
+        found = Plan.create(reference, global_batch=24, seed=7)
+        equal(f"found by {name}", str(found.address), f"unix:{home}/{cache}/loader/loader.sock")
+os.environ["BOBBIN_SIDECAR"] = sidecar
 os.environ["BOBBIN_OBJECTS"] = "/nowhere"
 with refused("paths without the store", "INVALID_ARGUMENT", "BOBBIN_OBJECTS"):
     plan.batches(transport="paths")

@@ -80,6 +80,30 @@ t.test('an epoch is the same by paths and as tar, each sample once', async t => 
   await until('leases are let go', async () => (await loader.ask('/v1/status')).json().pathLeases === 0)
 })
 
+t.test('who names no sidecar finds the one of the cache, or is told where there was none', async t => {
+  const names = ['BOBBIN_SIDECAR', 'BOBBIN_CACHE', 'CACHE_DIRECTORY', 'XDG_CACHE_HOME'] as const
+  const before = names.map(name => [name, process.env[name]] as const)
+  const set = (name: string, value?: string) => {
+    if (value === undefined) delete process.env[name]
+    else process.env[name] = value
+  }
+  t.teardown(() => before.forEach(([name, value]) => void set(name, value)))
+  for (const name of names) set(name)
+  const create = async () => {
+    const found = new LoaderClient()
+    t.teardown(() => found.close())
+    return (await found.createPlan(body, { patienceMs: 50 })).id
+  }
+  for (const name of ['CACHE_DIRECTORY', 'BOBBIN_CACHE']) {
+    set(name, loader.cacheDir)
+    t.equal(await create(), plan.id, name)
+    set(name)
+  }
+  process.env.XDG_CACHE_HOME = join(folder, 'nothing')
+  const looked = `${join(folder, 'nothing/bobbin/loader/loader.sock')} or /run/bobbin-loader/loader.sock`
+  await t.rejects(create(), { code: 'SIDECAR_UNREACHABLE', message: new RegExp(looked.replaceAll('.', '\\.')) })
+})
+
 t.test('a cursor leads on, and a foreign one does not', async t => {
   const whole = await order('paths')
   for (const at of [1, 4, whole.length - 1]) {

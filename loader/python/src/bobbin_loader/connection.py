@@ -7,12 +7,13 @@ import http.client
 import json
 import os
 import socket
-from typing import Any, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional, Tuple
 from urllib.parse import unquote, urlsplit
 
 from .errors import BobbinError, Cut
 
-SIDECAR_DEFAULT = "unix:/var/cache/bobbin/loader/loader.sock"
+# Where systemd/bobbin-loader.socket listens.
+_UNIT_SOCKET = "/run/bobbin-loader/loader.sock"
 _CONNECT_S = 10.0
 # More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time.
 _ANSWER_S = 120.0
@@ -25,14 +26,21 @@ class Address(NamedTuple):
     host: str
     port: int
     token: str
+    #: Where there was no socket, when nobody said where it is.
+    looked_at: Tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: Optional[str] = None) -> Address:
-        """``unix:/path`` or ``http://host:port``; without it BOBBIN_SIDECAR, then the service's own place.
+        """``unix:/path`` or ``http://host:port``; without it BOBBIN_SIDECAR, then the first socket of ``own_sockets``.
 
         A token comes from the URL (``http://bobbin:TOKEN@host:port``) or from BOBBIN_LOADER_TOKEN.
         """
-        text = text or os.environ.get("BOBBIN_SIDECAR") or SIDECAR_DEFAULT
+        text = text or os.environ.get("BOBBIN_SIDECAR")
+        if not text:
+            sockets = own_sockets()
+            there = [path for path in sockets if os.path.exists(path)]
+            # It may be just starting: then it will be in this user's cache.
+            return cls(there[0] if there else sockets[0], "bobbin", 80, "", () if there else tuple(sockets))
         token = os.environ.get("BOBBIN_LOADER_TOKEN", "")
         if text.startswith("unix:"):
             return cls(text[len("unix:") :], "bobbin", 80, "")
@@ -45,6 +53,21 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"unix:{self.socket_path}" if self.socket_path else f"http://{self.host}:{self.port}"
+
+
+def own_sockets() -> List[str]:
+    """Where ``bobbin loader`` listens unless it is told to listen elsewhere: in the cache, or as a systemd unit.
+
+    The cache is the command line's (cli/settings.ts), but for its config file.
+    """
+    environ = os.environ
+    xdg = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    cache = (
+        environ.get("BOBBIN_CACHE")
+        or environ.get("CACHE_DIRECTORY", "").split(":")[0]
+        or os.path.join(xdg, "bobbin")
+    )
+    return [os.path.join(os.path.abspath(cache), "loader", "loader.sock"), _UNIT_SOCKET]
 
 
 class _UnixConnection(http.client.HTTPConnection):

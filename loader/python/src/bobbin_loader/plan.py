@@ -65,8 +65,8 @@ class Plan:
         globs on logical keys. ``where``: JMESPath over ``{key, size, hash, meta}``. ``group``: ``stem`` or ``entry``.
         ``order``: ``qperm-1`` (shuffled) or ``sequential``. ``tail``: ``pad``, ``drop`` or ``uneven``. ``on_missing``:
         ``fail`` or ``mark``. ``meta``: the suffix of the metadata member in tars, None for none. ``sidecar``:
-        ``unix:/path`` or ``http://host:port``, else BOBBIN_SIDECAR. ``patience``: seconds to wait for a sidecar that
-        is just starting.
+        ``unix:/path`` or ``http://host:port``, else BOBBIN_SIDECAR, else where ``bobbin loader`` of this user or as a
+        unit listens. ``patience``: seconds to wait for a sidecar that is just starting.
         """
         body: Dict[str, Any] = {
             "package": package,
