@@ -90,7 +90,7 @@ export class Layout {
 
   /**
    * Puts a member with a message in the place of an object's that cannot be had, with the same number of blocks:
-   * nothing behind it moves. `messageOf` is told the member's name.
+   * nothing behind it moves. `messageOf` is told the member's name. One of 0 bytes stays: it is had without its object.
    */
   replace(object: number, messageOf: (name: string) => { readonly name: string; readonly text: string }): void {
     const i = this.#segments.findIndex(segment => segment.kind === 'object' && segment.object === object)
