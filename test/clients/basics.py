@@ -1,10 +1,13 @@
 """Samples over both transports, plans, cursors and refusals, with nothing but the standard library."""
 
+import logging
 import os
 import pickle
 import tempfile
 
 from bobbin_loader import BobbinDataset, BobbinError, BobbinMapDataset, Cursor, Plan
+from bobbin_loader.connection import Refused
+from bobbin_loader.patience import Patience
 from checks import check, equal, options, refused
 
 given = options()
@@ -116,6 +119,25 @@ with refused("nobody there", "SIDECAR_UNREACHABLE", "bobbin loader", "BOBBIN_SID
     Plan.create(reference, sidecar="unix:/nowhere/loader.sock", patience=0.3)
 with refused("an address that is none", "INVALID_ARGUMENT", "unix:/path"):
     Plan.create(reference, sidecar="ftp://here")
+class Levels(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def emit(self, record):
+        self.seen.append((record.levelname, "BUSY" in record.getMessage()))
+
+
+levels = Levels()
+log = logging.getLogger("bobbin_loader")
+log.setLevel(logging.INFO)
+log.addHandler(levels)
+busy = Patience(plan.address, 9)
+for _ in range(3):
+    busy.wait(Refused("BUSY", "too many answers under way", 429, 0.0))
+    busy.progress()
+log.removeHandler(levels)
+equal("of a busy sidecar the log warns, once", levels.seen, [("WARNING", True), ("INFO", True), ("INFO", True)])
 # Without an address: where `bobbin loader` listens when nobody says where, which is a matter of the environment.
 sidecar = os.environ.pop("BOBBIN_SIDECAR")
 for name in ("BOBBIN_CACHE", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):

@@ -24,6 +24,8 @@ class Patience:
         self._seconds = seconds
         self._since: Optional[float] = None
         self._next = _FIRST_S
+        # The first wait tells whoever wonders why nothing goes on; the others are for who wants to know more.
+        self._level = logging.WARNING
 
     def progress(self) -> None:
         self._since, self._next = None, _FIRST_S
@@ -35,7 +37,8 @@ class Patience:
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            log.info("%s: %s; asking again for up to %g s", self._address, error, self._seconds)
+            log.log(self._level, "%s: %s; asking again for up to %g s", self._address, error, self._seconds)
+            self._level = logging.INFO
         if now - self._since >= self._seconds:
             if isinstance(error, Refused):
                 raise error

@@ -214,12 +214,12 @@ class SamplesReader:
         self._plan = plan
         self._objects = "" if transport == "tar" else transport
         self._connection = Connection(plan.address)
-        self._seconds = patience
+        self._patience = Patience(plan.address, patience)
         self._session = secrets.token_hex(8)
         self._lease: Optional[str] = None
 
     def read(self, epoch: int, positions: Sequence[int]) -> List[Sample]:
-        patience = Patience(self._plan.address, self._seconds)
+        self._patience.progress()
         body: Dict[str, Any] = {"epoch": epoch, "positions": [int(position) for position in positions]}
         while True:
             try:
@@ -234,7 +234,7 @@ class SamplesReader:
                 if isinstance(error, Refused) and error.code == "PLAN_NOT_FOUND":
                     self._plan.post_again()
                 else:
-                    patience.wait(error)
+                    self._patience.wait(error)
 
     def close(self) -> None:
         """Lets the lease of what was read last go, which another ``read`` would have done."""
