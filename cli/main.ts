@@ -22,10 +22,10 @@ PKG is any of:
   NS/NAME@HASH --registry s3://BUCKET       (BOBBIN_REGISTRY is the default registry)`
 
 const LOADER_HELP = `
-Training code reaches it with the Python package bobbin-loader (loader/python), with webdataset, or with curl:
-  export BOBBIN_SIDECAR=unix:/var/cache/bobbin/loader/loader.sock
-Containers get the socket's folder (-v /var/cache/bobbin/loader:/bobbin) and, to read files without a copy, the
-objects (-v /var/cache/bobbin/objects/v1:/bobbin/objects:ro -e BOBBIN_OBJECTS=/bobbin/objects).
+Training code of the same user finds it by itself, with the Python package bobbin-loader (loader/python) or the Node.js
+client; other code is told: export BOBBIN_SIDECAR=unix:$HOME/.cache/bobbin/loader/loader.sock
+Containers get the socket's folder (-v $HOME/.cache/bobbin/loader:/bobbin, -e BOBBIN_SIDECAR=unix:/bobbin/loader.sock) and,
+to read files without a copy, the objects (-v $HOME/.cache/bobbin/objects/v1:/objects:ro -e BOBBIN_OBJECTS=/objects).
 It uses the daemon of the cache, and starts one when none runs.`
 
 const RUN_HELP = `

@@ -119,6 +119,8 @@ with refused("nobody there", "SIDECAR_UNREACHABLE", "bobbin loader", "BOBBIN_SID
     Plan.create(reference, sidecar="unix:/nowhere/loader.sock", patience=0.3)
 with refused("an address that is none", "INVALID_ARGUMENT", "unix:/path"):
     Plan.create(reference, sidecar="ftp://here")
+
+
 class Levels(logging.Handler):
     def __init__(self):
         super().__init__()

@@ -63,9 +63,7 @@ def own_sockets() -> List[str]:
     environ = os.environ
     xdg = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     cache = (
-        environ.get("BOBBIN_CACHE")
-        or environ.get("CACHE_DIRECTORY", "").split(":")[0]
-        or os.path.join(xdg, "bobbin")
+        environ.get("BOBBIN_CACHE") or environ.get("CACHE_DIRECTORY", "").split(":")[0] or os.path.join(xdg, "bobbin")
     )
     return [os.path.join(os.path.abspath(cache), "loader", "loader.sock"), _UNIT_SOCKET]
 
