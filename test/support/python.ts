@@ -17,7 +17,7 @@ export interface ScriptOptions {
   onFacts?(facts: Readonly<Record<string, unknown>>): void
 }
 
-const TIMEOUT_MS = 240_000
+const TIMEOUT_MS = 900_000
 
 /** Resolves when the script has ended; it has to end well, and to have checked something. */
 export function runScript(t: Test, name: string, options: ScriptOptions = {}): Promise<void> {

@@ -25,7 +25,7 @@ export interface DumpedEntry {
 }
 
 /** minio syncs what it writes: a disk that others keep busy has held up a push for 100 s. */
-const TIMEOUT_MS = 250_000
+const TIMEOUT_MS = 600_000
 
 export class Quilt3 {
   readonly #environment: NodeJS.ProcessEnv
