@@ -230,7 +230,8 @@ async function ownIndex(folder: string, scratch: string) {
 function withoutCredentials(remote: string): string {
   if (!URL.canParse(remote)) return remote
   const url = new URL(remote)
-  url.username = ''
+  // In ssh:// a user says where to log in, and is no secret.
+  if (url.protocol !== 'ssh:') url.username = ''
   url.password = ''
   return url.href
 }

@@ -1,6 +1,6 @@
 /** A run's own loader: its socket is the run's alone, and so is what it writes down that it delivered. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { chmodSync, mkdirSync, mkdtempSync, openSync, rmSync } from 'node:fs'
+import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -15,11 +15,29 @@ export interface Sidecar {
   stop(): Promise<boolean>
 }
 
+/** What the loader has to know of this process's settings: they may come from flags. */
+export interface SidecarOptions {
+  readonly offline?: boolean
+  readonly ioTimeoutMs?: number
+  /** The default registry. */
+  readonly registry?: string | undefined
+  /** When it has not stopped by then, it is killed. */
+  readonly stopMs?: number
+}
+
 const START_MS = 30_000
+const STOP_MS = 30_000
+/** For answers under way: well before it is killed, so that it has time to write down what it has delivered. */
+const DRAIN = '15s'
 /** sun_path, less its final NUL. */
 const SOCKET_PATH_BYTES_MAX = 107
 
-export async function startSidecar(run: RunFolder, cacheDir: string, signal: AbortSignal): Promise<Sidecar> {
+export async function startSidecar(
+  run: RunFolder,
+  cacheDir: string,
+  signal: AbortSignal,
+  { offline = false, ioTimeoutMs, registry, stopMs = STOP_MS }: SidecarOptions = {},
+): Promise<Sidecar> {
   const isShort = Buffer.byteLength(join(run.file('loader'), 'loader.sock')) <= SOCKET_PATH_BYTES_MAX
   // Others cannot get this far; whoever is in the container can, by the binding.
   const base = isShort ? run.path : mkdtempSync(join(tmpdir(), 'bobbin-run-'))
@@ -36,16 +54,27 @@ export async function startSidecar(run: RunFolder, cacheDir: string, signal: Abo
     socket,
     '--deliveries',
     run.file('deliveries.ndjson'),
+    '--drain-timeout',
+    DRAIN,
+    ...(offline ? ['--offline'] : []),
+    ...(ioTimeoutMs === undefined ? [] : ['--io-timeout', `${ioTimeoutMs}ms`]),
   ]
   const log = openSync(run.file('loader.log'), 'a', 0o644)
-  const env = { ...process.env, BOBBIN_RUN: run.runId }
+  const env = {
+    ...process.env,
+    BOBBIN_RUN: run.runId,
+    ...(registry !== undefined && { BOBBIN_REGISTRY: registry }),
+  }
   const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true, env })
+  closeSync(log)
   const stop = async () => {
-    const isRunning = child.exitCode === null && child.signalCode === null
+    const isRunning = child.pid !== undefined && child.exitCode === null && child.signalCode === null
     if (isRunning) {
       const over = new Promise(resolve => child.once('exit', resolve))
       child.kill('SIGTERM')
+      const last = setTimeout(() => child.kill('SIGKILL'), stopMs)
       await over
+      clearTimeout(last)
     }
     rmSync(isShort ? folder : base, { recursive: true, force: true })
     // It ends well when it is told to; otherwise it was faster than we, or did not manage.

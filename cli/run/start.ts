@@ -139,7 +139,7 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
       output.note(
         `bobbin: ${mountsFolder} is on a mount that is not shared: the container does not see a mount that is made again (mount --make-rshared /)`,
       )
-    sidecar = wish.withLoader ? await startSidecar(folder, settings.cacheDir, signal) : undefined
+    sidecar = wish.withLoader ? await startSidecar(folder, settings.cacheDir, signal, settings) : undefined
     know({ loaderSocket: sidecar?.socket ?? null })
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)

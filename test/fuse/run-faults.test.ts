@@ -2,6 +2,8 @@
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { RunFolder } from '../../cli/record/run-folder.js'
+import { type SidecarOptions, startSidecar } from '../../cli/run/sidecar.js'
 import { AS_USERS_DO, runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
@@ -295,6 +297,35 @@ except ConnectionResetError:
   t.match(exitOf(run), { problems: [/loader ended during the run/] })
   t.equal(isComplete(run), false)
   nothingIsLeft(t, runs, run.runId)
+})
+
+t.test('a loader that does not stop is killed, and a run waits for it no longer', async t => {
+  const run = RunFolder.create(runs.state)
+  t.teardown(() => rmSync(run.path, { recursive: true }))
+  const { signal } = new AbortController()
+  const sidecar = await startSidecar(run, runs.cli.cacheDir, signal, { stopMs: 300 })
+  const { stdout } = await runProgram('pgrep', ['--full', sidecar.socket])
+  process.kill(Number(stdout), 'SIGSTOP')
+  t.equal(await sidecar.stop(), false, 'what it delivered is perhaps not written down')
+  nothingIsLeft(t, runs, run.runId)
+})
+
+t.test('startSidecar gives the loader the settings that it is given', async t => {
+  const uncached = await writeSamples(join(folder, 'uncached'), 4, { name: 'test/uncached' })
+  const ask = async (name: string, options: SidecarOptions) => {
+    const run = RunFolder.create(runs.state)
+    t.teardown(() => rmSync(run.path, { recursive: true }))
+    const sidecar = await startSidecar(run, runs.cli.cacheDir, new AbortController().signal, options)
+    const body = JSON.stringify({ package: name })
+    const line = ['-sS', '--unix-socket', sidecar.socket, '-H', 'content-type: application/json', '-d', body]
+    const { stdout } = await runProgram('curl', [...line, 'http://loader/v1/plans'])
+    t.equal(await sidecar.stop(), true)
+    return JSON.parse(stdout) as { readonly planId?: string; readonly detail?: string }
+  }
+  const offline = await ask(uncached.reference, { offline: true, ioTimeoutMs: 5000 })
+  t.match(offline.detail, /offline/)
+  const named = await ask(`test/uncached@${uncached.topHash}`, { registry: uncached.registry })
+  t.ok(named.planId, named.detail ?? 'a plan')
 })
 
 t.test('a line of deliveries that a full disk has cut is lost, and the record is there', async t => {
