@@ -8,7 +8,14 @@ import { type Context, type PackageFlags, sourceConfigOf, withContext } from './
 import { targetOf, workflowOf } from './push.js'
 import { runKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
-import { checkBindable, type EngineFlags, type EngineName, engineOptions, findEngine } from './run/container.js'
+import {
+  checkBindable,
+  type EngineFlags,
+  type EngineName,
+  engineOptions,
+  findEngine,
+  refuseEngineFlags,
+} from './run/container.js'
 import { parseMountWish } from './run/data.js'
 import { identifyImage } from './run/image.js'
 import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
@@ -85,6 +92,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const problems = new Problems()
   const note = (text: string) => context.output.note(text)
   const { signal } = context
+  if (!isContainer) await problems.try(() => refuseEngineFlags(flags))
   const engine = isContainer ? await problems.try(() => findEngine(flags.engine, context.signal)) : undefined
   const mounts = await problems.try(() => (flags.mount ?? []).map(text => parseMountWish(text, isContainer)))
   if (mounts !== undefined && mounts.length > 0) await problems.try(() => checkMounting(isContainer))

@@ -23,6 +23,29 @@ export interface EngineFlags {
   readonly volume?: readonly string[]
 }
 
+const FLAG_NAMES = {
+  gpus: '--gpus',
+  shmSize: '--shm-size',
+  ulimit: '--ulimit',
+  ipc: '--ipc',
+  user: '--user',
+  workdir: '--workdir',
+  network: '--network',
+  cpus: '--cpus',
+  memory: '--memory',
+  entrypoint: '--entrypoint',
+  volume: '--volume',
+} as const satisfies Record<keyof EngineFlags, string>
+
+/** Throws INVALID_ARGUMENT for what a run without an engine would not heed: a limit, say, that somebody relies on. */
+export function refuseEngineFlags(flags: EngineFlags & { readonly engine?: EngineName }): void {
+  const given = Object.entries({ engine: '--engine', ...FLAG_NAMES })
+    .filter(([flag]) => flags[flag as keyof typeof flags] !== undefined)
+    .map(([, name]) => name)
+  if (given.length === 0) return
+  throw new BobbinError('INVALID_ARGUMENT', `${given.join(', ')}: for containers alone, and --host starts none`)
+}
+
 /** NVIDIA's for its framework images: the default 64 MB of /dev/shm end DataLoader's workers with a bus error. */
 const GPU_DEFAULTS = { shmSize: '8g', ulimit: ['memlock=-1', 'stack=67108864'] }
 

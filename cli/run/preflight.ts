@@ -78,6 +78,8 @@ export function prepareOutputs(dir: string, note: (text: string) => void): strin
   try {
     mkdirSync(folder, { recursive: true })
     accessSync(folder, constants.W_OK)
+    if (isFull(folder))
+      throw new BobbinError('STORE_FULL', `no space left on the device of ${folder}: outputs could not be written`)
     const { bavail, bsize } = statfsSync(folder)
     const free = bavail * bsize
     if (free < OUTPUT_BYTES_LOW) note(`bobbin: only ${formatBytes(free)} are free for outputs in ${folder}`)

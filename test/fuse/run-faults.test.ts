@@ -56,6 +56,20 @@ t.test("outputs that fill their disk are the command's problem, and the record t
   t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
 })
 
+t.test('a run whose outputs would find no room at all does not start', async t => {
+  const disk = smallDisk(t, 1)
+  if (disk === undefined) return
+  const [ran, out] = [join(folder, 'ran'), join(disk, 'out')]
+  await runProgram('sh', ['-c', fill(join(disk, 'hog'))])
+  const full = await runs.bobbin('run', '--host', '--output', out, ...shell(`touch ${ran}`))
+  t.match(full, { status: 1, stderr: /no space left on the device of .*out/ })
+  t.notOk(existsSync(ran))
+  truncateSync(join(disk, 'hog'), 2 ** 19)
+  const run = await runs.bobbin('run', '--host', '--output', out, ...shell(`touch ${ran}`))
+  t.match(run, { status: 0, stderr: /only 512 KiB are free for outputs/ }, 'little room is worth a word')
+  t.ok(existsSync(ran))
+})
+
 t.test('a record that does not fit on its disk is said, and made when there is room', async t => {
   const disk = smallDisk(t, 2)
   if (disk === undefined) return

@@ -389,6 +389,8 @@ t.test('what cannot be is said before anything is started', async t => {
     [['--host', '--code', folder, '--', 'true'], 2, /no git repository/],
     [['--host', '--key', join(folder, 'registry'), '--', 'true'], 1, /key/],
     [['--host', '--output', '/dev/null/out', '--', 'true'], 1, /outputs/],
+    [['--host', '--gpus', 'all', '--volume', '/a:/a', '--', 'true'], 2, /--gpus, --volume: for containers/],
+    [['--host', '--engine', 'docker', '--memory', '1g', '--', 'true'], 2, /--engine, --memory: for containers/],
   ]
   for (const [args, code, words] of cases) {
     const { status, stderr } = await runs.bobbin('run', ...args)

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { containerCommand, engineOptions } from '../../cli/run/container.js'
+import { containerCommand, engineOptions, refuseEngineFlags } from '../../cli/run/container.js'
 
 t.test('engineOptions gives runs with GPUs the memory and limits that DataLoader needs', async t => {
   t.same(engineOptions({ gpus: 'all' }), [
@@ -43,6 +43,14 @@ t.test('engineOptions puts every value behind its name, so that none is an optio
   })
   t.equal(options.length, 11)
   for (const option of options) t.match(option, /^--[a-z-]+=--privileged$/)
+})
+
+t.test('refuseEngineFlags names what a bare process would not heed', async t => {
+  refuseEngineFlags({})
+  t.throws(() => refuseEngineFlags({ gpus: 'all', shmSize: '1g', volume: ['/a:/a'] }), {
+    code: 'INVALID_ARGUMENT',
+    message: '--gpus, --shm-size, --volume: for containers alone, and --host starts none',
+  })
 })
 
 t.test('containerCommand ends its options before the image, and refuses what is no one bind', async t => {
