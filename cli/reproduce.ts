@@ -125,7 +125,8 @@ async function containerOf({ image, engine, options }: RunFacts, signal: AbortSi
   if (image === undefined || engine.name === 'host') return undefined
   const found = await findEngine(engine.name, signal)
   const again = await identifyImage(found.name, image.reference, { signal, onPull: () => {} })
-  if (again.digest !== image.digest && again.id !== image.id)
+  const isSame = again.digest === image.digest || (again.id !== null && again.id === image.id)
+  if (!isSame)
     throw new BobbinError('OBJECT_GONE', `${image.reference} is ${again.digest} here, the record has ${image.digest}`)
   return { engine: found, image: { ...again, asked: image.asked, reference: image.reference }, options }
 }

@@ -41,7 +41,7 @@ const Image = Type.Object({
   reference: Type.String(),
   digest: Type.String(),
   repository: OrNull(Type.String()),
-  id: Type.String(),
+  id: OrNull(Type.String()),
   platformManifest: OrNull(Type.String()),
   platform: Type.String(),
   localOnly: Type.Boolean(),

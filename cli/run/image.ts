@@ -13,13 +13,13 @@ export interface ImageIdentity {
   /** Of the index or manifest in the registry, or the id where it is `localOnly`; `sha256:…`. */
   readonly digest: string
   readonly repository: string | null
-  /** `sha256:…`, as the engine has it. */
-  readonly id: string
+  /** Of its configuration, `sha256:…`; null where the engine has another notion of ids. */
+  readonly id: string | null
   /** The manifest for this platform, where a registry told it. */
   readonly platformManifest: string | null
   /** `linux/amd64` */
   readonly platform: string
-  /** Never pushed anywhere: only this machine has it. */
+  /** No registry is known to have it: perhaps only this machine does. */
   readonly localOnly: boolean
 }
 
@@ -32,15 +32,15 @@ interface Inspected {
   readonly Architecture: string
 }
 
+/** Who has not answered by then is not there. */
+const ANSWER_MS = 60_000
+
 /** Docker's and podman's reference of an image; nothing that they would take for an option. */
 const REFERENCE = /^[a-zA-Z0-9][\w./:@-]*$/
 
 /** What engines say when a registry cannot be reached now. */
 const NOT_NOW =
   /no such host|connection refused|connection reset|no route to host|network is unreachable|name resolution|server misbehaving|(?:i\/o|TLS handshake) timeout|deadline exceeded|Client\.Timeout|request canceled while waiting/i
-
-/** An engine that hangs is none. */
-const ANSWER_MS = 60_000
 
 /**
  * Pulls it when it is not here, and `onPull` is there to be told so. Throws INVALID_ARGUMENT, OBJECT_GONE (no such image), UPSTREAM_UNAVAILABLE (its registry),
@@ -75,19 +75,29 @@ export async function identifyImage(
   // One image may be known under several names: the one that was asked for.
   const pushed = digests.find(text => isSameRepository(text.split('@')[0]!, name)) ?? digests[0]
   const [repository, digest] = pushed?.split('@') ?? []
+  const told =
+    pushed === undefined
+      ? undefined
+      : (Digest ?? (await platformManifest(program, pushed, { os: Os, architecture: Architecture, signal })))
+  const isContainerds = await isContainerdStore(program, signal)
+  const localOnly = pushed === undefined || (isContainerds && told === undefined)
   return {
     asked,
     reference: pushed ?? id,
     digest: digest ?? id,
-    repository: repository ?? null,
-    id,
-    platformManifest:
-      pushed === undefined
-        ? null
-        : (Digest ?? (await platformManifest(program, pushed, { os: Os, architecture: Architecture, signal }))),
+    repository: localOnly ? null : repository!,
+    id: isContainerds ? null : id,
+    platformManifest: told ?? null,
     platform: `${Os}/${Architecture}`,
-    localOnly: pushed === undefined,
+    localOnly,
   }
+}
+
+/** Docker's other store: there every image has a digest below its name, pushed or not, and that is its id, too. */
+async function isContainerdStore(program: string, signal: AbortSignal): Promise<boolean> {
+  const args = ['info', '--format', '{{json .DriverStatus}}']
+  const { stdout } = await runQuietly(program, args, { signal, timeoutMs: ANSWER_MS })
+  return stdout.includes('io.containerd.snapshotter')
 }
 
 async function inspect(program: string, name: string, signal: AbortSignal): Promise<Inspected | undefined> {
@@ -100,15 +110,17 @@ async function inspect(program: string, name: string, signal: AbortSignal): Prom
   return undefined
 }
 
-/** An index names one manifest a platform; what is none names itself. */
+/** An index names one manifest a platform; what is none names itself. Undefined: no registry has told us of the image. */
 async function platformManifest(
   program: string,
   pushed: string,
   { os, architecture, signal }: { readonly os: string; readonly architecture: string; readonly signal: AbortSignal },
-): Promise<string | null> {
-  const limits = { signal, timeoutMs: ANSWER_MS }
-  const { status, stdout } = await runQuietly(program, ['manifest', 'inspect', '--verbose', pushed], limits)
-  if (status !== 0) return null
+): Promise<string | null | undefined> {
+  // The engine speaks plain HTTP to this machine by itself, its client does not.
+  const insecure = /^(localhost|127(\.\d+){3})[:/]/.test(pushed) ? ['--insecure'] : []
+  const args = ['manifest', 'inspect', '--verbose', ...insecure, pushed]
+  const { status, stdout } = await runQuietly(program, args, { signal, timeoutMs: ANSWER_MS })
+  if (status !== 0) return undefined
   interface Described {
     readonly Descriptor?: { readonly digest?: string; readonly platform?: { os?: string; architecture?: string } }
   }

@@ -80,7 +80,13 @@ t.test('a tag is resolved to what it is now, and the record goes on meaning that
   const run = await runs.run(...mount, ...network, '--output', join(folder, 'tag'), pushed, 'sh', '-c', script)
   const digest = JSON.parse(await docker.run('image', 'inspect', pushed))[0].RepoDigests[0].split('@')[1]
   t.equal(run.imageDigest, digest)
-  t.match(factsOf(run).image, { asked: pushed, digest, localOnly: false, platform: /^linux\// })
+  t.match(factsOf(run).image, {
+    asked: pushed,
+    digest,
+    platformManifest: digest,
+    localOnly: false,
+    platform: /^linux\//,
+  })
   const image = statementOf(run).predicate.buildDefinition.resolvedDependencies.find(
     (one: { name: string }) => one.name === 'image',
   )
@@ -112,6 +118,27 @@ t.test('an image that no registry has is marked, and missed when it is gone', as
   const missing = await runs.bobbin('run', ...mount, `${docker.registry}/no/such:1`, 'true')
   t.equal(missing.status, 10)
   t.same(mountsBelow(folder), [], 'and nothing was mounted for it')
+})
+
+t.test("docker's containerd store names digests that no registry has, and has no ids of configurations", async t => {
+  const other = await startDocker(t, { 'containerd-snapshotter': true })
+  const status = await other.run('info', '--format', '{{json .DriverStatus}}')
+  if (!status.includes('io.containerd.snapshotter')) return t.comment('skipped: this engine has no such store')
+  const own = new Runs(folder, other.env)
+  const name = `${other.registry}/team/model:v1`
+  await other.image(name, 'here')
+  const image = async () => {
+    const run = await own.run(...network, '--no-code', '--no-loader', name, 'cat', '/which')
+    t.equal(readFileSync(join(run.record, 'stdout.log'), 'utf8'), 'here')
+    t.equal((await own.bobbin('reproduce', run.runId)).status, 0)
+    return factsOf(run).image
+  }
+  const [first] = JSON.parse(await other.run('image', 'inspect', name))
+  t.match(first.RepoDigests, [/@sha256:/], 'before it was pushed')
+  t.match(await image(), { digest: first.Id, id: null, localOnly: true, repository: null })
+  await other.run('push', '--quiet', name)
+  const repository = name.replace(':v1', '')
+  t.match(await image(), { digest: first.Id, platformManifest: first.Id, id: null, localOnly: false, repository })
 })
 
 t.test('a daemon that is killed under a container is no error in it', async t => {

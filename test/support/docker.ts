@@ -43,13 +43,17 @@ const START_MS = 60_000
 /** Between our choice of a port and its use somebody else may take it. */
 const REGISTRY_TRIES_MAX = 5
 
-/** Docker's engine. */
-export async function startDocker(t: Test): Promise<Docker> {
+/** Docker's engine, with features that it has switched off by itself. */
+export async function startDocker(t: Test, features: Readonly<Record<string, boolean>> = {}): Promise<Docker> {
   const parts = new Processes(t)
   const { folder } = parts
+  const config = join(folder, 'daemon.json')
+  writeFileSync(config, JSON.stringify({ features }))
   const host = `unix://${folder}/docker.sock`
   const env = { DOCKER_HOST: host, DOCKER_CONFIG: join(folder, 'config') }
   const places = [
+    '--config-file',
+    config,
     '--data-root',
     join(folder, 'data'),
     '--exec-root',

@@ -1,5 +1,8 @@
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import { containerCommand, engineOptions, refuseEngineFlags } from '../../cli/run/container.js'
+import { identifyImage } from '../../cli/run/image.js'
 
 t.test('engineOptions gives runs with GPUs the memory and limits that DataLoader needs', async t => {
   t.same(engineOptions({ gpus: 'all' }), [
@@ -82,3 +85,26 @@ t.test('containerCommand ends its options before the image, and refuses what is 
   for (const target of ['/a,source=/etc', '/a\n', '/"a"'])
     t.throws(() => of(target), { code: 'INVALID_ARGUMENT', message: /plainer path/ })
 })
+
+t.test(
+  'identifyImage believes no digest below a name of the containerd store before a registry has told it',
+  async t => {
+    // What docker 26.1.5 answers; engines with this store are not to be had everywhere (test/containers tries a real one).
+    const digest = `sha256:${'c'.repeat(64)}`
+    const answers = (isPushed: boolean) => `#!/bin/sh
+case "$1 $2" in
+  "image inspect") echo '[{"Id": "${digest}", "RepoDigests": ["team/t@${digest}"], "Os": "linux", "Architecture": "amd64"}]' ;;
+  "info --format") echo '[["driver-type","io.containerd.snapshotter.v1"]]' ;;
+  "manifest inspect") ${isPushed ? `echo '{"Descriptor": {"digest": "${digest}"}}'` : 'echo "no such manifest" >&2; exit 1'} ;;
+esac
+`
+    const docker = join(t.testdir({}), 'docker')
+    const found = async (isPushed: boolean) => {
+      writeFileSync(docker, answers(isPushed), { mode: 0o755 })
+      return await identifyImage(docker, 'team/t:v1', { signal: new AbortController().signal, onPull() {} })
+    }
+    const same = { asked: 'team/t:v1', reference: `team/t@${digest}`, digest, id: null, platform: 'linux/amd64' }
+    t.strictSame(await found(false), { ...same, repository: null, platformManifest: null, localOnly: true })
+    t.strictSame(await found(true), { ...same, repository: 'team/t', platformManifest: digest, localOnly: false })
+  },
+)
