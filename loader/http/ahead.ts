@@ -4,7 +4,7 @@
  * leased ahead is taken over by the request that comes for it. Nobody comes when a pass stops early: such steps are let go
  * when their room is needed, those first that were in nobody's window for longest.
  */
-import { setTimeout as sleep } from 'node:timers/promises'
+import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises'
 import { LRUCache } from 'lru-cache'
 import { type BobbinError, type Log, throwIfAborted } from '../../daemon/model/index.js'
 import type { Lease, Priority } from './objects.js'
@@ -29,6 +29,14 @@ interface Waiting {
   turn: number
 }
 
+interface Place {
+  readonly plan: OpenPlan
+  readonly epoch: number
+  readonly step: number
+  /** How many steps behind it are looked at. */
+  seen: number
+}
+
 interface Stream {
   /** Leased ahead and not yet taken, in the order of their turns. */
   readonly steps: Map<string, Waiting>
@@ -36,6 +44,9 @@ interface Stream {
   readonly taken: LRUCache<string, true>
   /** Counts how often its window was moved. */
   turn: number
+  /** Behind which step is still to be fetched ahead. */
+  here: Place | undefined
+  isExtending: boolean
   /** When it was last asked. */
   seenMs: number
 }
@@ -88,13 +99,41 @@ export class Ahead {
     return this.#demanded(plan, waiting.leased)
   }
 
-  /** Fetches what comes behind a step; called once that step's own objects were asked for. */
+  /**
+   * Fetches what comes behind a step; called once that step is on its way to the client. Working out a step of many
+   * samples takes a while: others have their turn after each one.
+   */
   extend(plan: OpenPlan, epoch: number, step: number, of: RankOf): void {
     const stream = this.#stream(plan, of)
-    const steps = plan.stepsPerEpoch
     stream.turn++
-    for (let i = 1; i <= Math.min(STEPS_AHEAD_MAX, steps); i++) {
-      const next = step + i
+    stream.here = { plan, epoch, step, seen: 0 }
+    if (!stream.isExtending) void this.#extend(stream, of)
+  }
+
+  async #extend(stream: Stream, of: RankOf): Promise<void> {
+    stream.isExtending = true
+    for (;;) {
+      await turn()
+      const { here } = stream
+      // Closed: who uses the plan next opens it, and goes on from there.
+      if (here === undefined || !here.plan.isOpen) break
+      try {
+        if (this.#leaseNext(stream, here, of)) continue
+      } catch (error) {
+        // Whoever asks for that step is told, or has an index made anew.
+        this.options.log.warn({ plan: here.plan.id, error: String(error) }, 'cannot fetch ahead')
+      }
+      if (stream.here === here) stream.here = undefined
+    }
+    stream.isExtending = false
+  }
+
+  /** False: it is at the end of the window, or there is no room. */
+  #leaseNext(stream: Stream, here: Place, of: RankOf): boolean {
+    const { plan, epoch, step } = here
+    const steps = plan.stepsPerEpoch
+    while (here.seen < Math.min(STEPS_AHEAD_MAX, steps)) {
+      const next = step + ++here.seen
       const [inEpoch, at] = [epoch + Math.floor(next / steps), next % steps]
       const key = stepKey(inEpoch, at)
       const waiting = stream.steps.get(key)
@@ -104,11 +143,13 @@ export class Ahead {
         stream.steps.set(key, waiting)
       }
       if (waiting !== undefined || stream.taken.has(key)) continue
-      if (!this.#makeRoom(stream, epoch, 1)) return
+      if (!this.#makeRoom(stream, epoch, 1)) return false
       const content = plan.step(inEpoch, at, of)
-      if (!this.#makeRoom(stream, epoch, content.bytes)) return
+      if (!this.#makeRoom(stream, epoch, content.bytes)) return false
       this.#put(stream, key, this.#start(plan, content, 'ahead'))
+      return true
     }
+    return false
   }
 
   /** Not waited for any longer: who asks again finds it. */
@@ -234,7 +275,14 @@ export class Ahead {
     const key = streamKey(plan, of)
     let stream = this.#streams.get(key)
     if (stream === undefined) {
-      stream = { steps: new Map(), taken: new LRUCache({ max: STEPS_KEPT_MAX }), turn: 0, seenMs: Date.now() }
+      stream = {
+        steps: new Map(),
+        taken: new LRUCache({ max: STEPS_KEPT_MAX }),
+        turn: 0,
+        here: undefined,
+        isExtending: false,
+        seenMs: Date.now(),
+      }
       this.#streams.set(key, stream)
       if (this.#streams.size > STREAMS_MAX) this.#sweep(true)
     }
@@ -251,12 +299,13 @@ export class Ahead {
     }
   }
 
-  #drop({ steps }: Stream): void {
-    for (const { leased } of steps.values()) {
+  #drop(stream: Stream): void {
+    stream.here = undefined
+    for (const { leased } of stream.steps.values()) {
       this.#bytes -= leased.content.bytes
       leased.release()
     }
-    steps.clear()
+    stream.steps.clear()
   }
 }
 

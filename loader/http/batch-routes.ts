@@ -167,7 +167,6 @@ async function sendPaths(
     let last: number | undefined
     for (const [i, step] of wishes.entries()) {
       const leased = step === null ? ahead.lease(plan, content!) : ahead.take(plan, epoch, step, of)
-      if (step !== null) ahead.extend(plan, epoch, step, of)
       let line: string
       try {
         const started = performance.now()
@@ -195,6 +194,7 @@ async function sendPaths(
       } finally {
         deliver(context, { plan, of, epoch, contents: [leased.content], as: 'paths', outcome })
       }
+      if (step !== null) ahead.extend(plan, epoch, step, of)
       last = step ?? undefined
     }
     await new Promise<void>(resolve =>

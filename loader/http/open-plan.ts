@@ -67,6 +67,7 @@ export class OpenPlan {
     maxSize: CACHED_CHARACTERS_MAX,
     sizeCalculation: ({ meta, body }) => meta.length + body.length + 200,
   })
+  #isOpen = true
   readonly #epochs = new LRUCache<number, Epoch>({ max: EPOCHS_MAX })
 
   constructor(
@@ -208,7 +209,12 @@ export class OpenPlan {
     }
   }
 
+  get isOpen(): boolean {
+    return this.#isOpen
+  }
+
   close(): void {
+    this.#isOpen = false
     this.opened.close()
     this.table.close()
   }

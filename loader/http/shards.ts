@@ -69,6 +69,8 @@ export class ShardObjects implements AnswerObjects {
   readonly #leased = new Map<number, LeasedStep>()
   readonly #settled = new Map<number, Lease>()
   readonly #marked = new Set<number>()
+  /** The last step that came, when what is behind it is not being fetched yet. */
+  #arrived: number | undefined
   #isFirst = true
 
   constructor(
@@ -104,6 +106,9 @@ export class ShardObjects implements AnswerObjects {
   }
 
   sent(offset: number): void {
+    const { plan, of, epoch } = this.source
+    if (this.#arrived !== undefined) this.options.ahead.extend(plan, epoch, this.#arrived, of)
+    this.#arrived = undefined
     for (const [i, leased] of this.#leased) {
       if (offset < this.shard.ends[i]!) break
       this.#leased.delete(i)
@@ -124,7 +129,6 @@ export class ShardObjects implements AnswerObjects {
     if (leased === undefined) {
       leased = steps.length > 0 ? ahead.take(plan, epoch, steps[i]!, of) : ahead.lease(plan, contents[i]!)
       this.#leased.set(i, leased)
-      if (steps.length > 0) ahead.extend(plan, epoch, steps[i]!, of)
     }
     const started = performance.now()
     try {
@@ -138,6 +142,7 @@ export class ShardObjects implements AnswerObjects {
       this.#isFirst = false
       if (plan.document.onMissing === 'fail') refuseFailed(contents[i]!, lease)
       this.#settled.set(i, lease)
+      this.#arrived = steps[i]
     } catch (error) {
       // Who asks again finds it, and an answer that would come to one that fails ends before it.
       const isKept = hasCode(error, 'NOT_READY') || leased.hasFailed()

@@ -2,7 +2,8 @@
 import { request } from 'node:http'
 import { join } from 'node:path'
 import Fastify from 'fastify'
-import t from 'tap'
+import t, { type Test } from 'tap'
+import { silentLog } from '../../daemon/model/index.js'
 import { Packing } from '../../loader/batch/packing.js'
 import { batchRoutes } from '../../loader/http/batch-routes.js'
 import { type Context, Streams } from '../../loader/http/context.js'
@@ -26,8 +27,8 @@ function emptyPlan(stepsPerEpoch: number, global: number): OpenPlan {
   } as unknown as OpenPlan
 }
 
-t.test('the shards of an epoch of more than a million steps have all of them', async t => {
-  const plan = emptyPlan(1_562_500, 32)
+/** The routes on a socket of their own. */
+async function serve(t: Test, context: object): Promise<(path: string, accept?: string) => Promise<Buffer>> {
   const packing = new Packing()
   const app = Fastify()
   t.teardown(async () => {
@@ -35,30 +36,62 @@ t.test('the shards of an epoch of more than a million steps have all of them', a
     await packing.close()
   })
   batchRoutes(app, {
-    plans: { useByPrefix: (_: string, run: (plan: OpenPlan) => unknown) => run(plan) },
     streams: new Streams(9),
     metrics: { answered() {}, delivered() {}, waited() {} },
     deliveries: { add() {} },
     options: { stepTimeoutMs: 1000 },
     packing,
+    log: silentLog,
+    ...context,
   } as unknown as Context)
   const socketPath = join(testFolder(t), 's')
   await app.listen({ path: socketPath })
-  const ask = (shard: number) =>
+  return (path, accept = '*/*') =>
     new Promise<Buffer>((resolve, reject) => {
-      const name = `q${TOP_HASH.slice(0, 16)}-p${PLAN_ID.slice(0, 16)}-e0-w1r0-${String(shard).padStart(6, '0')}.tar`
-      const call = request({ socketPath, path: `/wds/${name}`, agent: false }, response => {
+      const call = request({ socketPath, path, agent: false, headers: { accept } }, response => {
         const chunks: Buffer[] = []
         response.on('data', chunk => chunks.push(chunk))
         response.once('end', () => resolve(Buffer.concat(chunks))).once('error', reject)
       })
       call.once('error', reject).end()
     })
+}
+
+t.test('the shards of an epoch of more than a million steps have all of them', async t => {
+  const plan = emptyPlan(1_562_500, 32)
+  const ask = await serve(t, { plans: { useByPrefix: (_: string, run: (plan: OpenPlan) => unknown) => run(plan) } })
   const perShard = stepsPerShard(plan.stepsPerEpoch, 32)
   const last = Math.ceil(plan.stepsPerEpoch / perShard) - 1
   for (const shard of [0, 1, last]) {
-    const { steps } = JSON.parse(untar(await ask(shard))[0]!.content.toString()) as { steps: number[] }
+    const name = `q${TOP_HASH.slice(0, 16)}-p${PLAN_ID.slice(0, 16)}-e0-w1r0-${String(shard).padStart(6, '0')}.tar`
+    const { steps } = JSON.parse(untar(await ask(`/wds/${name}`))[0]!.content.toString()) as { steps: number[] }
     t.equal(steps[0], shard * perShard)
     t.equal(steps.at(-1)! + 1, Math.min((shard + 1) * perShard, plan.stepsPerEpoch))
   }
+})
+
+t.test('fetching ahead waits until the first step is with the client', async t => {
+  const plan = emptyPlan(10, 4)
+  const extended: number[] = []
+  let lines = 0
+  const ask = await serve(t, {
+    plans: { use: (_: string, run: (plan: OpenPlan) => unknown) => run(plan) },
+    sessions: { open: () => 'session', hold: () => `lease-${lines++}` },
+    deliveries: {
+      add() {
+        t.equal(extended.length, lines - 1, 'a step is written before what is behind it is fetched')
+      },
+    },
+    ahead: {
+      readySteps: () => 0,
+      take: (_: OpenPlan, epoch: number, step: number) => ({
+        content: plan.step(epoch, step, { rank: 0, world: 1 }),
+        lease: Promise.resolve({ id: '', failed: new Map(), release() {} }),
+      }),
+      extend: (_: OpenPlan, __: number, step: number) => void extended.push(step),
+    },
+  })
+  await ask(`/v1/plans/${PLAN_ID}/batches?n=3`, 'application/vnd.bobbin.paths+ndjson')
+  t.equal(lines, 3)
+  t.same(extended, [0, 1, 2])
 })

@@ -15,10 +15,13 @@ function startAhead({
   steps,
   bytesMax = 1e9,
   refuse = () => undefined,
+  onStep = () => {},
 }: {
   readonly steps: number
   readonly bytesMax?: number
   readonly refuse?: () => BobbinError | undefined
+  /** Told of each step that is worked out. */
+  readonly onStep?: (step: number) => void
 }) {
   const held = new Set<Lease>()
   const asked: string[] = []
@@ -37,8 +40,12 @@ function startAhead({
   } as unknown as Resident
   const plan = {
     id: 'p',
+    isOpen: true,
     stepsPerEpoch: steps,
-    step: (epoch: number, step: number) => ({ epoch, step, samples: [], inos: [1], bytes: STEP_BYTES }),
+    step: (epoch: number, step: number) => {
+      onStep(step)
+      return { epoch, step, samples: [], inos: [1], bytes: STEP_BYTES }
+    },
     distances: () => [],
   } as unknown as OpenPlan
   const ahead = new Ahead(objects, { bytesMax, log: silentLog })
@@ -66,12 +73,13 @@ async function quiet(): Promise<void> {
 t.test('a step whose lease was refused ahead is leased anew when it is asked for', async t => {
   let isAway = true
   const refuse = () => (isAway ? new BobbinError('DAEMON_UNAVAILABLE', 'away') : undefined)
-  const { ahead, plan, held, read } = startAhead({ steps: 100, refuse })
+  const { ahead, plan, asked, held, read } = startAhead({ steps: 100, refuse })
   t.teardown(() => ahead.close())
   ahead.extend(plan, 0, 0, OF)
   await t.rejects(read(0, 1), { code: 'DAEMON_UNAVAILABLE' })
   await quiet()
   t.equal(ahead.bytes, 0, 'what was refused is not counted')
+  t.ok(asked.length <= 66, 'nor asked for again at once')
   isAway = false
   for (const step of [1, 2, 3]) {
     const leased = await read(0, step)
@@ -131,4 +139,39 @@ t.test('eight workers with 64 steps each on one stream get each step fetched onc
     }
   }
   t.equal(new Set(asked).size, asked.length)
+})
+
+t.test('steps are worked out ahead one a turn, and never by two at once', async t => {
+  let worked = 0
+  const { ahead, plan, held } = startAhead({ steps: 100, onStep: () => void worked++ })
+  t.teardown(() => ahead.close())
+  for (const step of [0, 1, 2]) ahead.extend(plan, 0, step, OF)
+  t.equal(worked, 0, 'not by who asks')
+  for (let before = 0; worked < 64; before = worked) {
+    await turn()
+    t.ok(worked - before <= 1)
+  }
+  await quiet()
+  t.equal(worked, 64)
+  t.ok(held().has('0 66'), 'behind the step that was asked for last')
+})
+
+t.test('nothing is worked out of a plan that was closed, and one that fails is told to who asks for it', async t => {
+  let isBroken = true
+  const onStep = () => {
+    if (isBroken) throw new BobbinError('INDEX_DAMAGED', 'a block of it')
+  }
+  const { ahead, plan, asked, held, read } = startAhead({ steps: 100, onStep })
+  t.teardown(() => ahead.close())
+  ahead.extend(plan, 0, 0, OF)
+  await quiet()
+  t.same(asked, [])
+  isBroken = false
+  ;(await read(0, 1)).release()
+  await quiet()
+  t.ok(held().has('0 65'))
+  Object.assign(plan, { isOpen: false })
+  ahead.extend(plan, 0, 20, OF)
+  await quiet()
+  t.notOk(held().has('0 66'))
 })
