@@ -85,16 +85,22 @@ export class Ahead {
     return this.#bytes
   }
 
+  /** What is in a step, which was worked out if it was leased ahead. */
+  contentOf(plan: OpenPlan, epoch: number, step: number, of: RankOf): StepContent {
+    const stream = this.#streams.get(streamKey(plan, of))
+    return stream?.steps.get(stepKey(epoch, step))?.leased.content ?? plan.step(epoch, step, of)
+  }
+
   /** The step that somebody waits for. Who takes it releases it, or gives it back. */
-  take(plan: OpenPlan, epoch: number, step: number, of: RankOf): LeasedStep {
+  take(plan: OpenPlan, content: StepContent, of: RankOf): LeasedStep {
     const stream = this.#stream(plan, of)
-    const key = stepKey(epoch, step)
+    const key = keyOf(content)
     stream.seenMs = Date.now()
     const waiting = stream.steps.get(key)
     // Asked for again: somebody has started anew, and will need the steps behind it once more.
     if (stream.taken.has(key)) stream.taken.clear()
     stream.taken.set(key, true)
-    if (waiting === undefined) return this.lease(plan, plan.step(epoch, step, of))
+    if (waiting === undefined) return this.lease(plan, content)
     this.#take(stream, key, waiting.leased)
     return this.#demanded(plan, waiting.leased)
   }
@@ -154,9 +160,8 @@ export class Ahead {
 
   /** Not waited for any longer: who asks again finds it. */
   giveBack(plan: OpenPlan, of: RankOf, leased: LeasedStep): void {
-    const { epoch, step } = leased.content
     const stream = this.#stream(plan, of)
-    const key = stepKey(epoch, step ?? 0)
+    const key = keyOf(leased.content)
     if (stream.steps.has(key)) {
       leased.release()
       return
@@ -373,6 +378,10 @@ export async function settled(
 
 function streamKey(plan: OpenPlan, { rank, world }: RankOf): string {
   return `${plan.id} ${world} ${rank}`
+}
+
+function keyOf({ epoch, step }: StepContent): string {
+  return stepKey(epoch, step ?? 0)
 }
 
 function stepKey(epoch: number, step: number): string {

@@ -4,7 +4,7 @@ import { BobbinError, hasCode } from '../../daemon/model/index.js'
 import { endLine, sampleText, stepLine } from '../format/paths.js'
 import { parseCursor } from '../plan/cursor.js'
 import { parseShardName, stepsPerShard } from '../plan/shard-name.js'
-import { settled } from './ahead.js'
+import { type LeasedStep, settled } from './ahead.js'
 import { negotiate, sendLayout } from './answer.js'
 import { type Context, stream } from './context.js'
 import type { Lease } from './objects.js'
@@ -105,7 +105,8 @@ interface TarWish {
 
 async function sendTar(context: Context, request: FastifyRequest, reply: FastifyReply, wish: TarWish): Promise<void> {
   const { plan, of, epoch, steps } = wish
-  const contents = wish.content === undefined ? steps.map(step => plan.step(epoch, step, of)) : [wish.content]
+  const contents =
+    wish.content === undefined ? steps.map(step => context.ahead.contentOf(plan, epoch, step, of)) : [wish.content]
   const samples = contents.reduce((sum, content) => sum + content.samples.length, 0)
   if (samples > SAMPLES_MAX)
     throw new BobbinError(
@@ -161,14 +162,18 @@ async function sendPaths(
   { plan, of, epoch, steps = [], content, session: asked }: PathsWish,
 ): Promise<void> {
   const { ahead, sessions, options } = context
+  // Before the answer begins: a damaged index is made again then.
+  const first = content ?? ahead.contentOf(plan, epoch, steps[0]!, of)
   const session = sessions.open(asked)
   await stream(context, request, reply, async signal => {
     const wishes = content === undefined ? steps : [null]
     let last: number | undefined
     for (const [i, step] of wishes.entries()) {
-      const leased = step === null ? ahead.lease(plan, content!) : ahead.take(plan, epoch, step, of)
+      let leased: LeasedStep | undefined
       let line: string
       try {
+        const wished = i === 0 ? first : ahead.contentOf(plan, epoch, step!, of)
+        leased = step === null ? ahead.lease(plan, wished) : ahead.take(plan, wished, of)
         const started = performance.now()
         const lease = await settled(leased, {
           timeoutMs: i === 0 ? options.stepTimeoutMs : undefined,
@@ -180,8 +185,9 @@ async function sendPaths(
         const cursor = step === null ? null : plan.cursorAt(epoch, step + 1)
         line = stepLine({ epoch, step, cursor, lease: sessions.hold(session, leased), samples })
       } catch (error) {
-        if (step !== null && hasCode(error, 'NOT_READY', 'INTERRUPTED')) ahead.giveBack(plan, of, leased)
-        else leased.release()
+        if (leased !== undefined && step !== null && hasCode(error, 'NOT_READY', 'INTERRUPTED'))
+          ahead.giveBack(plan, of, leased)
+        else leased?.release()
         // The client goes on from here, and is told then what is the matter, if it still is.
         if (i > 0 && !hasCode(error, 'INTERRUPTED')) break
         throw error

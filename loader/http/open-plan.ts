@@ -68,6 +68,7 @@ export class OpenPlan {
     sizeCalculation: ({ meta, body }) => meta.length + body.length + 200,
   })
   #isOpen = true
+  #rebuilding: Promise<void> | undefined
   readonly #epochs = new LRUCache<number, Epoch>({ max: EPOCHS_MAX })
 
   constructor(
@@ -75,8 +76,9 @@ export class OpenPlan {
     readonly document: PlanDocument,
     readonly address: PackageAddress,
     private readonly opened: OpenedPackage,
-    private readonly table: SampleTable,
+    private table: SampleTable,
     private readonly objectsFolder: string,
+    private readonly rebuildTable: () => Promise<SampleTable>,
   ) {}
 
   get facts() {
@@ -198,15 +200,31 @@ export class OpenPlan {
     return facts
   }
 
-  /** Runs, and once again after a damaged index was made anew. */
+  /** Runs, and once again after what was damaged was made anew: the package index, or the sample table. */
   async healing<T>(run: () => Promise<T>): Promise<T> {
+    const { table } = this
     try {
       return await run()
     } catch (error) {
       if (!hasCode(error, 'INDEX_DAMAGED')) throw error
-      await this.opened.rebuild()
+      if (table.isDamaged) await this.#replace(table)
+      else await this.opened.rebuild()
       return run()
     }
+  }
+
+  async #replace(damaged: SampleTable): Promise<void> {
+    // Others may have found the same.
+    if (this.table !== damaged) return
+    this.#rebuilding ??= this.rebuildTable()
+      .then(table => {
+        this.table = table
+        damaged.close()
+      })
+      .finally(() => {
+        this.#rebuilding = undefined
+      })
+    await this.#rebuilding
   }
 
   get isOpen(): boolean {

@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url'
 import { Piscina } from 'piscina'
 import {
   BobbinError,
+  hasCode,
   type Log,
   localError,
   parsePackageName,
@@ -18,7 +19,7 @@ import {
   systemCode,
   WORKER_FLAGS,
 } from '../../daemon/model/index.js'
-import { openPackage } from '../../daemon/quilt/package-cache.js'
+import { type OpenedPackage, openPackage } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { TableTask } from '../batch/table-worker.js'
@@ -160,14 +161,13 @@ export class Plans {
   async #build(
     id: PlanId,
     stored: StoredPlan,
-    opened: { readonly indexPath: string; readonly manifestPath: string },
+    opened: OpenedPackage,
     admit: (facts: TableFacts) => Promise<void>,
   ): Promise<void> {
     const { log } = this.options
     const path = this.#path(id, 'table')
     const started = Date.now()
-    const { indexPath, manifestPath } = opened
-    const facts = await this.#run({ indexPath, manifestPath, document: stored.document, path })
+    const facts = await this.#makeTable(opened, stored.document, path)
     try {
       await admit(facts)
     } catch (error) {
@@ -180,7 +180,18 @@ export class Plans {
     log.info({ plan: id, ...stored.address, samples: facts.samples, ms: Date.now() - started }, 'made a plan')
   }
 
-  async #run(task: TableTask): Promise<TableFacts> {
+  async #makeTable(opened: OpenedPackage, document: PlanDocument, path: string): Promise<TableFacts> {
+    const run = () => this.#runTask({ indexPath: opened.indexPath, manifestPath: opened.manifestPath, document, path })
+    try {
+      return await run()
+    } catch (error) {
+      if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+      await opened.rebuild()
+      return run()
+    }
+  }
+
+  async #runTask(task: TableTask): Promise<TableFacts> {
     const outcome = (await this.#builder.run(task)) as TableFacts | { code: BobbinError['code']; message: string }
     if ('code' in outcome) throw new BobbinError(outcome.code, outcome.message)
     return outcome
@@ -201,19 +212,21 @@ export class Plans {
     } as const
     const opened = await openPackage(reference, this.#openOptions)
     const path = this.#path(id, 'table')
+    const makeTable = async () => {
+      await this.#makeTable(opened, document, path)
+      return new SampleTable(path, id)
+    }
     try {
       let table: SampleTable
       try {
         table = new SampleTable(path, id)
       } catch {
         // Damaged, of another version, or gone: it follows from the package and the document.
-        const { indexPath, manifestPath } = opened
-        await this.#run({ indexPath, manifestPath, document, path })
-        table = new SampleTable(path, id)
+        table = await makeTable()
       }
       const now = new Date()
       utimesSync(this.#path(id, 'json'), now, now)
-      return new OpenPlan(id, document, address, opened, table, this.objectsFolder)
+      return new OpenPlan(id, document, address, opened, table, this.objectsFolder, makeTable)
     } catch (error) {
       opened.close()
       throw error

@@ -123,11 +123,11 @@ export class ShardObjects implements AnswerObjects {
 
   async #settle(i: number): Promise<void> {
     if (this.#settled.has(i)) return
-    const { plan, of, epoch, steps, contents } = this.source
+    const { plan, of, steps, contents } = this.source
     const { ahead, timeoutMs, signal, onWait } = this.options
     let leased = this.#leased.get(i)
     if (leased === undefined) {
-      leased = steps.length > 0 ? ahead.take(plan, epoch, steps[i]!, of) : ahead.lease(plan, contents[i]!)
+      leased = steps.length > 0 ? ahead.take(plan, contents[i]!, of) : ahead.lease(plan, contents[i]!)
       this.#leased.set(i, leased)
     }
     const started = performance.now()

@@ -167,6 +167,8 @@ function writeHeader(fd: number, id: PlanId, { samples, entries, bytes, maxStepB
 
 export class SampleTable {
   readonly facts: TableFacts
+  /** Found out by whoever has read it last. */
+  isDamaged = false
   readonly #fd: number
   readonly #bodyBytes: number
   readonly #checksums: Buffer
@@ -244,6 +246,7 @@ export class SampleTable {
   }
 
   #damaged(why: string): never {
+    this.isDamaged = true
     throw new BobbinError('INDEX_DAMAGED', `the sample table ${this.path} cannot be used: ${why}`)
   }
 }

@@ -7,7 +7,7 @@ import { silentLog } from '../../daemon/model/index.js'
 import { Packing } from '../../loader/batch/packing.js'
 import { batchRoutes } from '../../loader/http/batch-routes.js'
 import { type Context, Streams } from '../../loader/http/context.js'
-import type { OpenPlan } from '../../loader/http/open-plan.js'
+import type { OpenPlan, StepContent } from '../../loader/http/open-plan.js'
 import { stepsPerShard } from '../../loader/plan/shard-name.js'
 import { testFolder } from '../support/daemon.js'
 import { untar } from '../support/loader.js'
@@ -59,7 +59,10 @@ async function serve(t: Test, context: object): Promise<(path: string, accept?: 
 
 t.test('the shards of an epoch of more than a million steps have all of them', async t => {
   const plan = emptyPlan(1_562_500, 32)
-  const ask = await serve(t, { plans: { useByPrefix: (_: string, run: (plan: OpenPlan) => unknown) => run(plan) } })
+  const ask = await serve(t, {
+    plans: { useByPrefix: (_: string, run: (plan: OpenPlan) => unknown) => run(plan) },
+    ahead: { contentOf: (of: OpenPlan, epoch: number, step: number) => of.step(epoch, step, { rank: 0, world: 1 }) },
+  })
   const perShard = stepsPerShard(plan.stepsPerEpoch, 32)
   const last = Math.ceil(plan.stepsPerEpoch / perShard) - 1
   for (const shard of [0, 1, last]) {
@@ -84,8 +87,9 @@ t.test('fetching ahead waits until the first step is with the client', async t =
     },
     ahead: {
       readySteps: () => 0,
-      take: (_: OpenPlan, epoch: number, step: number) => ({
-        content: plan.step(epoch, step, { rank: 0, world: 1 }),
+      contentOf: (of: OpenPlan, epoch: number, step: number) => of.step(epoch, step, { rank: 0, world: 1 }),
+      take: (_: OpenPlan, content: StepContent) => ({
+        content,
         lease: Promise.resolve({ id: '', failed: new Map(), release() {} }),
       }),
       extend: (_: OpenPlan, __: number, step: number) => void extended.push(step),

@@ -1,6 +1,6 @@
 /** The service over HTTP: plans, tars, paths, single entries; loader/protocol.md is what it is held to. */
 import { createHash } from 'node:crypto'
-import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -504,4 +504,29 @@ t.test('a restart keeps plans, and the bytes and ETags of their shards (S36)', a
   t.equal(after.status, 200)
   t.equal(after.headers.etag, before.headers.etag)
   t.ok(after.body.equals(before.body))
+})
+
+t.test('a sample table or an index that is damaged meanwhile is made again, for tar and for paths', async t => {
+  const damage = (path: string, at: number) => {
+    const bytes = readFileSync(path)
+    bytes[Math.min(at, bytes.length - 100)]! ^= 0xff
+    writeFileSync(path, bytes)
+  }
+  const packages = join(loader.cacheDir, 'packages', 'v1')
+  const index = () =>
+    readdirSync(packages, { recursive: true, encoding: 'utf8' })
+      .filter(name => name.includes(written.topHash) && name.endsWith('.index'))
+      .map(name => join(packages, name))[0]!
+  for (const accept of ['application/x-tar', PATHS]) {
+    for (const what of ['table', 'index']) {
+      const seed = `${what} ${accept}`
+      const { planId } = await loader.plan({ ...body, order: { algo: 'qperm-1', seed } })
+      // Nothing of it is in memory then.
+      await loader.end('SIGTERM')
+      damage(what === 'table' ? join(loader.cacheDir, 'loader', 'v1', `${planId}.table`) : index(), 4200)
+      await loader.start()
+      const answer = await loader.ask(`/v1/plans/${planId}/batches?n=3`, { headers: { accept } })
+      t.equal(answer.status, 200, seed, { body: answer.body.subarray(0, 300).toString() })
+    }
+  }
 })

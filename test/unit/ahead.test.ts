@@ -57,7 +57,7 @@ function startAhead({
     held: () => new Set([...held].map(({ id }) => id)),
     /** As an answer does, without letting go. */
     async read(epoch: number, step: number) {
-      const leased = ahead.take(plan, epoch, step, OF)
+      const leased = ahead.take(plan, ahead.contentOf(plan, epoch, step, OF), OF)
       await leased.lease
       ahead.extend(plan, epoch, step, OF)
       return leased
