@@ -102,8 +102,12 @@ export class Plans {
     try {
       const document = normalisePlan(body, opened.topHash)
       const id = planIdOf(document)
-      if (this.#read(id) !== undefined) return { id, isNew: false }
       const address = { registry: formatRegistry(opened.registry), package: opened.name, topHash: opened.topHash }
+      const known = this.#read(id)?.address
+      if (known !== undefined) {
+        if (known.registry !== address.registry || known.package !== address.package) this.#move(id, document, address)
+        return { id, isNew: false }
+      }
       let building = this.#building.get(id)
       const isNew = building === undefined
       if (building === undefined) {
@@ -137,6 +141,7 @@ export class Plans {
       throw error
     } finally {
       use.users--
+      if (this.#open.get(id) !== use) this.#closeUnused(use)
       this.#closeIdle()
     }
   }
@@ -174,8 +179,7 @@ export class Plans {
       rmSync(path, { force: true })
       throw error
     }
-    writeFileSync(`${path}.new`, JSON.stringify(stored), { mode: 0o640 })
-    renameSync(`${path}.new`, this.#path(id, 'json'))
+    this.#write(id, stored)
     this.#forgetOldest()
     log.info({ plan: id, ...stored.address, samples: facts.samples, ms: Date.now() - started }, 'made a plan')
   }
@@ -234,12 +238,31 @@ export class Plans {
   }
 
   #closeIdle(): void {
-    for (const [id, { users, opening }] of this.#open) {
+    for (const [id, use] of this.#open) {
       if (this.#open.size <= OPEN_MAX) return
-      if (users > 0) continue
+      if (use.users > 0) continue
       this.#open.delete(id)
-      void opening.then(plan => plan.close()).catch(() => {})
+      this.#closeUnused(use)
     }
+  }
+
+  #closeUnused({ users, opening }: Use): void {
+    if (users === 0) void opening.then(plan => plan.close()).catch(() => {})
+  }
+
+  /** Its package is to be had elsewhere; whoever uses it at the moment goes on with where it was. */
+  #move(id: PlanId, document: PlanDocument, address: PackageAddress): void {
+    this.#write(id, { document, address })
+    const use = this.#open.get(id)
+    this.#open.delete(id)
+    if (use !== undefined) this.#closeUnused(use)
+    this.options.log.info({ plan: id, ...address }, 'moved a plan')
+  }
+
+  #write(id: PlanId, stored: StoredPlan): void {
+    const path = this.#path(id, 'json')
+    writeFileSync(`${path}.new`, JSON.stringify(stored), { mode: 0o640 })
+    renameSync(`${path}.new`, path)
   }
 
   #read(id: string): StoredPlan | undefined {

@@ -240,6 +240,21 @@ t.test('any number of plans can be in use at once', async t => {
   }
 })
 
+t.test('a plan that is posted with another address is read from there', async t => {
+  const [first, second] = [join(folder, 'first'), join(folder, 'second')]
+  const mirrors = [await writeSamples(first, 8, { bytes: 1000 }), await writeSamples(second, 8, { bytes: 1000 })]
+  const [before, after] = [
+    await loader.plan({ ...body, package: mirrors[0]!.reference }),
+    await loader.plan({ ...body, package: mirrors[1]!.reference }),
+  ]
+  t.equal(after.planId, before.planId)
+  rmSync(first, { recursive: true })
+  const answer = await loader.ask(`/v1/plans/${before.planId}/batches`)
+  t.equal(answer.status, 200, answer.status === 200 ? '' : answer.body.toString())
+  checkTar(t, answer.body, mirrors[1]!)
+  t.match((await loader.ask(`/v1/plans/${before.planId}`)).json(), { package: mirrors[1]!.reference })
+})
+
 t.test('shards of foreign plans, top hashes and places are refused', async t => {
   const path = shardOf(plan, 0)
   const cases: readonly [string, number][] = [
