@@ -1,6 +1,6 @@
 /** The service over HTTP: plans, tars, paths, single entries; loader/protocol.md is what it is held to. */
 import { createHash } from 'node:crypto'
-import { readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -201,6 +201,19 @@ t.test('a shard has ETag, ranges, conditions and HEAD (S36)', async t => {
     t.equal(none.status, 304, header)
     t.equal(none.body.length, 0)
   }
+})
+
+t.test('what is read by ranges is written down as delivered', async t => {
+  const ranged = await loader.plan({ ...body, order: { algo: 'qperm-1', seed: 'ranged' } })
+  const part = await loader.ask(shardOf(ranged, 1), { headers: { range: 'bytes=0-' } })
+  t.equal(part.status, 206)
+  const file = join(loader.cacheDir, 'loader', 'v1', 'deliveries.ndjson')
+  const deliveries = () =>
+    (existsSync(file) ? readFileSync(file, 'utf8').trimEnd().split('\n') : [])
+      .map(line => JSON.parse(line))
+      .filter(({ plan }) => plan === ranged.planId)
+  await until('it is written down', async () => deliveries().length > 0)
+  t.match(deliveries(), [{ steps: [1], samples: 8, as: 'tar', outcome: 'delivered' }])
 })
 
 t.test('ranges put together are the whole', async t => {
