@@ -72,6 +72,8 @@ export class ShardObjects implements AnswerObjects {
   /** The last step that came, when what is behind it is not being fetched yet. */
   #arrived: number | undefined
   #isFirst = true
+  /** The answer is over: nothing more is leased for it. */
+  #failure: unknown
 
   constructor(
     private readonly source: ShardSource,
@@ -122,6 +124,7 @@ export class ShardObjects implements AnswerObjects {
   }
 
   async #settle(i: number): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure
     if (this.#settled.has(i)) return
     const { plan, of, steps, contents } = this.source
     const { ahead, timeoutMs, signal, onWait } = this.options
@@ -144,12 +147,10 @@ export class ShardObjects implements AnswerObjects {
       this.#settled.set(i, lease)
       this.#arrived = steps[i]
     } catch (error) {
+      this.#failure = error
       // Who asks again finds it, and an answer that would come to one that fails ends before it.
       const isKept = hasCode(error, 'NOT_READY') || leased.hasFailed()
-      if (isKept && steps.length > 0) {
-        this.#leased.delete(i)
-        ahead.giveBack(plan, of, leased)
-      }
+      if (isKept && steps.length > 0 && this.#leased.delete(i)) ahead.giveBack(plan, of, leased)
       throw error
     }
   }
