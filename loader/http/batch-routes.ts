@@ -16,8 +16,8 @@ const PATHS_TYPE = 'application/vnd.bobbin.paths+ndjson'
 const TAR_TYPE = 'application/x-tar'
 /** That a client may ask for at once. */
 const STEPS_MAX = 1000
-/** Layouts are in memory, about a kilobyte a sample. */
-const SAMPLES_MAX = 200_000
+/** Of a tar, whose layout is in memory: about 5 KB a sample. */
+const SAMPLES_MAX = 65_536
 
 export function batchRoutes(app: FastifyInstance, context: Context): void {
   const { plans, sessions } = context
@@ -105,16 +105,16 @@ interface TarWish {
 
 async function sendTar(context: Context, request: FastifyRequest, reply: FastifyReply, wish: TarWish): Promise<void> {
   const { plan, of, epoch, steps } = wish
-  const contents =
-    wish.content === undefined ? steps.map(step => context.ahead.contentOf(plan, epoch, step, of)) : [wish.content]
-  const samples = contents.reduce((sum, content) => sum + content.samples.length, 0)
+  const samples = wish.content?.samples.length ?? steps.reduce((sum, step) => sum + plan.samplesIn(epoch, step, of), 0)
   if (samples > SAMPLES_MAX)
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      `${samples} samples in one answer, at most ${SAMPLES_MAX}: ask for fewer steps`,
+      `${samples} samples in one tar, at most ${SAMPLES_MAX}: ask for fewer steps, or for paths`,
     )
+  const contents =
+    wish.content === undefined ? steps.map(step => context.ahead.contentOf(plan, epoch, step, of)) : [wish.content]
   const source: ShardSource = { plan, of, epoch, steps, contents }
-  await stream(context, request, reply, async signal => {
+  await stream({ ...context, samples }, request, reply, async signal => {
     const shard = layOut(source)
     const isStable = wish.etag !== null && plan.document.onMissing === 'fail'
     const span = negotiate(request.raw, reply.raw, shard.layout.bytes, {

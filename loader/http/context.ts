@@ -26,9 +26,13 @@ export interface Context {
   readonly streams: Streams
 }
 
+/** Whose layouts are in memory, of all answers together: about 1.3 GB. */
+const SAMPLES_MAX = 262_144
+
 /** Answers under way: bounded, and waited for at the end. */
 export class Streams {
   #count = 0
+  #samples = 0
   #isDraining = false
   #onIdle: (() => void) | undefined
 
@@ -41,18 +45,22 @@ export class Streams {
     return this.#isDraining
   }
 
-  /** Throws BUSY. Who enters leaves. */
-  enter(): void {
+  /** `samples`: that are laid out for the answer. Throws BUSY. Who enters leaves. */
+  enter(samples: number): void {
     if (this.#isDraining) throw new BobbinError('NOT_READY', 'this sidecar is about to end: ask again')
     if (this.#count >= this.max)
       throw new BobbinError(
         'BUSY',
         `${this.max} answers are under way: ask again, or start the sidecar with a larger --streams-max`,
       )
+    if (this.#samples + samples > SAMPLES_MAX && this.#samples > 0)
+      throw new BobbinError('BUSY', `answers with ${this.#samples} samples are under way: ask again`)
     this.#count++
+    this.#samples += samples
   }
 
-  leave(): void {
+  leave(samples: number): void {
+    this.#samples -= samples
     if (--this.#count === 0) this.#onIdle?.()
   }
 
@@ -77,12 +85,12 @@ export class Streams {
  * signal that fires when the client goes.
  */
 export async function stream(
-  { streams, log, metrics }: Context,
+  { streams, log, metrics, samples = 0 }: Context & { readonly samples?: number },
   request: FastifyRequest,
   reply: FastifyReply,
   send: (signal: AbortSignal) => Promise<void>,
 ): Promise<void> {
-  streams.enter()
+  streams.enter(samples)
   reply.hijack()
   const gone = new AbortController()
   reply.raw.once('close', () => {
@@ -100,6 +108,6 @@ export async function stream(
       log[reply.raw.headersSent ? 'error' : 'warn']({ url: request.url, error: String(error) }, 'an answer failed')
     sendProblem(reply.raw, error)
   } finally {
-    streams.leave()
+    streams.leave(samples)
   }
 }

@@ -116,6 +116,12 @@ export class OpenPlan {
     return this.#place(epochNumber, step, positions)
   }
 
+  /** Of a rank's part of a step. Throws as `step` does. */
+  samplesIn(epochNumber: number, step: number, { rank, world }: RankOf): number {
+    const { first, end } = this.epoch(epochNumber).slice(step, rank, world)
+    return end - first
+  }
+
   at(epochNumber: number, positions: readonly number[]): StepContent {
     const epoch = this.epoch(epochNumber)
     for (const position of positions) {

@@ -18,8 +18,8 @@ const PREFIX_DIGITS = 16
 const SHARD_DIGITS = 6
 /** Enough for many workers, few enough for a list of addresses; more only where shards would be too large. */
 const SHARDS_WANTED = 1000
-/** Of all ranks: the layout of an answer is in memory, about a kilobyte a sample. */
-const SHARD_SAMPLES_MAX = 100_000
+/** Of all ranks: the layout of an answer is in memory, about 5 KB a sample. */
+const SHARD_SAMPLES_MAX = 16_384
 const NAME = /^q([0-9a-f]{16})-p([0-9a-f]{16})-e(\d{1,10})-w(\d{1,6})r(\d{1,6})-(\d{6})\.tar$/
 
 export function formatShardName({ topHash, plan, epoch, world, rank, shard }: ShardName): string {

@@ -23,6 +23,7 @@ function emptyPlan(stepsPerEpoch: number, global: number): OpenPlan {
     stepsPerEpoch,
     epoch: () => ({ check() {} }),
     step: (epoch: number, step: number) => ({ epoch, step, samples: [], inos: [], bytes: 0 }),
+    samplesIn: () => 0,
     cursorAt: (epoch: number, step: number) => `${epoch}:${step}`,
   } as unknown as OpenPlan
 }
