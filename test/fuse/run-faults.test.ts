@@ -184,7 +184,7 @@ t.test('a run that is killed while it is prepared is cleaned up by the next look
   t.notOk(existsSync(first), 'nor the mountpoint that it has made')
 })
 
-t.test("nothing is done because a stranger's record says so", async t => {
+t.test("nothing is done because a stranger's record says so (S53)", async t => {
   const run = await runs.run('--host', ...mount, ...shell(`cat ${at(1)} > /dev/null`))
   const [stranger, victim, hit] = ['stranger', 'victim', 'hit'].map(name => join(folder, name))
   mkdirSync(victim!)
