@@ -157,10 +157,10 @@ forPackage(program.command('mount <PKG> <DIR>').description('mount a package; re
   .addOption(openMode())
   .action(async (pkg, dir, flags) => (await import('./mount.js')).mount(pkg, dir, flags))
 common(program.command('umount <DIR>').description('unmount'))
-  .option('-f, --force', 'also while files are open: they stay readable until they are closed')
+  .option('-f, --force', 'also while files are open (they stay readable until they are closed) or a run uses it')
   .action(async (dir, flags) => (await import('./umount.js')).umount(dir, flags))
 common(program.command('stop').description('stop the daemon and all its mounts'))
-  .option('-f, --force', 'also while files are open')
+  .option('-f, --force', 'also while files are open, or runs use its mounts')
   .action(async flags => (await import('./stop.js')).stop(flags))
 common(program.command('status').description('mounts, cache and fetches of the daemon')).action(async flags =>
   (await import('./status.js')).status(flags),

@@ -23,12 +23,13 @@ export async function verify(text: string, flags: CommonFlags & { readonly publi
     const { cacheDir, offline } = settings
     const packages = { cacheDir, source, offline, quarantine: true, signal }
     const verdict = await verifyRecord(run, { publicKey, packages })
-    const { problems, reads, outputs, isSignatureChecked } = verdict
+    const { problems, remarks, reads, outputs, isSignatureChecked } = verdict
     const ok = problems.length === 0
-    const signed = isSignatureChecked ? 'signed by this key' : 'its signature was not checked (--public-key)'
+    const signed = isSignatureChecked ? ', signed by this key' : ''
     const lines = ok
-      ? [`${run.path} is sound: ${reads} rows of reads in its packages, ${outputs} outputs, ${signed}`]
+      ? [`${run.path} is sound: ${reads} rows of reads in its packages, ${outputs} outputs${signed}`]
       : problems.slice(0, SHOWN_MAX)
+    lines.push(...remarks.map(remark => `  but ${remark}`))
     if (problems.length > SHOWN_MAX) lines.push(`and ${problems.length - SHOWN_MAX} more`)
     await output.row({ ok, record: run.path, ...verdict }, lines.join('\n'))
     await output.flush()

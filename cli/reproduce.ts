@@ -85,9 +85,12 @@ async function again(
   const lines = [
     ...(found.exitCode === facts.exitCode ? [] : [`it ended with ${found.exitCode}, the record has ${facts.exitCode}`]),
     ...differing.map(({ path, change }) => `  ${change}  ${path}`),
-    equal
-      ? `reproduced: ${outputs.length} outputs are equal, exit code ${found.exitCode}`
-      : `not the same: ${differing.length} of ${outputs.length} outputs differ`,
+    ...loadedOtherwise(facts, found),
+    outputs.length === 0 && equal
+      ? `it ran again and ended with ${found.exitCode}; the run had no outputs to compare (--output)`
+      : equal
+        ? `reproduced: ${outputs.length} outputs are equal, exit code ${found.exitCode}`
+        : `not the same: ${differing.length} of ${outputs.length} outputs differ`,
     `record: ${folder.path}`,
   ]
   await output.row(
@@ -96,6 +99,17 @@ async function again(
   )
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
+}
+
+/** What a command names to the loader without a hash may be another revision by now. */
+function loadedOtherwise({ loaded: before = [] }: RunFacts, { loaded: now = [] }: RunFacts): string[] {
+  return before.flatMap(({ package: name, topHash }) => {
+    const other = now.find(one => one.package === name && one.topHash !== topHash)
+    const isSame = now.some(one => one.package === name && one.topHash === topHash)
+    return other === undefined || isSame
+      ? []
+      : [`  it read ${name}@${other.topHash} through the loader, the record has @${topHash}: name it by its hash`]
+  })
 }
 
 /** A restored repository knows where it was cloned from, and no branch: what the record has stays true. */

@@ -105,6 +105,8 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []
   for (const path of bound) if (path !== undefined) await problems.try(() => checkBindable(path))
   const key = await problems.try(() => runKey(flags.key))
+  if (pushOutput !== undefined && code?.identity.remote === null)
+    note(`bobbin: ${code.identity.folder} has no remote: with what is pushed, only a clone of it can make this again`)
   // Last: a pull may take hours, and would be for nothing when something else is the matter.
   const onPull = problems.isEmpty ? () => note(`bobbin: pulling ${image}`) : undefined
   const found = engine && (await problems.try(() => identifyImage(engine.name, image!, { signal, onPull })))

@@ -1,7 +1,6 @@
 import { hostname } from 'node:os'
 import { findDaemon } from '../daemon/control/client.js'
 import { formatDuration } from '../daemon/model/index.js'
-import { isAlive } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { table } from './output.js'
 import { runKey } from './record/dsse.js'
@@ -11,7 +10,8 @@ import { RunFolder, stateDir } from './record/run-folder.js'
 import { containerName, removeContainer } from './run/container.js'
 import { unmountAll, unmountUnrecorded } from './run/data.js'
 import { finishRun } from './run/finish.js'
-import { endLeftovers, startOf } from './run/leftovers.js'
+import { endLeftovers } from './run/leftovers.js'
+import { commandLine, isUnderWay } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
 /** What ran, on which hashes; a run whose process was killed gets its record first. */
@@ -41,11 +41,14 @@ export async function runs(id: string | undefined, flags: CommonFlags): Promise<
     const rows = found.map(({ facts }) => [
       facts.runId,
       facts.startedOn.slice(0, 19),
-      stateOf(facts),
-      facts.mounts.map(mount => `${mount.package}@${mount.topHash.slice(0, 12)}`).join(' ') || '-',
-      facts.command.join(' ').slice(0, 60),
+      `${stateOf(facts)}${markOf(facts)}`,
+      dataOf(facts)
+        .map(one => `${one.package}@${one.topHash.slice(0, 12)}`)
+        .join(' ') || '-',
+      facts.code === undefined ? '-' : `${facts.code.commit.slice(0, 12)}${facts.code.isDirty ? '+' : ''}`,
+      commandLine(facts.command).slice(0, 60),
     ])
-    await output.line(table([['run', 'started', 'state', 'data', 'command'], ...rows]))
+    await output.line(table([['run', 'started', 'state', 'data', 'code', 'command'], ...rows]))
   })
 }
 
@@ -57,8 +60,8 @@ const MADE_LATER = 'bobbin run was ended before the record was whole: it was mad
  */
 export async function upToDate(folder: RunFolder, { settings, source, signal }: Context): Promise<RunFacts> {
   const facts = folder.read()
-  if (facts.finishedOn !== undefined || !folder.isIn(stateDir()) || facts.host !== hostname() || isLookedAfter(facts))
-    return facts
+  const isOver = facts.finishedOn !== undefined || facts.host !== hostname()
+  if (isOver || !folder.isIn(stateDir()) || isUnderWay(facts)) return facts
   const { cacheDir } = facts.mounts[0] ?? settings
   const client = findDaemon(cacheDir)
   await endLeftovers(facts.runId)
@@ -79,29 +82,43 @@ export async function upToDate(folder: RunFolder, { settings, source, signal }: 
   return finishRun(folder, { ...known, finishedOn, ...ended }, { cacheDir, source, key, signal })
 }
 
-/** Its `bobbin run` still lives. */
-function isLookedAfter({ pid, pidStart }: RunFacts): boolean {
-  return isAlive(pid) && (pidStart === undefined || pidStart === startOf(pid))
-}
-
 function stateOf({ finishedOn, wasAbandoned, exitCode, host }: RunFacts): string {
   if (finishedOn === undefined) return host === hostname() ? 'running' : `running on ${host}`
   return wasAbandoned ? 'killed' : `exit ${exitCode}`
 }
 
+/** Look closer: something went wrong around it, or reads may be missing. */
+function markOf({ finishedOn, areLogsWhole, problems = [] }: RunFacts): string {
+  return finishedOn !== undefined && (problems.length > 0 || areLogsWhole !== true) ? ' !' : ''
+}
+
+/** Mounted, or read through the loader alone. */
+function dataOf({ mounts, loaded = [] }: RunFacts) {
+  return [...mounts, ...loaded]
+}
+
 function described(folder: RunFolder, facts: RunFacts): string {
-  const { runId, startedOn, finishedOn, command, code, image, mounts, outputs } = facts
+  const { runId, startedOn, finishedOn, command, env, code, image, mounts, loaded = [], outputs, nodes } = facts
   const took = finishedOn === undefined ? '' : `, for ${formatDuration(Date.parse(finishedOn) - Date.parse(startedOn))}`
   const lines = [
     `run      ${runId}`,
     `state    ${stateOf(facts)}; started ${startedOn}${took}`,
-    `command  ${command.join(' ')}`,
+    ...(nodes === undefined ? [] : nodes.map(node => `node     ${node.host}, run ${node.runId}`)),
+    `command  ${commandLine(command)}`,
+    ...Object.entries(env).map(([name, value]) => `env      ${name}=${value}`),
     ...(code === undefined ? [] : [`code     ${code.commit}${code.isDirty ? `, changed: tree ${code.tree}` : ''}`]),
     ...(image === undefined
       ? []
       : [`image    ${image.asked} ${image.digest}${image.localOnly ? ' (only on its machine)' : ''}`]),
     ...mounts.map(mount => `data     ${mount.registry}/${mount.package}@${mount.topHash} at ${mount.target}`),
-    ...(outputs === undefined ? [] : [`outputs  ${outputs.length} files in ${facts.outputDir}`]),
+    ...loaded.map(one => `data     ${one.registry}/${one.package}@${one.topHash} by the loader`),
+    ...(outputs === undefined
+      ? []
+      : [`outputs  ${outputs.length} in ${facts.outputDir ?? 'the folders of the nodes'}`]),
+    ...(facts.problems ?? []).map(problem => `problem  ${problem}`),
+    ...(finishedOn !== undefined && facts.areLogsWhole !== true
+      ? ['reads    some may be missing from the ledger']
+      : []),
     `record   ${folder.path}`,
   ]
   return lines.join('\n')

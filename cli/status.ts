@@ -3,29 +3,8 @@ import { BobbinError, formatBytes, formatDuration } from '../daemon/model/index.
 import { isAlive } from '../daemon/store/index.js'
 import { withContext } from './context.js'
 import { table } from './output.js'
-import { RunFolder, stateDir } from './record/run-folder.js'
+import { commandLine, runningRuns } from './run/running.js'
 import type { CommonFlags } from './settings.js'
-
-/** Older ones have ended, or are found by `bobbin runs`. */
-const RUNS_LOOKED_AT = 100
-
-/** Of this user, on this machine. */
-function runningRuns(): {
-  runId: string
-  pid: number
-  startedOn: string
-  command: readonly string[]
-  record: string
-}[] {
-  return RunFolder.all(stateDir())
-    .slice(-RUNS_LOOKED_AT)
-    .flatMap(folder => {
-      const facts = folder.tryRead()
-      if (facts === undefined || facts.finishedOn !== undefined || !isAlive(facts.pid)) return []
-      const { runId, pid, startedOn, command } = facts
-      return [{ runId, pid, startedOn, command, record: folder.path }]
-    })
-}
 
 export async function status(flags: CommonFlags): Promise<void> {
   await withContext(flags, async ({ settings, output }) => {
@@ -41,10 +20,13 @@ export async function status(flags: CommonFlags): Promise<void> {
       `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
       `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
       `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
-      ...(loader?.owners ?? []).map(
-        ({ pid, socket, leases, bytes }) =>
-          `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
-      ),
+      // One that has ended without a word is forgotten after a while; what it leased is let go then.
+      ...(loader?.owners ?? [])
+        .filter(({ pid, leases }) => leases > 0 || (pid !== undefined && isAlive(pid)))
+        .map(
+          ({ pid, socket, leases, bytes }) =>
+            `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
+        ),
       mounts.length === 0 ? 'mounts   none' : 'mounts',
       table(
         mounts.map(mount => [
@@ -55,10 +37,12 @@ export async function status(flags: CommonFlags): Promise<void> {
         ]),
       ),
     ]
-    const runs = runningRuns()
+    const runs = runningRuns().map(({ folder, facts: { runId, pid, startedOn, command } }) => {
+      return { runId, pid, startedOn, command, record: folder.path }
+    })
     for (const { runId, startedOn, command } of runs)
       lines.push(
-        `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${command.join(' ').slice(0, 80)}`,
+        `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
       )
     await output.row({ ...facts, runs }, lines.filter(line => line !== '').join('\n'))
   })

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { findDaemon } from '../daemon/control/client.js'
 import { BobbinError } from '../daemon/model/index.js'
 import { withContext } from './context.js'
+import { refuseWhileRunning } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
 const END_MS = 30_000
@@ -14,6 +15,7 @@ export async function stop(flags: CommonFlags & { readonly force?: boolean }): P
       output.note(`bobbin: no daemon runs for ${settings.cacheDir}`)
       return
     }
+    if (!flags.force) refuseWhileRunning(({ cacheDir }) => cacheDir === settings.cacheDir)
     await client.stop(flags.force ?? false)
     for (const deadline = Date.now() + END_MS; findDaemon(settings.cacheDir)?.pid === client.pid; await sleep(50)) {
       if (Date.now() > deadline)

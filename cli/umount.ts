@@ -4,11 +4,13 @@ import { BobbinError, hasCode } from '../daemon/model/index.js'
 import { mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
 import { unmountPath } from '../daemon/mount/unmount.js'
 import { withContext } from './context.js'
+import { refuseWhileRunning } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
 export async function umount(dir: string, flags: CommonFlags & { readonly force?: boolean }): Promise<void> {
   await withContext(flags, async ({ settings }) => {
     const mountpoint = await resolveMountpoint(resolve(dir))
+    if (!flags.force) refuseWhileRunning(mount => mount.mountpoint === mountpoint)
     try {
       const client = findDaemon(settings.cacheDir)
       if (client === undefined)

@@ -17,6 +17,8 @@ export async function mergeRecords(
 ): Promise<{ folder: RunFolder; facts: RunFacts }> {
   const all = runs.map(run => ({ run, facts: run.read() }))
   const first = all[0]!.facts
+  if (new Set(all.map(({ facts: { runId } }) => runId)).size < all.length)
+    throw new BobbinError('INVALID_ARGUMENT', 'one of the records is named twice')
   for (const { run, facts } of all) {
     const difference = differenceOf(first, facts)
     if (difference !== undefined)
@@ -33,6 +35,7 @@ export async function mergeRecords(
   const common = Object.fromEntries(
     Object.entries(first.env).filter(([name, value]) => all.every(({ facts: { env } }) => env[name] === value)),
   )
+  const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
   const areEqual = all.every(({ facts: { options } }) => isDeepStrictEqual(options, first.options))
   const { outputDir: _, outputsBefore: __, endedOn: ___, code, ...rest } = first
   const facts: RunFacts = {
@@ -48,6 +51,7 @@ export async function mergeRecords(
     exitCode: Math.max(...all.map(one => one.facts.exitCode ?? 1)),
     ...(all.some(one => one.facts.wasAbandoned) && { wasAbandoned: true }),
     env: common,
+    areLogsWhole: isComplete,
     options: areEqual ? first.options : [],
     problems: all.flatMap(({ facts: { problems = [], host } }) => problems.map(problem => `${host}: ${problem}`)),
     // Several nodes of a job may be on one host.
@@ -64,7 +68,6 @@ export async function mergeRecords(
   const text = formatLedger(merged)
   const ledger = ledgerFacts(merged, text)
   folder.writeFile('reads.jsonl', text)
-  const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
   const evidence = { ledger, isComplete, files: new Map([['run.json', textSha256(formatFacts(facts))]]) }
   writeStatements(folder, facts, merged, evidence, key)
   folder.write(facts)

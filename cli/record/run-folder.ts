@@ -66,7 +66,10 @@ export class RunFolder {
       ? idsIn(state).filter(id => id.startsWith(text) || id.endsWith(text))
       : []
     if (found.length === 1) return new RunFolder(join(state, 'runs', found[0]!), found[0]!)
-    const why = found.length > 1 ? `${found.length} runs are called that` : 'no run is called that'
+    const why =
+      found.length > 1
+        ? `${found.length} runs are called that: give more of the id, or its end`
+        : 'no run is called that'
     throw new BobbinError('ENTRY_NOT_FOUND', `${text}: ${why} (bobbin runs lists those in ${state})`)
   }
 

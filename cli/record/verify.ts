@@ -3,7 +3,7 @@
  * signature is that of the key given, and the ledger is a subset of the packages: every row is checked.
  */
 import type { KeyObject } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { isDeepStrictEqual } from 'node:util'
 import { localError, parsePackageName } from '../../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
@@ -17,6 +17,8 @@ import { provenance, type Statement, trace } from './statement.js'
 
 export interface Verdict {
   readonly problems: readonly string[]
+  /** What was not checked, or what the record itself says is not whole. */
+  readonly remarks: readonly string[]
   /** Rows of the ledger. */
   readonly reads: number
   readonly outputs: number
@@ -46,14 +48,24 @@ export async function verifyRecord(
     if ((await fileSha256(run.file(name))) !== sha256)
       problems.push(`${name} is missing or is not what the statement says`)
   }
-  problems.push(...(await outputProblems(run, facts, options.packages.signal)))
+  const compared = await comparedOutputs(run, facts, options.packages.signal)
+  const changed = compared.filter(({ change }) => change === 'changed')
+  problems.push(...changed.map(({ path }) => `outputs/${path} has changed since`))
   const { publicKey } = options
   if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
   const registries = new Map(facts.mounts.map(mount => [`${mount.package}@${mount.topHash}`, mount.registry]))
   for (const { registry, package: name, topHash } of facts.loaded ?? []) registries.set(`${name}@${topHash}`, registry)
   problems.push(...(await notInPackages(rows, registries, options.packages)))
+  const missing = compared.filter(({ change }) => change === 'missing').length
+  const remarks = [
+    ...(missing > 0 ? [`${missing} of its outputs are not where they were, and were not checked`] : []),
+    ...(publicKey !== undefined ? [] : [unchecked(run)]),
+    ...(isCompleteIn(statement) ? [] : ['it says itself that reads may be missing from its ledger']),
+    ...(facts.problems ?? []).map(problem => `it says itself: ${problem}`),
+  ]
   return {
     problems,
+    remarks,
     reads: rows.length,
     outputs: facts.outputs?.length ?? 0,
     isSignatureChecked: publicKey !== undefined,
@@ -61,15 +73,15 @@ export async function verifyRecord(
 }
 
 /** Those that are not here any more are no problem: they may have been moved. */
-async function outputProblems(
-  run: RunFolder,
-  { outputs = [], outputDir }: RunFacts,
-  signal: AbortSignal | undefined,
-): Promise<string[]> {
+async function comparedOutputs(run: RunFolder, { outputs = [], outputDir }: RunFacts, signal: AbortSignal | undefined) {
   const folder = run.outputsBeside() ?? outputDir
-  if (folder === undefined) return []
-  const compared = await compareWithFolder(outputs, folder, signal)
-  return compared.filter(({ change }) => change === 'changed').map(({ path }) => `outputs/${path} has changed since`)
+  return folder === undefined ? [] : compareWithFolder(outputs, folder, signal)
+}
+
+function unchecked(run: RunFolder): string {
+  return existsSync(run.file('run.intoto.jsonl'))
+    ? 'its signature was not checked (--public-key)'
+    : 'it is not signed (bobbin run --key)'
 }
 
 function signatureProblems(run: RunFolder, key: KeyObject): string[] {

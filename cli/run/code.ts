@@ -98,6 +98,14 @@ const AS_RECORDED = settings(
   'apply.ignoreWhitespace=no',
 )
 
+/** Of the repository that a folder is in; undefined: none, or git is not there. */
+async function topFolder(dir: string): Promise<string | undefined> {
+  const found = await runQuietly('git', ['-C', resolve(dir), 'rev-parse', '--show-toplevel'], {
+    env: withoutGit(process.env),
+  }).catch(() => undefined)
+  return found?.status === 0 ? found.stdout.toString('utf8').trimEnd() : undefined
+}
+
 /**
  * Undefined when the folder is in no repository, or git is not there. New files in `outputDir` are no code, wherever it
  * lies. `scratch` is a folder that goes afterwards. Throws INVALID_ARGUMENT for a repository without a commit, and for
@@ -107,11 +115,8 @@ export async function identifyCode(
   dir: string,
   { scratch, outputDir }: { readonly scratch: string; readonly outputDir?: string | undefined },
 ): Promise<{ readonly identity: CodeIdentity; readonly diff: Buffer | undefined } | undefined> {
-  const found = await runQuietly('git', ['-C', resolve(dir), 'rev-parse', '--show-toplevel'], {
-    env: withoutGit(process.env),
-  }).catch(() => undefined)
-  if (found === undefined || found.status !== 0) return undefined
-  const folder = found.stdout.toString('utf8').trimEnd()
+  const folder = await topFolder(dir)
+  if (folder === undefined) return undefined
   const commit = await text(folder, 'rev-parse', '--verify', '--end-of-options', 'HEAD^{commit}').catch(() => {
     throw new BobbinError(
       'INVALID_ARGUMENT',
@@ -245,8 +250,13 @@ async function hasCommit(folder: string, commit: string): Promise<boolean> {
   )
 }
 
+async function folderWith(commit: string, folders: readonly (string | undefined)[]): Promise<string | undefined> {
+  for (const folder of folders) if (folder !== undefined && (await hasCommit(folder, commit))) return folder
+  return undefined
+}
+
 /**
- * Puts the code of a record into a new folder: the commit, from a repository here or its remote, the diff on top, and its
+ * Puts the code of a record into a new folder: the commit, from where it was, the repository of this folder or its remote, the diff on top, and its
  * submodules. Throws OBJECT_GONE, and FOLDER_DIFFERS when what comes of it is not the tree of the record.
  */
 export async function restoreCode(
@@ -258,19 +268,22 @@ export async function restoreCode(
   // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
   if (!/^[0-9a-f]{40,64}$/.test(code.commit))
     throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
-  const isHere = await hasCommit(code.folder, code.commit)
-  const source = isHere ? code.folder : code.remote
+  const here = await folderWith(code.commit, [code.folder, await topFolder('.')])
+  const source = here ?? code.remote
   if (source === null)
-    throw new BobbinError('OBJECT_GONE', `the code ${code.commit} is neither in ${code.folder} nor at a remote`)
+    throw new BobbinError(
+      'OBJECT_GONE',
+      `the code ${code.commit} is neither in ${code.folder} nor at a remote: run this in a clone that has that commit`,
+    )
   await clone(code.commit, source, target, signal)
   // What .gitmodules names is often relative to it.
-  if (isHere && code.remote !== null) await git(target, ['remote', 'set-url', '--', 'origin', code.remote])
+  if (here !== undefined && code.remote !== null) await git(target, ['remote', 'set-url', '--', 'origin', code.remote])
   if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
   await git(target, ['checkout-index', '--all', '--index'], { signal })
-  await restoreSubmodules(target, isHere ? code.folder : undefined, signal)
+  await restoreSubmodules(target, here, signal)
 }
 
 /** With the commit in its index, and no files yet. */

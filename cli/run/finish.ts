@@ -39,6 +39,7 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
   const finished: RunFacts = {
     ...facts,
     loaded: loadedOnly(facts, reads),
+    areLogsWhole: reads.lost === 0 && facts.areLogsWhole === true && facts.wasAbandoned !== true,
     ...(hashed !== undefined && { outputs: hashed.files }),
     ...(problems.length > 0 && { problems }),
   }
@@ -48,7 +49,7 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
     const sha256 = await fileSha256(run.file(name))
     if (sha256 !== undefined) files.set(name, sha256)
   }
-  const isComplete = reads.lost === 0 && facts.areLogsWhole === true && facts.wasAbandoned !== true
+  const isComplete = finished.areLogsWhole === true
   writeStatements(run, finished, rows, { ledger: counted, isComplete, files }, options.key)
   // Last: whoever sees the end in it finds the rest in its place.
   run.write(finished)

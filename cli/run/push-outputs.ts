@@ -39,7 +39,9 @@ export async function pushOutputs(
   target: PackageReference & Pick<RevisionOptions, 'workflow'>,
   { settings, signal, progress }: Context,
 ): Promise<Revision> {
-  const { outputDir, outputs = [], runId } = facts
+  const { outputDir, outputs = [], runId, nodes } = facts
+  if (nodes !== undefined)
+    throw new BobbinError('INVALID_ARGUMENT', `the record ${runId} is of ${nodes.length} nodes: push the run of each`)
   if (outputDir === undefined) throw new BobbinError('INVALID_ARGUMENT', `the run ${runId} was given no --output`)
   const [first, ...others] = (await compareWithFolder(outputs, outputDir)).filter(({ change }) => change !== 'same')
   if (first !== undefined) {
@@ -82,7 +84,7 @@ function messageOf(facts: RunFacts): string {
 
 function metadataOf(folder: RunFolder, facts: RunFacts): string {
   const statement = readFileSync(folder.file('statement.json'))
-  const { runId, command, exitCode, startedOn, finishedOn, mounts, image } = facts
+  const { runId, command, exitCode, startedOn, finishedOn, mounts, loaded = [], image } = facts
   const record = {
     runId,
     command,
@@ -91,7 +93,7 @@ function metadataOf(folder: RunFolder, facts: RunFacts): string {
     finishedOn,
     hashes: hashVariables(facts),
     image: image?.reference,
-    datasets: mounts.map(({ registry, package: name, topHash }) => `${registry}/${name}@${topHash}`),
+    datasets: [...mounts, ...loaded].map(({ registry, package: name, topHash }) => `${registry}/${name}@${topHash}`),
     record: `${RECORD_FOLDER}/`,
     statementSha256: createHash('sha256').update(statement).digest('hex'),
     ...(statement.length <= STATEMENT_BYTES_MAX && { statement: JSON.parse(statement.toString()) as unknown }),

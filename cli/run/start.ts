@@ -150,7 +150,7 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
     if (mounts.length > 0) areReadsKept = status?.mounts.every(({ transport }) => transport === 'native') ?? false
     for (const { mountpoint } of await endedMounts(status, mounts)) {
       areReadsKept = false
-      problems.push(`the mount ${mountpoint} ended during the run: reads failed from then on`)
+      problems.push(`the mount ${mountpoint} ended during the run: its folder was empty, or reads failed, from then on`)
     }
   } finally {
     if ((await sidecar?.stop()) === false) {

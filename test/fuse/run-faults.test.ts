@@ -295,6 +295,29 @@ t.test('a mount that dies under a run is noticed, and nothing hangs (S50)', asyn
   t.equal(next.exitCode, 0, 'and the next run has a mount again')
 })
 
+t.test("a run's data is not taken away by mistake, and whoever looks at the run sees that it was (S52)", async t => {
+  const go = join(folder, 'taken')
+  const script = `echo ready >&2; while ! test -e ${go}; do sleep 0.1; done; ls ${data}`
+  const child = started(runs.start('--host', ...mount, ...shell(script)))
+  await until('it runs', () => child.stderr().includes('ready'))
+  for (const verb of [['umount', data], ['stop']]) {
+    const { status, stderr } = await runs.bobbin(...verb)
+    t.equal(status, 11, stderr)
+    t.match(stderr, /belongs to the run .* under way/)
+  }
+  t.equal((await runs.bobbin('umount', '--force', data)).status, 0)
+  writeFileSync(go, '')
+  t.equal(await child.ended, 0)
+  const { runId } = JSON.parse(child.stdout()) as RunAnswer
+  t.match((await runs.bobbin('runs')).stdout, new RegExp(`${runId} .*exit 0 !`))
+  const shown = (await runs.bobbin('runs', runId)).stdout
+  t.match(shown, /problem {2}the mount .* ended during the run/)
+  t.match(shown, /reads {4}some may be missing/)
+  const verified = await runs.bobbin('record', 'verify', runId)
+  t.equal(verified.status, 0, verified.stderr)
+  t.match(verified.stdout, /is sound.*\n.*not signed.*\n.*reads may be missing.*\n.*the mount .* ended/)
+})
+
 t.test('a loader that dies under a run is noticed: what it delivered is perhaps not written down', async t => {
   // By its socket, which nobody else has.
   const script = `import os, signal, socket, struct
@@ -428,7 +451,8 @@ t.test('names that look like options of git or of a program are names', async t 
     const facts = factsOf(made)
     const edited = (code: object) =>
       writeFileSync(path, JSON.stringify({ ...facts, code: { ...facts.code, folder: '/nowhere', ...code } }))
-    edited({})
+    // One that is not in the repository of this folder either.
+    edited({ commit: 'f'.repeat(40) })
     const cloned = await runs.bobbin('reproduce', made.record)
     t.equal(cloned.status, 10, cloned.stderr)
     edited({ remote: other, commit: '--orphan=x' })

@@ -370,6 +370,12 @@ t.test('records of several nodes become one', async t => {
     ],
   )
   t.equal((await runs.bobbin('record', 'verify', merged.runId)).status, 0)
+  const shown = (await runs.bobbin('runs', merged.runId)).stdout
+  t.match(shown, /^node {5}/m)
+  t.match(shown, /^outputs {2}2 in the folders of the nodes$/m)
+  const twice = await runs.bobbin('record', 'merge', a.runId, a.runId)
+  t.equal(twice.status, 2)
+  t.match(twice.stderr, /named twice/)
   const again = await runs.bobbin('reproduce', merged.runId)
   t.equal(again.status, 2)
   t.match(again.stderr, /of 2 nodes/)
