@@ -78,7 +78,7 @@ function checkSuffix({ key }: Entry, suffix: string, { meta }: PlanDocument): vo
     throw refuse(`its suffix has more than ${SUFFIX_BYTES_MAX} bytes; leave it out with "exclude"`)
   if (suffix === meta)
     throw refuse(
-      `its suffix is in the way of the metadata member; give that another one ("meta": "meta.json") or none ("meta": null)`,
+      `its suffix is in the way of the metadata member; give that another one ("meta": "meta.json", in Python meta="meta.json") or none ("meta": null, in Python meta=None)`,
     )
   if (suffix === PAD_SUFFIX || suffix.endsWith('.error.json'))
     throw refuse(`its suffix is used by the protocol itself; leave it out with "exclude"`)
