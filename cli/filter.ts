@@ -2,7 +2,7 @@ import { pushSubset } from '../daemon/fetch/push/push-subset.js'
 import { formatBytes } from '../daemon/model/index.js'
 import { Selector } from '../loader/plan/selection.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
-import { printRevision, type RevisionFlags, revisionOf, targetOf } from './push.js'
+import { placeOf, printRevision, type RevisionFlags, revisionOf, targetOf } from './push.js'
 
 interface FilterFlags extends PackageFlags, RevisionFlags {
   readonly where: string
@@ -14,6 +14,7 @@ export async function filter(text: string, flags: FilterFlags): Promise<void> {
   await withPackage(text, flags, async (from, { settings, output, progress, signal }) => {
     const { index, name, topHash } = from
     const target = targetOf(flags.push, flags, settings)
+    const place = placeOf(target)
     const pushed = await pushSubset({
       ...target,
       ...revisionOf(flags),
@@ -30,7 +31,7 @@ export async function filter(text: string, flags: FilterFlags): Promise<void> {
     const { entries, bytes, isNew } = pushed
     output.note(
       `bobbin: ${entries} of ${index.facts.entries} entries of ${name}@${topHash.slice(0, 12)}, ${formatBytes(bytes)}` +
-        (isNew ? '; no object was copied' : ': this is the latest revision already'),
+        (isNew ? `; written to ${place}, no object was copied` : `: this is the latest revision already, ${place}`),
     )
     await printRevision(pushed, output)
   })

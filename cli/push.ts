@@ -1,5 +1,5 @@
-import { readFileSync } from 'node:fs'
-import { resolve } from 'node:path'
+import { existsSync, readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
 import { pushFolder } from '../daemon/fetch/push/push-folder.js'
 import type { Revision } from '../daemon/fetch/push/push-revision.js'
 import { BobbinError, formatBytes, localError } from '../daemon/model/index.js'
@@ -26,6 +26,7 @@ const SKIPPED_SHOWN_MAX = 10
 export async function push(dir: string, text: string, flags: RevisionFlags): Promise<void> {
   await withContext(flags, async ({ settings, output, progress, signal }) => {
     const reference = targetOf(text, flags, settings)
+    const place = placeOf(reference)
     let skipped = 0
     const pushed = await pushFolder({
       ...reference,
@@ -44,8 +45,8 @@ export async function push(dir: string, text: string, flags: RevisionFlags): Pro
     const { entries, bytes, uploaded, reused, isNew } = pushed
     output.note(
       isNew
-        ? `bobbin: ${entries} entries, ${formatBytes(bytes)}: ${uploaded} written, ${reused} there already`
-        : 'bobbin: this is the latest revision already',
+        ? `bobbin: ${entries} entries, ${formatBytes(bytes)}: ${uploaded} written, ${reused} there already; written to ${place}`
+        : `bobbin: this is the latest revision already, ${place}`,
     )
     await printRevision(pushed, output)
   })
@@ -65,6 +66,12 @@ export function targetOf(text: string, flags: { readonly registry?: string }, se
   // Python's `$` lets it through, and nobody can type it again.
   if (reference.name.endsWith('\n')) throw new BobbinError('INVALID_ARGUMENT', 'the package name ends with a newline')
   return reference
+}
+
+/** In words. Asked before the push, which makes a registry of a folder that is none: a namespace may be forgotten. */
+export function placeOf({ registry, name }: PackageReference): string {
+  const isNew = registry.kind === 'file' && !existsSync(join(registry.path, '.quilt'))
+  return `${name} in ${formatRegistry(registry)}${isNew ? ' (a new registry)' : ''}`
 }
 
 export function revisionOf({ message, meta, workflow, parent, force }: RevisionFlags) {

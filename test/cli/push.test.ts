@@ -88,11 +88,19 @@ t.test('a folder becomes a package that an independent writer gives the same top
     message: 'hello',
     metadata: meta,
   })
-  t.match(outcome.stderr, /4 entries, 9\.00 MiB: 4 written, 0 there already/)
+  t.match(
+    outcome.stderr,
+    /4 entries, 9\.00 MiB: 4 written, 0 there already; written to me\/pkg in file:.*registry \(a new/,
+  )
   const [installed, second] = [join(folder, 'installed'), join(folder, 'second')]
   await bobbin.text('install', target, installed)
   t.match(await bobbin.json('verify', target, installed), { ok: true })
   t.strictSame(leftovers(registry), [])
+
+  await t.test('a registry that was there is not called new', async t => {
+    const same = await bobbin.try('push', dir, target, '-m', 'hello', '--meta', JSON.stringify(meta))
+    t.match(same.stderr, /this is the latest revision already, me\/pkg in file:.*registry\n$/)
+  })
 
   await t.test('a second revision leaves the first one whole (S42)', async t => {
     write(dir, { 'a/one': 'another one' })
