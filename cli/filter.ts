@@ -21,7 +21,10 @@ export async function filter(text: string, flags: FilterFlags): Promise<void> {
       from,
       isWanted: ({ ino, size }, key) =>
         selector.matches({ key, size, hash: index.object(ino).hash, meta: () => index.metadata(ino) }),
-      whyNone: () => selector.firstError,
+      whyNone: () => {
+        const { firstError } = selector
+        return firstError && `the first entry that failed, ${firstError}; fields are key, size, hash, meta`
+      },
       sourceConfig: sourceConfigOf(settings),
       cacheDir: settings.cacheDir,
       signal,

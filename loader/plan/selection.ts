@@ -47,7 +47,7 @@ export class Selector {
       }
       return isTrue(TreeInterpreter.search(this.#expression, document))
     } catch (error) {
-      this.#firstError ??= `${key}: ${error instanceof Error ? error.message : error}`
+      this.#firstError ??= `${JSON.stringify(key)}: ${error instanceof Error ? error.message : error}`
       return false
     }
   }
