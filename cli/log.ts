@@ -19,19 +19,22 @@ export async function log(
     const reference = referenceOf(text, flags, context.settings)
     const { registry, name } = reference
     const limit = flags.limit === undefined ? Number.POSITIVE_INFINITY : Number(flags.limit)
-    const pointers: { topHash: TopHash; timestampMs: number }[] = []
+    const pointers: { topHash: TopHash; timestampMs: number; pointer: string }[] = []
     const tags = new Map<TopHash, string[]>()
     for await (const { pointer, topHash, timestampMs } of listRevisions(context.source, registry, name, {
       signal: context.signal,
     })) {
       if (!isTopHash(topHash)) continue
-      if (timestampMs !== undefined) pointers.push({ topHash, timestampMs })
+      if (timestampMs !== undefined) pointers.push({ topHash, timestampMs, pointer })
       else tags.set(topHash, [...(tags.get(topHash) ?? []), pointer])
     }
     // A pointer lost to another one of the same second: its revision is known by its tag alone.
     const lost = [...tags.keys()].filter(topHash => pointers.every(found => found.topHash !== topHash))
-    const revisions = [...lost.map(topHash => ({ topHash, timestampMs: undefined })), ...pointers]
-    for (const { topHash, timestampMs } of revisions.slice(0, limit)) {
+    const revisions = [
+      ...lost.map(topHash => ({ topHash, timestampMs: undefined, pointer: '-'.padEnd(10) })),
+      ...pointers,
+    ]
+    for (const { topHash, timestampMs, pointer } of revisions.slice(0, limit)) {
       const row: LogRow = {
         topHash,
         timestamp: timestampMs === undefined ? null : new Date(timestampMs).toISOString(),
@@ -41,7 +44,7 @@ export async function log(
       const mark = row.tags.length > 0 ? `  (${row.tags.join(', ')})` : ''
       await context.output.row(
         row,
-        `${row.topHash}  ${row.timestamp ?? '-'.padEnd(24)}${mark}  ${row.message ?? ''}`.trimEnd(),
+        `${row.topHash}  ${row.timestamp ?? '-'.padEnd(24)}  ${pointer}${mark}  ${row.message ?? ''}`.trimEnd(),
       )
     }
 

@@ -16,7 +16,7 @@ const PACKAGE_HELP = `
 PKG is any of:
   s3://BUCKET/NS/NAME            the latest revision
   s3://BUCKET/NS/NAME@3722a4     by top hash, or a unique prefix of at least 6 characters
-  s3://BUCKET/NS/NAME:TAG        by tag: latest, or the number of a revision
+  s3://BUCKET/NS/NAME:TAG        by tag: latest, or its time in Unix seconds, as bobbin log shows it
   file:///DIR/NS/NAME@HASH       a registry in a folder (./DIR/NS/NAME works, too)
   'quilt+s3://BUCKET#package=NS/NAME@HASH&path=PATH'
   NS/NAME@HASH --registry s3://BUCKET       (BOBBIN_REGISTRY is the default registry)`

@@ -49,6 +49,8 @@ t.test('read-only verbs work without a daemon, and print the same as text and as
     { package: 'ns/pkg', revisions: 1, latest: written.topHash },
   ])
   t.match(await bobbin.rows('log', latest), [{ topHash: written.topHash, message: 'hello', tags: ['latest'] }])
+  const [, number] = /Z {2}(\d+) {2}\(latest\) {2}hello\n$/.exec(await bobbin.text('log', latest))!
+  t.equal(await bobbin.text('resolve', `${latest}:${number}`), `${written.topHash}\n`)
   t.equal(await bobbin.text('ls', latest), 'a/\nb.bin\n')
   t.equal(await bobbin.text('ls', latest, 'a'), 'a/one.txt\na/two.txt\n')
   t.equal(await bobbin.text('ls', latest, '-R'), 'a/one.txt\na/two.txt\nb.bin\n')
