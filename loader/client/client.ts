@@ -1,3 +1,4 @@
+import { resolve } from 'node:path'
 import type { PlanFacts } from '../http/schema.js'
 import type { PlanBody } from '../plan/plan-document.js'
 import { Connection } from './connection.js'
@@ -13,7 +14,9 @@ export class LoaderClient {
   }
 
   /** Makes the plan, or finds it. Throws LoaderError. `patienceMs`: for a sidecar that is just starting. */
-  async createPlan(body: PlanBody, { patienceMs }: { readonly patienceMs?: number } = {}): Promise<Plan> {
+  async createPlan(wish: PlanBody, { patienceMs }: { readonly patienceMs?: number } = {}): Promise<Plan> {
+    // The sidecar would take a relative path from its own folder.
+    const body = /^\.\.?\//.test(wish.package) ? { ...wish, package: resolve(wish.package) } : wish
     const facts = await this.#connection.ask<PlanFacts>({ method: 'POST', path: '/v1/plans', body }, patienceMs)
     return new Plan(this.#connection, facts, body)
   }

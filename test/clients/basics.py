@@ -50,6 +50,11 @@ check(
     all(meta["jpg"]["name"] == keys["jpg"] and meta["cls"] is None for _, _, _, keys, meta in samples),
 )
 check("the order is not that of the package", [k["jpg"] for _, _, _, k, _ in real] != sorted(given["keys"]))
+here = os.getcwd()
+os.chdir(source)
+relative = "../.." + reference[len(given["registry"]) :]
+equal("a relative path is taken from here", Plan.create(relative, global_batch=24, seed=7).plan_id, plan.plan_id)
+os.chdir(here)
 other_epoch = plain(plan.batches(epoch=1))
 check("nor that of the next epoch", [s[3] for b in other_epoch for s in b[3]] != [s[3] for b in by_paths for s in b[3]])
 

@@ -104,6 +104,14 @@ t.test('who names no sidecar finds the one of the cache, or is told where there 
   await t.rejects(create(), { code: 'SIDECAR_UNREACHABLE', message: new RegExp(looked.replaceAll('.', '\\.')) })
 })
 
+t.test('a relative path of a package is taken from here, not from where the sidecar runs', async t => {
+  const here = process.cwd()
+  t.teardown(() => process.chdir(here))
+  process.chdir(folder)
+  const name = written.reference.slice(written.registry.length)
+  t.equal((await client.createPlan({ ...body, package: `./registry${name}` })).id, plan.id)
+})
+
 t.test('a cursor leads on, and a foreign one does not', async t => {
   const whole = await order('paths')
   for (const at of [1, 4, whole.length - 1]) {

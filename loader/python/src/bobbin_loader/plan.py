@@ -61,15 +61,16 @@ class Plan:
     ) -> Plan:
         """Makes the plan, or finds it.
 
-        ``package``: any spelling of bobbin's command line, ``s3://BUCKET/NS/NAME@HASH``. ``select``, ``exclude``:
-        globs on logical keys. ``where``: JMESPath over ``{key, size, hash, meta}``. ``group``: ``stem`` or ``entry``.
-        ``order``: ``qperm-1`` (shuffled) or ``sequential``. ``tail``: ``pad``, ``drop`` or ``uneven``. ``on_missing``:
-        ``fail`` or ``mark``. ``meta``: the suffix of the metadata member in tars, None for none. ``sidecar``:
+        ``package``: any spelling of bobbin's command line, ``s3://BUCKET/NS/NAME@HASH``, ``./FOLDER/NS/NAME``.
+        ``select``, ``exclude``: globs on logical keys. ``where``: JMESPath over ``{key, size, hash, meta}``.
+        ``group``: ``stem`` or ``entry``. ``order``: ``qperm-1`` (shuffled) or ``sequential``. ``tail``: ``pad``,
+        ``drop`` or ``uneven``. ``on_missing``: ``fail`` or ``mark``. ``meta``: the suffix of the metadata member in tars, None for none. ``sidecar``:
         ``unix:/path`` or ``http://host:port``, else BOBBIN_SIDECAR, else where ``bobbin loader`` of this user or as a
         unit listens. ``patience``: seconds to wait for a sidecar that is just starting.
         """
         body: Dict[str, Any] = {
-            "package": package,
+            # The sidecar would take it from its own folder.
+            "package": os.path.abspath(package) if package.startswith(("./", "../")) else package,
             "select": [select] if isinstance(select, str) else list(select),
             "exclude": [exclude] if isinstance(exclude, str) else list(exclude),
             "where": where,
