@@ -35,6 +35,7 @@ check("another seed is another plan", plan.plan_id != Plan.create(reference, glo
 
 by_paths = plain(plan.batches(transport="paths"))
 by_tar = plain(plan.batches(transport="tar"))
+equal("a batch says what it is", repr(next(plan.batches(epoch=2, step=1))), "<Batch of epoch 2, step 1: 24 samples>")
 equal("paths and tar give the same batches", by_paths, by_tar)
 equal("hashed paths, too", plain(plan.batches(transport="paths", verify=True)), by_paths)
 samples = [sample for _, _, _, samples in by_paths for sample in samples]
@@ -130,9 +131,11 @@ class Levels(logging.Handler):
     def __init__(self):
         super().__init__()
         self.seen = []
+        self.text = ""
 
     def emit(self, record):
-        self.seen.append((record.levelname, "BUSY" in record.getMessage()))
+        self.text = record.getMessage()
+        self.seen.append((record.levelname, "BUSY" in self.text))
 
 
 levels = Levels()
@@ -143,8 +146,16 @@ busy = Patience(plan.address, 9)
 for _ in range(3):
     busy.wait(Refused("BUSY", "too many answers under way", 429, 0.0))
     busy.progress()
-log.removeHandler(levels)
 equal("of a busy sidecar the log warns, once", levels.seen, [("WARNING", True), ("INFO", True), ("INFO", True)])
+with refused("nobody there, as the log has it", "SIDECAR_UNREACHABLE"):
+    Plan.create(reference, sidecar="unix:/nowhere/loader.sock", patience=0.1)
+log.removeHandler(levels)
+equal(
+    "it names the address once, and asks whether somebody listens",
+    levels.text,
+    "unix:/nowhere/loader.sock: [Errno 2] No such file or directory; asking again for up to 0.1 s "
+    "(is `bobbin loader` running there?)",
+)
 # Without an address: where `bobbin loader` listens when nobody says where, which is a matter of the environment.
 sidecar = os.environ.pop("BOBBIN_SIDECAR")
 for name in ("BOBBIN_CACHE", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):

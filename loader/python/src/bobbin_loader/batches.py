@@ -45,6 +45,14 @@ class Batch(NamedTuple):
     #: Where to go on behind this step: what to put into a checkpoint.
     cursor: str
 
+    def __repr__(self) -> str:
+        samples = self.samples
+        if isinstance(samples, list):
+            what = f"{len(samples)} {'samples' if all(isinstance(one, Sample) for one in samples) else 'items'}"
+        else:
+            what = type(samples).__name__
+        return f"<Batch of epoch {self.epoch}, step {self.step}: {what}>"
+
 
 def read_file(path: str, size: int) -> bytes:
     """Raises OSError when it is not there, or has not that size."""

@@ -110,7 +110,7 @@ class Connection:
             self._http.request(method, path, body=data, headers=headers)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Cut(f"{self.address}: {error}") from error
+            raise Cut(str(error)) from error
 
     def receive(self) -> http.client.HTTPResponse:
         """The answer to what was sent: read it to its end. Raises Refused for a problem, Cut where there is none."""
@@ -122,7 +122,7 @@ class Connection:
             raise refused(response.status, response.getheader("retry-after"), response.read())
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Cut(f"{self.address}: {error}") from error
+            raise Cut(str(error)) from error
 
     def json(self, method: str, path: str, body: Optional[Any] = None) -> Any:
         """One document. Raises Refused, Cut."""
@@ -132,7 +132,7 @@ class Connection:
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Cut(f"{self.address}: {error}") from error
+            raise Cut(str(error)) from error
         return json.loads(text) if text else None
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class BobbinError(Exception):
 
 
 class Cut(Exception):
-    """The answer ended early, or not at all: ask again from where it went wrong."""
+    """The answer ended early, or not at all: ask again from where it went wrong. Says not who was asked."""
 
 
 def damaged(what: str) -> BobbinError:

@@ -37,7 +37,8 @@ class Patience:
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            log.log(self._level, "%s: %s; asking again for up to %g s", self._address, error, self._seconds)
+            advice = "" if isinstance(error, Refused) else " (is `bobbin loader` running there?)"
+            log.log(self._level, "%s: %s; asking again for up to %g s%s", self._address, error, self._seconds, advice)
             self._level = logging.INFO
         if now - self._since >= self._seconds:
             if isinstance(error, Refused):
