@@ -1,5 +1,6 @@
 /** Errors on their way to clients: the daemon's table of statuses, as whole RFC 9457 problems. */
 import { type ServerResponse, STATUS_CODES } from 'node:http'
+import type { FastifyError } from 'fastify'
 import { PROBLEM_TYPE, problemOf } from '../../daemon/control/errors.js'
 
 /** Whoever is told to come back is told when. */
@@ -11,6 +12,7 @@ export function problemAnswer(error: unknown): {
   readonly body: string
 } {
   const { status, code, detail } = problemOf(error)
+  const help = helpFor(error, status)
   const isTemporary = status === 503 || status === 429
   return {
     status,
@@ -20,8 +22,21 @@ export function problemAnswer(error: unknown): {
       ...(isTemporary && { 'retry-after': String(RETRY_AFTER_S) }),
       ...(status === 401 && { 'www-authenticate': 'Basic realm="bobbin"' }),
     },
-    body: JSON.stringify({ title: STATUS_CODES[status] ?? 'Error', status, code, detail }),
+    body: JSON.stringify({
+      title: STATUS_CODES[status] ?? 'Error',
+      status,
+      code,
+      detail: help ? `${detail}: ${help}` : detail,
+    }),
   }
+}
+
+/** What Fastify's own words leave out. */
+function helpFor(error: unknown, status: number): string | undefined {
+  if (status === 415) return 'send application/json'
+  const failures = (error as Partial<FastifyError> | undefined)?.validation ?? []
+  const unknown = failures.map(({ params }) => params.additionalProperty).filter(name => name !== undefined)
+  return unknown.length > 0 ? unknown.map(name => JSON.stringify(name)).join(', ') : undefined
 }
 
 /** RFC 9110, 15.5.17: the range begins behind the end. */

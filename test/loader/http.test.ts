@@ -81,7 +81,7 @@ t.test('plans that make no sense are refused in words', async t => {
     [{ ...body, select: ['nothing/**'] }, 400, /nothing|select/],
     [{ ...body, batch: { global: 1000, tail: 'drop' } }, 400, /drop/],
     [{ ...body, topHash: 'f'.repeat(64) }, 400, /top hash|f{8}/],
-    [{ ...body, batch: { globl: 8 } }, 400, /globl|additional/],
+    [{ ...body, batch: { globl: 8 } }, 400, /batch must NOT have additional properties: "globl"/],
     [{ ...body, meta: 'jpg' }, 400, /jpg/],
     [{ ...body, package: 'file:///nowhere/a/b' }, 404, /nowhere/],
     [{}, 400, /package/],
@@ -92,6 +92,10 @@ t.test('plans that make no sense are refused in words', async t => {
     t.match(answer.headers['content-type'], PROBLEM)
     t.match(answer.json().detail, words)
   }
+  const form = await runProgram('curl', [
+    ...['--silent', '--unix-socket', loader.socket, 'http://bobbin/v1/plans', '--data', JSON.stringify(body)],
+  ])
+  t.match(form.stdout, /"status":415.*send application\/json/, 'a body that curl calls a form')
   const unknown = await loader.ask(`/v1/plans/${'0'.repeat(64)}`)
   t.equal(unknown.status, 404)
   t.match(unknown.json(), { code: 'PLAN_NOT_FOUND' })
