@@ -47,7 +47,8 @@ export class Selector {
       }
       return isTrue(TreeInterpreter.search(this.#expression, document))
     } catch (error) {
-      this.#firstError ??= `${JSON.stringify(key)}: ${error instanceof Error ? error.message : error}`
+      const why = error instanceof Error ? error.message : String(error)
+      this.#firstError ??= `${JSON.stringify(key)}: ${why.replace(/\.$/, '')}`
       return false
     }
   }

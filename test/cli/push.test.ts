@@ -355,7 +355,7 @@ t.test('a subset is a package of its own, and points to the same objects (S43)',
     t.match(await ends(2, /nothing to push: no entry is selected/, ...words, 'meta.no.such'), { stdout: '' })
     await ends(
       2,
-      /no entry is selected \(the first entry that failed, ".*": .*contains\(\).*; fields are key,/,
+      /no entry is selected \(the first entry that failed, ".*": .*contains\(\).*instead; fields are key,/,
       ...words,
       "contains(meta.no.such, 'x')",
     )
