@@ -35,7 +35,7 @@ const NOBODY = {
 }
 
 for (const kind of ['versitygw', 'minio'] as const) {
-  t.test(`packages that were changed on ${kind}`, { timeout: 550_000 }, async t => {
+  t.test(`packages that were changed on ${kind}`, { timeout: 900_000 }, async t => {
     const folder = mkdtempSync(join(tmpdir(), 'bobbin-changed-'))
     const server = await startS3(kind)
     const quilt3 = new Quilt3(server, join(folder, 'home'))

@@ -28,7 +28,7 @@ import { type S3ServerKind, startS3 } from '../support/s3-server.js'
 const MIB = 2 ** 20
 const NAME = 'cv/interop'
 /** Of one server, on a slow machine with others at work. */
-const TIMEOUT_MS = 500_000
+const TIMEOUT_MS = 900_000
 
 interface LsRow {
   readonly key: string

@@ -101,7 +101,7 @@ async function isLarge(t: Test, { folder }: Stage, path: string): Promise<void> 
 const fetchCounts = async (bobbin: Bobbin) =>
   (await bobbin.json<{ fetch: { objects: number; refetches: number; refused: number } }>('status')).fetch
 
-t.test('a network that misbehaves', { timeout: 550_000 }, async t => {
+t.test('a network that misbehaves', { timeout: 900_000 }, async t => {
   const server = await startS3('versitygw')
   t.teardown(() => server.stop())
   const stage = await setStage(t, server, 'net')
