@@ -54,6 +54,8 @@ export async function identifyImage(
   if (!REFERENCE.test(asked)) throw new BobbinError('INVALID_ARGUMENT', `not an image: ${JSON.stringify(asked)}`)
   const { signal, onPull } = options
   let found = await inspect(program, asked, signal)
+  if (found === undefined && asked.startsWith('sha256:'))
+    throw new BobbinError('OBJECT_GONE', `the image ${asked} is not here, and no registry knows an image by its id`)
   if (found === undefined && onPull === undefined)
     throw new BobbinError('OBJECT_GONE', `the image ${asked} is not here: it is pulled once nothing else is the matter`)
   if (found === undefined) {
