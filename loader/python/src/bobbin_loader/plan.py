@@ -64,9 +64,10 @@ class Plan:
         ``package``: any spelling of bobbin's command line, ``s3://BUCKET/NS/NAME@HASH``, ``./FOLDER/NS/NAME``.
         ``select``, ``exclude``: globs on logical keys. ``where``: JMESPath over ``{key, size, hash, meta}``.
         ``group``: ``stem`` or ``entry``. ``order``: ``qperm-1`` (shuffled) or ``sequential``. ``tail``: ``pad``,
-        ``drop`` or ``uneven``. ``on_missing``: ``fail`` or ``mark``. ``meta``: the suffix of the metadata member in tars, None for none. ``sidecar``:
-        ``unix:/path`` or ``http://host:port``, else BOBBIN_SIDECAR, else where ``bobbin loader`` of this user or as a
-        unit listens. ``patience``: seconds to wait for a sidecar that is just starting.
+        ``drop`` or ``uneven``. ``on_missing``: ``fail`` or ``mark``. ``meta``: the suffix of the metadata member in
+        tars, None for none. ``sidecar``: ``unix:/path`` or ``http://host:port``, else BOBBIN_SIDECAR, else where
+        ``bobbin loader`` of this user or as a unit listens. ``patience``: seconds to wait for a sidecar that is just
+        starting.
         """
         body: Dict[str, Any] = {
             # The sidecar would take it from its own folder.
