@@ -29,8 +29,8 @@ export async function verify(text: string, flags: CommonFlags & { readonly publi
     const lines = ok
       ? [`${run.path} is sound: ${reads} rows of reads in its packages, ${outputs} outputs${signed}`]
       : problems.slice(0, SHOWN_MAX)
-    lines.push(...remarks.map(remark => `  but ${remark}`))
     if (problems.length > SHOWN_MAX) lines.push(`and ${problems.length - SHOWN_MAX} more`)
+    lines.push(...remarks.map(remark => `  but ${remark}`))
     await output.row({ ok, record: run.path, ...verdict }, lines.join('\n'))
     await output.flush()
     if (!ok) throw new BobbinError('FOLDER_DIFFERS', `the record ${run.path} is not sound: ${problems.length} problems`)

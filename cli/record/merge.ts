@@ -37,10 +37,9 @@ export async function mergeRecords(
   )
   const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
   const areEqual = all.every(({ facts: { options } }) => isDeepStrictEqual(options, first.options))
-  const { outputDir: _, outputsBefore: __, endedOn: ___, code, ...rest } = first
+  const { outputDir: _, outputsBefore: __, endedOn: ___, ...rest } = first
   const facts: RunFacts = {
     ...rest,
-    ...(code !== undefined && { code }),
     runId: folder.runId,
     pid: process.pid,
     startedOn: all.map(one => one.facts.startedOn).sort()[0]!,
