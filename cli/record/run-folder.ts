@@ -10,11 +10,12 @@
  *   pushed.json      the revision that the outputs became
  *   stdout.log, stderr.log, outputs/, mnt/, loader/, deliveries.ndjson
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { v7 } from 'uuid'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
+import { makeFolderDurablySync, writeDurablySync } from '../../daemon/store/index.js'
 import { formatFacts, isRunId, parseFacts, type RunFacts } from './run-facts.js'
 
 /** Where the record lies in a package of outputs. */
@@ -40,7 +41,7 @@ export class RunFolder {
     const path = join(state, 'runs', runId)
     try {
       // What was fetched with one person's credentials is not for others: mounts and the loader's socket lie below.
-      mkdirSync(path, { recursive: true, mode: 0o700 })
+      makeFolderDurablySync(path, { mode: 0o700 })
     } catch (error) {
       throw localError(`make the run's folder ${path} (BOBBIN_STATE says where)`, error)
     }
@@ -106,17 +107,9 @@ export class RunFolder {
     this.writeFile('run.json', formatFacts(facts))
   }
 
-  /** Whole, or not at all. */
+  /** Whole, or not at all; once this returns, also after a power cut. */
   writeFile(name: string, content: string | Uint8Array): void {
-    const path = this.file(name)
-    try {
-      writeFileSync(`${path}.new`, content, { mode: 0o644 })
-      renameSync(`${path}.new`, path)
-    } catch (error) {
-      // On a full disk half of it would be in the way.
-      rmSync(`${path}.new`, { force: true })
-      throw localError(`write ${path}`, error)
-    }
+    writeDurablySync(this.file(name), content)
   }
 }
 

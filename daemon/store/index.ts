@@ -1,4 +1,14 @@
 /** Content-addressed objects on disk: admitted, pinned, evicted, recovered; one owner a store. */
+export {
+  DurableFile,
+  type DurableOptions,
+  makeFolderDurably,
+  makeFolderDurablySync,
+  syncFolder,
+  syncFolderSync,
+  writeDurably,
+  writeDurablySync,
+} from './durable-file.js'
 export { flock } from './flock.js'
 export { findObject, type ObjectId, objectId, objectPath, objectsFolder } from './layout.js'
 export {
