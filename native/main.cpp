@@ -2,6 +2,7 @@
 #include <getopt.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +16,9 @@ namespace {
 
 constexpr const char* VERSION_TEXT = BOBBIN_VERSION;
 constexpr int EXIT_USAGE = 2;
+// Of --syncfs.
+constexpr int EXIT_LOST = 1;
+constexpr int SYNCFS_FD = 3;
 constexpr unsigned THREADS_MAX = 8;
 
 constexpr const char* HELP =
@@ -33,6 +37,8 @@ and `bobbin daemon`, which start this program.
   --patience SECONDS    a reader waits so long without a sign of progress, then gets EIO (default: 60)
   --version, --help
   --state-version       which state of another bobbin-fuse it can take over
+  --syncfs              syncs the file system of descriptor 3, and ends with 1 if it has lost something that was
+                        written since 3 was opened, or last synced so
 
 SIGTERM, SIGINT and SIGHUP unmount everything and end it; SIGUSR2 replaces it by the file at its path, without
 losing a mount or a request. With NOTIFY_SOCKET it says READY=1 and stores its connections (FileDescriptorStoreMax=).
@@ -67,7 +73,7 @@ int main(int argc, char** argv) {
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
   std::string user;
-  enum Option { cache = 1, socket, userName, mountBelow, threads, patience, version, help, stateVersion };
+  enum Option { cache = 1, socket, userName, mountBelow, threads, patience, version, help, stateVersion, syncfs };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
                           {"user", required_argument, nullptr, userName},
@@ -77,6 +83,7 @@ int main(int argc, char** argv) {
                           {"version", no_argument, nullptr, version},
                           {"help", no_argument, nullptr, help},
                           {"state-version", no_argument, nullptr, stateVersion},
+                          {"syncfs", no_argument, nullptr, syncfs},
                           {nullptr, 0, nullptr, 0}};
   for (int found; (found = ::getopt_long(argc, argv, "+", known, nullptr)) != -1;) {
     unsigned number = 0;
@@ -112,6 +119,9 @@ int main(int argc, char** argv) {
       case stateVersion:
         std::printf("%u\n", bobbin::STATE_VERSION);
         return 0;
+      case syncfs:
+        if (::syncfs(SYNCFS_FD) == 0) return 0;
+        return errno == EBADF ? EXIT_USAGE : EXIT_LOST;
       default:
         return EXIT_USAGE;
     }

@@ -17,6 +17,7 @@ import { NativeTransport } from '../mount/native.js'
 import type { OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
 import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
+import { findBobbinFuse } from './bobbin-fuse.js'
 import { Leases } from './leases.js'
 import { Mounts } from './mounts.js'
 import type { StatusFacts } from './schema.js'
@@ -59,6 +60,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     freeBytesMin: options.freeBytesMin,
     hashFile: hashFileOn(workers),
     letGo: native && (ids => native.letGo(ids)),
+    syncProgram: findBobbinFuse().path,
     log,
   })
   const fetcher = new Fetcher({ store, workers, log })
@@ -109,7 +111,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
 
   async function status(): Promise<StatusFacts> {
     const { hits = 0, pinnedBytes: pinnedElsewhere = 0 } = (await transport.stats?.()) ?? {}
-    const { bytes, limitBytes, objects, pinnedBytes, evictions } = store.stats()
+    const { bytes, limitBytes, objects, pinnedBytes, evictions, lost } = store.stats()
     const fetched = fetcher.stats()
     return {
       daemon: {
@@ -122,7 +124,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
         log: join(cacheDir, 'daemon.log'),
       },
       mounts: mounts.list(),
-      cache: { bytes, limitBytes, objects, pinnedBytes: pinnedBytes + pinnedElsewhere, evictions },
+      cache: { bytes, limitBytes, objects, pinnedBytes: pinnedBytes + pinnedElsewhere, evictions, lost },
       fetch: { ...fetched, hits: fetched.hits + hits },
       loader: leases.facts(),
       runs: [],

@@ -12,6 +12,7 @@ export function formatMetrics({ daemon, mounts, cache, fetch, loader }: StatusFa
     ['cache_pinned_bytes', 'gauge', 'Objects that are open', cache.pinnedBytes],
     ['cache_objects', 'gauge', 'Objects in the store', cache.objects],
     ['cache_evictions_total', 'counter', 'Objects evicted', cache.evictions],
+    ['cache_lost_total', 'counter', 'Objects given up after the disk lost what was written to it', cache.lost],
     ['fetch_objects_total', 'counter', 'Objects fetched, checked and stored', fetch.objects],
     ['fetch_bytes_total', 'counter', 'Bytes of these', fetch.bytes],
     ['fetch_hits_total', 'counter', 'Opens that needed no fetch', fetch.hits],

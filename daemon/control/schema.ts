@@ -142,6 +142,7 @@ export const StatusFacts = Type.Object({
     objects: Type.Integer(),
     pinnedBytes: Type.Integer(),
     evictions: Type.Integer(),
+    lost: Type.Integer({ description: 'objects given up because the disk had lost what was written to it' }),
   }),
   fetch: Type.Object({
     objects: Type.Integer(),

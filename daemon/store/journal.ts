@@ -1,11 +1,14 @@
 /**
  * What the store knows about its objects, across restarts: an append-only text file.
  *
- *   bobbin-journal 1
+ *   bobbin-journal 2
  *   boot <boot id>                  a session begins
  *   + <object id> <size> <stamp>    checked, and looked like this
+ *   = <object id> <size> <stamp>    the same, and the disk has its bytes
  *   ? <object id> <size>            there, not checked
  *   - <object id>                   gone
+ *   mark <name>                     the disk is asked for everything above
+ *   synced <name>                   it has everything above that mark
  *   clean                           the session ended well, and the disk has everything
  *
  * Later lines win; the order of the lines is the order of last use, as far as it is known. It is
@@ -13,21 +16,27 @@
  * unchecked, and a stamp holds only for the very file that it was taken from. So no line needs a
  * checksum, none is synced, and none is fatal.
  *
- * Objects are not synced to the disk one by one. So stamps hold within the boot in which they were
- * taken; after another boot they hold only if the last session ended with `clean`.
+ * Within the boot in which it was taken a stamp holds, because the page cache has what the disk may
+ * lack. After another boot it holds only if a sync that followed it had no error (write-back.ts): then
+ * the disk had the file's bytes, and nobody has written to a file since whose times are the same.
  */
+import { randomBytes } from 'node:crypto'
 import { closeSync, openSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { type Log, localError, systemCode } from '../model/index.js'
 import { isObjectId, type ObjectId } from './layout.js'
 import { isStampOfSize, type Stamp } from './stamp.js'
 
-const HEADER = 'bobbin-journal 1'
+const HEADER = 'bobbin-journal 2'
+/** The first version had no `=`, `mark` and `synced`; what it has means the same. */
+const HEADERS = ['bobbin-journal 1', HEADER]
 const LINES_A_WRITE = 2000
 
 export interface JournalEntry {
   readonly size: number
   readonly stamp: Stamp | undefined
+  /** Has a sync told that the disk has the bytes of the stamp? */
+  readonly isSynced: boolean
 }
 
 export interface LoadedJournal {
@@ -48,47 +57,66 @@ export function currentBootId(): string {
 
 /** Never fails on what is in the file; on a missing file it finds nothing. */
 export async function loadJournal(path: string, bootId: string): Promise<LoadedJournal> {
+  const reading = new Reading()
+  const endsWithNewline = await readLines(path, (line, lineNumber) => reading.take(line, lineNumber))
+  const isSameBoot = reading.bootId === bootId
   const entries = new Map<ObjectId, JournalEntry>()
-  let lastBootId = ''
-  let isClean = false
-  let isOurs = false
-  let isSound = true
-  const onLine = (line: string, lineNumber: number) => {
-    if (lineNumber === 0) {
-      isOurs = line === HEADER
-      return
-    }
-    isClean = line === 'clean'
-    const [sign, id, size, stamp, rest] = line.split(' ')
-    if (isClean) return
-    if (sign === 'boot' && id !== undefined && size === undefined) {
-      lastBootId = id
-      return
-    }
-    if (id === undefined || !isObjectId(id)) {
-      isSound = false
-      return
-    }
-    entries.delete(id)
-    const bytes = size !== undefined && /^\d{1,15}$/.test(size) ? Number(size) : undefined
-    if (
-      sign === '+' &&
-      bytes !== undefined &&
-      stamp !== undefined &&
-      isStampOfSize(stamp, bytes) &&
-      rest === undefined
-    ) {
-      entries.set(id, { size: bytes, stamp })
-    } else if (sign === '?' && bytes !== undefined && stamp === undefined) {
-      entries.set(id, { size: bytes, stamp: undefined })
-    } else if (sign !== '-' || size !== undefined) {
-      isSound = false
-    }
+  for (const [id, { size, stamp, lineNumber, isSynced: wasSynced }] of reading.entries) {
+    const isSynced = stamp !== undefined && (wasSynced || lineNumber < reading.syncedLines)
+    const isTrusted = reading.isOurs && (isSameBoot || isSynced)
+    entries.set(id, isTrusted ? { size, stamp, isSynced } : { size, stamp: undefined, isSynced: false })
   }
-  const endsWithNewline = await readLines(path, onLine)
-  const isTrusted = isOurs && (isClean || lastBootId === bootId)
-  if (!isTrusted) for (const [id, { size }] of entries) entries.set(id, { size, stamp: undefined })
-  return { entries, isComplete: isOurs && isSound && isClean && endsWithNewline }
+  const isComplete = reading.isOurs && reading.isSound && reading.isClean && endsWithNewline
+  return { entries, isComplete }
+}
+
+/** What the lines so far have said. */
+class Reading {
+  readonly entries = new Map<ObjectId, JournalEntry & { readonly lineNumber: number }>()
+  bootId = ''
+  isOurs = false
+  isSound = true
+  isClean = false
+  /** What was said in fewer lines has reached the disk. */
+  syncedLines = 0
+  #mark: { readonly name: string; readonly lineNumber: number } | undefined
+
+  take(line: string, lineNumber: number): void {
+    if (lineNumber === 0) {
+      this.isOurs = HEADERS.includes(line)
+      return
+    }
+    this.isClean = line === 'clean'
+    if (this.isClean) this.syncedLines = lineNumber
+    else if (!this.#takeFact(line.split(' '), lineNumber)) this.isSound = false
+  }
+
+  /** False: it is no line of a journal. */
+  #takeFact([sign, name, size, stamp, rest]: string[], lineNumber: number): boolean {
+    if (name === undefined) return false
+    if (sign === 'boot' || sign === 'mark' || sign === 'synced') {
+      if (size !== undefined) return false
+      if (sign === 'boot') this.bootId = name
+      else if (sign === 'mark') this.#mark = { name, lineNumber }
+      // One whose mark was lost, or went with a rewrite, tells nothing.
+      else if (this.#mark?.name === name) this.syncedLines = this.#mark.lineNumber
+      return true
+    }
+    if (!isObjectId(name)) return false
+    this.entries.delete(name)
+    const bytes = size !== undefined && /^\d{1,15}$/.test(size) ? Number(size) : undefined
+    const isSynced = sign === '='
+    if ((sign === '+' || isSynced) && bytes !== undefined && stamp !== undefined && rest === undefined) {
+      if (!isStampOfSize(stamp, bytes)) return false
+      this.entries.set(name, { size: bytes, stamp, isSynced, lineNumber })
+      return true
+    }
+    if (sign === '?' && bytes !== undefined && stamp === undefined) {
+      this.entries.set(name, { size: bytes, stamp: undefined, isSynced: false, lineNumber })
+      return true
+    }
+    return sign === '-' && size === undefined
+  }
 }
 
 /** Says whether the last line was a whole one. */
@@ -113,8 +141,9 @@ async function readLines(path: string, onLine: (line: string, lineNumber: number
   }
 }
 
-export function addedLine(id: ObjectId, { size, stamp }: JournalEntry): string {
-  return stamp === undefined ? `? ${id} ${size}\n` : `+ ${id} ${size} ${stamp}\n`
+function addedLine(id: ObjectId, { size, stamp, isSynced }: JournalEntry): string {
+  if (stamp === undefined) return `? ${id} ${size}\n`
+  return `${isSynced ? '=' : '+'} ${id} ${size} ${stamp}\n`
 }
 
 /** The owner's hand on the journal. A failure to write is logged once and costs checks at the next start. */
@@ -140,6 +169,19 @@ export class Journal {
 
   removed(id: ObjectId): void {
     this.#append(`- ${id}\n`)
+  }
+
+  /** Before the disk is asked for everything; gives the mark for `synced`. */
+  mark(): string {
+    // Unlike those of any other journal, whose blocks a disk may show in place of ours after a power cut.
+    const mark = randomBytes(8).toString('hex')
+    this.#append(`mark ${mark}\n`)
+    return mark
+  }
+
+  /** The disk has everything that was written before the mark. */
+  synced(mark: string): void {
+    this.#append(`synced ${mark}\n`)
   }
 
   /** Ends the session, after everything else has reached the disk. */

@@ -9,7 +9,7 @@
  * A checked object is remembered by its stamp (stamp.ts), in memory and in the journal
  * (journal.ts). Whatever has no stamp, or another one than the file has now, is hashed before its
  * next use; what does not hash to its name is logged, counted and removed, and the caller fetches
- * it again. Opening never follows a symbolic link and never waits for a fifo.
+ * it again. So is what the disk may have lost (unsynced.ts). Opening never follows a symbolic link and never waits for a fifo.
  *
  * File calls on objects are synchronous where they take microseconds (open, fstat, rename): the
  * thread pool costs ten times that. Reading, deleting and walking are not.
@@ -40,10 +40,12 @@ import { EvictionOrder } from './eviction-order.js'
 import { type HashFile, hashFile } from './hash-file.js'
 import { currentBootId, Journal, type JournalEntry } from './journal.js'
 import { type ObjectId, objectId, objectPath, objectsFolder, temporaryFolder } from './layout.js'
-import { recoverObjects, syncFolder } from './recover.js'
+import { recoverObjects } from './recover.js'
 import { Reservation } from './reservation.js'
 import { Room } from './room.js'
 import { type Stamp, stampOf } from './stamp.js'
+import { Unsynced } from './unsynced.js'
+import { WriteBack } from './write-back.js'
 
 /** An open object: its bytes were checked. */
 export interface ObjectHandle {
@@ -84,6 +86,10 @@ export interface StoreOptions {
   readonly letGo?: LetGo | undefined
   /** How objects are hashed again. Default: in this thread. */
   readonly hashFile?: HashFile
+  /** bobbin-fuse, which can sync through a descriptor that we hold. Default: sync(1). */
+  readonly syncProgram?: string | undefined
+  /** The disk is asked so long after an object came in. Milliseconds; default: 5000. */
+  readonly syncAfterMs?: number | undefined
 }
 
 /** `open`: it stays. `used`: it was used since the last time it was asked for, so others go first. */
@@ -100,6 +106,8 @@ export interface StoreStats {
   readonly evictions: number
   /** Objects in the store that turned out not to be what their name says. */
   readonly refused: number
+  /** Objects that were given up because the disk had lost what was written to it. */
+  readonly lost: number
 }
 
 /** Who calls has acquired the ownership of the cache. */
@@ -114,9 +122,10 @@ export async function openStore(cacheDir: string, options: StoreOptions = {}): P
       throw localError(`make the folder ${path}`, error)
     }
   }
+  const writeBack = new WriteBack(folder, options.syncProgram)
   const journalPath = join(folder, 'journal')
   const { entries, isComplete } = await recoverObjects(cacheDir, journalPath, bootId, log)
-  const store = new ObjectStore(cacheDir, entries, new Journal(journalPath, bootId, log), options)
+  const store = new ObjectStore(cacheDir, entries, new Journal(journalPath, bootId, log), writeBack, options)
   store.begin(isComplete)
   return store
 }
@@ -128,6 +137,8 @@ interface ObjectRecord {
   size: number
   /** `undefined`: has to be hashed before it is used. */
   stamp: Stamp | undefined
+  /** Has the disk the bytes of the stamp, as far as it can be told? */
+  isSynced: boolean
   /** Handles, pins and checks under way. Above zero: it stays. */
   pins: number
   /** Those of them that use its descriptor. */
@@ -152,6 +163,8 @@ export class ObjectStore {
   readonly #hashFile: HashFile
   readonly #letGo: LetGo | undefined
   readonly #journal: Journal
+  readonly #writeBack: WriteBack
+  readonly #unsynced: Unsynced<ObjectRecord>
   readonly #cacheDir: string
   /** Reservations are made one after the other: each sees the room that the one before has left. */
   #lastTurn: Promise<unknown> = Promise.resolve()
@@ -160,17 +173,38 @@ export class ObjectStore {
   #pinnedObjects = 0
   #evictions = 0
   #refused = 0
+  #lost = 0
   #temporaries = 0
 
   /** For `openStore`. Entries: least recently used first. */
-  constructor(cacheDir: string, entries: ReadonlyMap<ObjectId, JournalEntry>, journal: Journal, options: StoreOptions) {
+  constructor(
+    cacheDir: string,
+    entries: ReadonlyMap<ObjectId, JournalEntry>,
+    journal: Journal,
+    writeBack: WriteBack,
+    options: StoreOptions,
+  ) {
     this.#cacheDir = cacheDir
     this.#journal = journal
     this.#log = options.log ?? silentLog
     this.#hashFile = options.hashFile ?? hashFile
     this.#letGo = options.letGo
-    for (const [id, { size, stamp }] of entries) {
+    this.#writeBack = writeBack
+    this.#unsynced = new Unsynced({
+      writeBack,
+      mark: () => journal.mark(),
+      onSynced: (records, mark) => {
+        for (const record of records) record.isSynced = true
+        journal.synced(mark)
+      },
+      onLost: records => void this.#giveUp([...records]),
+      syncAfterMs: options.syncAfterMs,
+    })
+    for (const [id, { size, stamp, isSynced }] of entries) {
       const record = newRecord(id, size, stamp)
+      record.isSynced = isSynced
+      // Of a session that was killed: nobody has asked the disk about it.
+      if (stamp !== undefined && !isSynced) this.#unsynced.add(record)
       this.#records.set(id, record)
       this.#resting.add(record)
       this.#bytes += size
@@ -303,6 +337,7 @@ export class ObjectStore {
     this.#bytes += record.size
     this.#pin(record)
     this.#journal.added(id, record)
+    this.#unsynced.add(record)
     this.#compactJournal()
     reservation.end()
     return this.#handle(record)
@@ -318,6 +353,7 @@ export class ObjectStore {
       reservedBytes: this.#room.reservedBytes,
       evictions: this.#evictions,
       refused: this.#refused,
+      lost: this.#lost,
     }
   }
 
@@ -325,8 +361,9 @@ export class ObjectStore {
   async close(): Promise<void> {
     for (const reservation of [...this.#room.reservations]) reservation.discard()
     this.#journal.rewrite(this.#entriesByLastUse())
-    if (await syncFolder(this.#cacheDir)) this.#journal.clean()
+    if ((await this.#unsynced.close()) === 'synced') this.#journal.clean()
     else this.#journal.close()
+    this.#writeBack.close()
   }
 
   *#entriesByLastUse(): Iterable<readonly [ObjectId, JournalEntry]> {
@@ -401,7 +438,12 @@ export class ObjectStore {
       if (found === hash.hex && isUnchanged) {
         this.#resize(record, size)
         record.stamp = stampOf(before)
-        if (this.#records.get(record.id) === record) this.#journal.added(record.id, record)
+        record.isSynced = false
+        if (this.#records.get(record.id) === record) {
+          this.#journal.added(record.id, record)
+          // Whoever touched the file may have written to it.
+          this.#unsynced.add(record)
+        }
         return true
       }
       const reason = isUnchanged ? 'does not hash to its name' : 'was changed while it was checked'
@@ -502,6 +544,7 @@ export class ObjectStore {
   /** Takes a record out of the books; its handles stay good. */
   #forget(record: ObjectRecord): void {
     this.#records.delete(record.id)
+    this.#unsynced.delete(record)
     this.#bytes -= record.size
     if (record.pins > 0) {
       this.#pinnedBytes -= record.size
@@ -517,6 +560,26 @@ export class ObjectStore {
     this.#forget(record)
     rmSync(objectPath(this.#cacheDir, record.id), { recursive: true, force: true })
     this.#journal.removed(record.id)
+  }
+
+  /**
+   * The disk has lost something that was written to it, perhaps of these: they are deleted, so that nobody opens
+   * them any more. Those who have one open keep what the page cache has of it.
+   */
+  async #giveUp(records: readonly ObjectRecord[]): Promise<void> {
+    this.#log.error(
+      { cache: this.#cacheDir, objects: records.length },
+      'the disk of the cache has lost what was written to it: objects that came in since it last had everything are fetched again',
+    )
+    this.#lost += records.length
+    for (const record of records) if (this.#records.get(record.id) === record) this.#drop(record)
+    // The journal may have lost lines, too.
+    this.#journal.rewrite(this.#entriesByLastUse())
+    for (let at = 0; at < records.length; at += EVICT_BATCH) {
+      const ids = records.slice(at, at + EVICT_BATCH).map(({ id }) => id)
+      // Whoever has files of them at hand closes them. Those used lately are let go when asked a second time.
+      for (let turn = 0; turn < 2; turn++) await this.#letGo?.(ids).catch(() => {})
+    }
   }
 
   /** Bytes that it freed: fewer than asked for when the rest is open elsewhere. */
@@ -540,6 +603,7 @@ export class ObjectStore {
           freed += record.size
           this.#resting.delete(record)
           this.#records.delete(record.id)
+          this.#unsynced.delete(record)
           this.#bytes -= record.size
           this.#evictions++
           deletions.push(this.#room.remove(objectPath(this.#cacheDir, record.id), this.#temporaryPath('evicted')))
@@ -595,7 +659,7 @@ export class ObjectStore {
 }
 
 function newRecord(id: ObjectId, size: number, stamp: Stamp | undefined, fd?: number): ObjectRecord {
-  return { id, size, stamp, pins: 0, opens: 0, distance: undefined, fd, checking: undefined }
+  return { id, size, stamp, isSynced: false, pins: 0, opens: 0, distance: undefined, fd, checking: undefined }
 }
 
 function openObject(path: string): number {

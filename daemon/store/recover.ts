@@ -1,5 +1,4 @@
-/** What a store finds when it starts, and how it leaves the disk when it ends. */
-import { execFile } from 'node:child_process'
+/** What a store finds when it starts. */
 import { lstat, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Log, localError, systemCode } from '../model/index.js'
@@ -30,7 +29,7 @@ export async function recoverObjects(
     if (stats === undefined) continue
     if (!journal.entries.has(id)) unknown++
     // Never heard of, or never checked: it counts as least recently used.
-    known.set(id, { size: stats.size, stamp: undefined })
+    known.set(id, { size: stats.size, stamp: undefined, isSynced: false })
   }
   for (const [id, entry] of journal.entries) if (present.has(id) && entry.stamp !== undefined) known.set(id, entry)
   if (known.size > 0) log.info({ objects: known.size, unknown }, 'looked through the store after an unclean end')
@@ -80,22 +79,5 @@ async function list(folder: string): Promise<string[]> {
   return readdir(folder).catch(error => {
     if (['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')) return []
     throw localError(`list ${folder}`, error)
-  })
-}
-
-/** Others may be writing gigabytes to the same disk: whoever stops the daemon does not wait for all of that. */
-const SYNC_MS_MAX = 10_000
-
-/** Waits until the file system of the folder has everything on its disk (syncfs(2)). False: it cannot be told. */
-export function syncFolder(folder: string): Promise<boolean> {
-  return new Promise(resolve => {
-    const sync = execFile('sync', ['-f', folder], error => {
-      clearTimeout(timer)
-      resolve(error === null)
-    })
-    const timer = setTimeout(() => {
-      sync.unref()
-      resolve(false)
-    }, SYNC_MS_MAX)
   })
 }
