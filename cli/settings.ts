@@ -8,6 +8,7 @@ import { join, resolve } from 'node:path'
 import { parse } from 'smol-toml'
 import { BobbinError, localError, parseBytes, parseDurationMs, systemCode } from '../daemon/model/index.js'
 import { OPEN_MODE_WISHES, type OpenModeWish, TRANSPORTS, type TransportName } from '../daemon/mount/transport.js'
+import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 
 /** The flags that every verb takes. */
 export interface CommonFlags {
@@ -19,6 +20,10 @@ export interface CommonFlags {
   readonly offline?: boolean
   /** Of `mount` and `daemon`. */
   readonly openMode?: string
+  /** Of `loader`. */
+  readonly serve?: readonly string[]
+  /** Of `loader` and `daemon`. */
+  readonly allow?: readonly string[]
 }
 
 export interface Settings {
@@ -33,6 +38,10 @@ export interface Settings {
   readonly transport: TransportName | undefined
   /** `undefined`: the fastest that is possible here. */
   readonly openMode: OpenModeWish | undefined
+  /** Packages that a loader serves; empty with `allow` empty: its user has everything. */
+  readonly serve: readonly string[]
+  /** Registries that are for others than the owner, as `formatRegistry` writes them. */
+  readonly allow: readonly string[]
 }
 
 /** What a config file may say, and the variable that says it instead. */
@@ -45,6 +54,8 @@ const KEYS = {
   'free-floor': 'BOBBIN_FREE_FLOOR',
   transport: 'BOBBIN_TRANSPORT',
   'open-mode': 'BOBBIN_OPEN_MODE',
+  serve: 'BOBBIN_SERVE',
+  allow: 'BOBBIN_ALLOW',
 } as const
 type Key = keyof typeof KEYS
 
@@ -63,6 +74,10 @@ export function readSettings(flags: CommonFlags, environment: NodeJS.ProcessEnv 
       throw new BobbinError('INVALID_ARGUMENT', `${key}: ${error instanceof Error ? error.message : error}`)
     }
   }
+  // One setting in two words: who says one of them on the command line has said what is served.
+  const isServedByFlags = flags.serve !== undefined || flags.allow !== undefined
+  const words = (key: 'serve' | 'allow') =>
+    isServedByFlags ? (flags[key] ?? []) : (value(key) ?? '').split(/\s+/).filter(word => word !== '')
   return {
     cacheDir: resolve(value('cache', flags.cache) ?? defaultCacheDir(environment)),
     registry: value('registry'),
@@ -72,6 +87,16 @@ export function readSettings(flags: CommonFlags, environment: NodeJS.ProcessEnv 
     freeBytesMin: parsed('free-floor', parseBytes),
     transport: parsed('transport', oneOf(TRANSPORTS)),
     openMode: parsed('open-mode', oneOf(OPEN_MODE_WISHES), flags.openMode),
+    serve: words('serve'),
+    allow: words('allow').map(word => registryNamed(word)),
+  }
+}
+
+function registryNamed(text: string): string {
+  try {
+    return formatRegistry(parseRegistry(text))
+  } catch (error) {
+    throw new BobbinError('INVALID_ARGUMENT', `allow: ${error instanceof Error ? error.message : error}`)
   }
 }
 
@@ -114,7 +139,8 @@ function readConfig(named: string | undefined, environment: NodeJS.ProcessEnv): 
         `the config file ${path} has an unknown key ${key} (known: ${Object.keys(KEYS).join(', ')})`,
       )
     }
-    found[key as Key] = String(value)
+    // A list, too, for what can be several.
+    found[key as Key] = Array.isArray(value) ? value.join(' ') : String(value)
   }
   return found
 }

@@ -36,6 +36,8 @@ export interface DaemonOptions {
   readonly transport?: TransportName | undefined
   /** Of mounts that do not say. Default: auto. */
   readonly openMode?: OpenModeWish | undefined
+  /** Registries whose packages it leases to others than its owner, besides what is mounted. */
+  readonly allow?: readonly string[] | undefined
 }
 
 /** Runs until it is told to stop; resolves when everything has been put away. Throws CACHE_IN_USE. */

@@ -4,6 +4,10 @@
  *
  * A lease is named by its owner and a word of the owner's choosing. An owner that is not heard of for OWNER_MS loses all
  * of its leases. They end with this process: who still needs them asks again, and `renew` tells how many there are.
+ *
+ * A fetch reads with the daemon's rights what a manifest names, and a caller may name the manifest. So each call has a
+ * `Served`: what may be had at the door that the caller came through. A caller may ask for less (`places` of a lease), which
+ * is how a loader passes its own door's rule on.
  */
 import { setMaxListeners } from 'node:events'
 import type { Fetcher, Pin } from '../fetch/fetcher.js'
@@ -11,6 +15,7 @@ import type { Workers } from '../fetch/workers.js'
 import {
   BobbinError,
   type Entry,
+  formatPhysicalKey,
   hasCode,
   type Log,
   type ObjectSpec,
@@ -21,7 +26,9 @@ import {
 } from '../model/index.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { parseRegistry } from '../quilt/reference.js'
+import { isBelowOne, isWithin, type Places, Served } from '../quilt/served.js'
 import type { ObjectId, ObjectStore } from '../store/index.js'
+import { Concealer } from './conceal.js'
 import { problemOf } from './errors.js'
 import type { FindAnswer, FindBody, LeaseAnswer, LeaseBody, LoaderFacts, OwnerFacts, ReleaseBody } from './schema.js'
 
@@ -73,29 +80,37 @@ export class Leases {
   readonly #owners = new Map<string, Owner>()
   readonly #packages = new Map<string, OpenPackageUse>()
   readonly #timer: NodeJS.Timeout
+  readonly #concealer: Concealer
 
   constructor(private readonly options: LeasesOptions) {
+    this.#concealer = new Concealer('the daemon', options.log)
     this.#timer = setInterval(() => this.#sweep(), SWEEP_MS)
     this.#timer.unref()
   }
 
   /**
    * Waits until every object is here or has failed; `signal`: the caller has gone, and what this call has pinned is let
-   * go. Throws what opening the package throws, and INTERRUPTED.
+   * go. Throws what opening the package throws, and INTERRUPTED. A caller for whom not everything is served is told nothing
+   * that was found (conceal.ts), and gets NOT_SERVED for all that is outside.
    */
-  async lease(body: LeaseBody, signal: AbortSignal): Promise<LeaseAnswer> {
+  async lease(body: LeaseBody, signal: AbortSignal, served: Served = Served.everything): Promise<LeaseAnswer> {
     // One listener an object that is waited for.
     setMaxListeners(0, signal)
-    const opened = await this.#use(body)
+    const told = (error: unknown) => (served.isEverything ? error : this.#concealer.concealFound(error))
+    if (!served.admits(body)) throw told(new BobbinError('ACCESS_DENIED', notServed(body)))
+    const bounds = [served.placesOf(body), body.places].filter(places => places !== undefined)
+    const opened = await this.#use(body).catch(error => Promise.reject(told(error)))
     const { fetcher } = this.options
     const failed: LeaseAnswer['failed'] = []
     const pins: (Pin | undefined)[] = new Array(body.inos.length)
     const pinOrFetch = async (ino: number, i: number) => {
       try {
         const entry = await entryOf(opened.package, ino)
-        pins[i] = await fetcher.pin(entry, { signal, label: entry.key, priority: body.priority })
+        requireWithin(entry, bounds)
+        const within = foldersOf(bounds)
+        pins[i] = await fetcher.pin(entry, { signal, label: entry.key, priority: body.priority, within })
       } catch (error) {
-        const { code, detail } = problemOf(error)
+        const { code, detail } = problemOf(told(error))
         failed.push({ ino, code, detail })
       }
     }
@@ -103,7 +118,7 @@ export class Leases {
       const waiting: Promise<void>[] = []
       for (const [i, ino] of body.inos.entries()) {
         // Most are here, and a promise each would cost more than the pin.
-        const pin = this.#pinNow(opened.package, ino)
+        const pin = this.#pinNow(opened.package, ino, bounds)
         if (pin === undefined) waiting.push(pinOrFetch(ino, i))
         else pins[i] = pin
       }
@@ -119,8 +134,17 @@ export class Leases {
     return { failed }
   }
 
-  /** Objects that are in the store, whatever package they are of: leased, or null. Throws INVALID_ARGUMENT, INTERRUPTED. */
-  async find({ owner, lease, ids }: FindBody, signal: AbortSignal): Promise<FindAnswer> {
+  /**
+   * Objects that are in the store, whatever package they are of: leased, or null. Throws INVALID_ARGUMENT, INTERRUPTED, and
+   * NOT_SERVED for whoever may not have everything: a hash does not say which package it is asked of.
+   */
+  async find(
+    { owner, lease, ids }: FindBody,
+    signal: AbortSignal,
+    served: Served = Served.everything,
+  ): Promise<FindAnswer> {
+    if (!served.isEverything)
+      throw this.#concealer.concealFound(new BobbinError('ACCESS_DENIED', 'objects by hash are for the owner alone'))
     const pins: (Pin | undefined)[] = []
     try {
       for (const id of ids) {
@@ -184,9 +208,12 @@ export class Leases {
     for (const { opening } of this.#packages.values()) void opening.then(opened => opened.close()).catch(() => {})
   }
 
-  #pinNow({ index }: OpenedPackage, ino: number): Pin | undefined {
+  #pinNow({ index }: OpenedPackage, ino: number, bounds: readonly Places[]): Pin | undefined {
     try {
-      return this.options.fetcher.pinNow(index.object(ino))
+      const spec = index.object(ino)
+      // Also of what is here: it must not depend on what others have read whether something is served.
+      requireWithin(spec, bounds)
+      return this.options.fetcher.pinNow(spec)
     } catch {
       // Told by who goes the long way.
       return undefined
@@ -277,6 +304,29 @@ export class Leases {
       void opening.then(opened => opened.close()).catch(() => {})
     }
   }
+}
+
+function notServed({ registry, package: name, topHash }: LeaseBody): string {
+  return `${registry}/${name}@${topHash} is not mounted here, and its registry was not allowed`
+}
+
+/** Throws ACCESS_DENIED for a physical key that leads out, as far as its text says. */
+function requireWithin({ physicalKey, size, hash }: ObjectSpec, bounds: readonly Places[]): void {
+  if (bounds.every(places => isWithin(physicalKey, places))) return
+  throw new BobbinError(
+    'ACCESS_DENIED',
+    `${formatPhysicalKey(physicalKey)} (${size} bytes, ${hash.type} ${hash.hex}) is outside of what is served`,
+  )
+}
+
+/** What files have to lie in when they are opened. Of two bounds the narrower one, as folders that are in both. */
+function foldersOf(bounds: readonly Places[]): readonly string[] | undefined {
+  if (bounds.length === 0) return undefined
+  return bounds.map(({ folders }) => folders).reduce((a, b) => [...below(a, b), ...below(b, a)])
+}
+
+function below(inner: readonly string[], outer: readonly string[]): string[] {
+  return inner.filter(folder => outer.includes(folder) || isBelowOne(folder, outer))
 }
 
 async function entryOf(opened: OpenedPackage, ino: number): Promise<Entry> {

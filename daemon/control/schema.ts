@@ -44,6 +44,16 @@ export const LeaseBody = Type.Object(
     topHash: Type.String({ pattern: '^[0-9a-f]{64}$' }),
     inos: Type.Array(Type.Integer({ minimum: 1 }), { maxItems: 200_000 }),
     priority: Type.Union([Type.Literal('demand'), Type.Literal('ahead')]),
+    /** Where bytes may be read from (daemon/quilt/served.ts); default: where the door lets. */
+    places: Type.Optional(
+      Type.Object(
+        {
+          folders: Type.Array(Type.String({ pattern: '^/' })),
+          buckets: Type.Union([Type.Literal('any'), Type.Array(Type.String())]),
+        },
+        Closed,
+      ),
+    ),
   },
   Closed,
 )

@@ -13,6 +13,8 @@ export interface FetchVerifiedOptions extends JobOptions {
   /** Names the object in messages; an entry's key. */
   readonly label?: string | undefined
   readonly log: Log
+  /** Folders that a file has to lie in; `undefined`: anywhere. */
+  readonly within?: readonly string[] | undefined
   /** Called before the second try. */
   readonly onRefetch?: () => void
   /** Do not try twice: the caller knows another place. */
@@ -63,10 +65,11 @@ async function fetchOnce(
   options: FetchVerifiedOptions,
 ): Promise<void> {
   const { physicalKey, size, hash } = spec
+  const { within } = options
   // A first try may have left more bytes than there are.
   if (isFresh) ftruncateSync(fd, 0)
   const isByChunk = hash.type === 'sha2-256-chunked' && chunkCount(size) > 1
-  const job = { kind: 'fetch', key: physicalKey, objectBytes: size, hashType: hash.type, fd, isFresh } as const
+  const job = { kind: 'fetch', key: physicalKey, within, objectBytes: size, hashType: hash.type, fd, isFresh } as const
   const found = isByChunk ? await fetchChunks(workers, spec, fd, isFresh, options) : await workers.fetch(job, options)
   if (found === hash.hex) return
   throw new BobbinError(
@@ -91,7 +94,8 @@ async function fetchChunks(
   const fetchChunk = async (index: number): Promise<Buffer> => {
     const start = index * chunk
     const range = { start, length: Math.min(chunk, spec.size - start) }
-    const job = { kind: 'fetch', key: spec.physicalKey, objectBytes: spec.size, fd, isFresh } as const
+    const { within } = options
+    const job = { kind: 'fetch', key: spec.physicalKey, within, objectBytes: spec.size, fd, isFresh } as const
     const hex = await workers.fetch({ ...job, range, hashType: 'SHA256' }, { signal, onBytes: progress.next() })
     return Buffer.from(hex, 'hex')
   }

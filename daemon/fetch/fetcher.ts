@@ -34,6 +34,8 @@ export interface FetchOptions {
   readonly label?: string | undefined
   /** Default: `demand`. */
   readonly priority?: Priority | undefined
+  /** Folders that a file has to lie in when it is read; `undefined`: anywhere. What is in the store is not read from there. */
+  readonly within?: readonly string[] | undefined
 }
 
 export interface FetchStats {
@@ -114,7 +116,7 @@ export class Fetcher {
   }
 
   async #open(spec: ObjectSpec, options: FetchOptions): Promise<StoredObject> {
-    const id = `${objectId(spec)}:${spec.size}`
+    const id = flightId(spec, options.within)
     for (;;) {
       throwIfAborted(options.signal)
       throwIfAborted(this.#closing.signal)
@@ -151,7 +153,7 @@ export class Fetcher {
     await Promise.allSettled(flights.map(flight => flight.object))
   }
 
-  #start(id: string, spec: ObjectSpec, { label, priority }: FetchOptions): Flight {
+  #start(id: string, spec: ObjectSpec, { label, priority, within }: FetchOptions): Flight {
     // What is only fetched ahead leaves room for those that somebody waits for.
     const max = priority === 'ahead' ? WAITING_MAX / 2 : WAITING_MAX
     if (this.#line.waiting >= max)
@@ -159,7 +161,7 @@ export class Fetcher {
     const controller = new AbortController()
     const flight: Flight = {
       // Begins only when somebody has asked for it, and so knows whether it is demanded.
-      object: Promise.resolve().then(() => this.#openOrFetch(spec, label, flight)),
+      object: Promise.resolve().then(() => this.#openOrFetch(spec, { label, within }, flight)),
       controller,
       place: undefined,
       isDemanded: false,
@@ -198,7 +200,7 @@ export class Fetcher {
     if (this.#flights.get(id) === flight) this.#flights.delete(id)
   }
 
-  async #openOrFetch(spec: ObjectSpec, label: string | undefined, flight: Flight): Promise<StoredObject> {
+  async #openOrFetch(spec: ObjectSpec, options: FetchOptions, flight: Flight): Promise<StoredObject> {
     const { signal } = flight.controller
     try {
       const present = await this.#store.open(spec)
@@ -207,7 +209,7 @@ export class Fetcher {
         return present
       }
       const priority = flight.isDemanded ? 'demand' : 'ahead'
-      flight.place = this.#line.run(spec.size, priority, () => this.#fetch(spec, label, signal))
+      flight.place = this.#line.run(spec.size, priority, () => this.#fetch(spec, { ...options, signal }))
       return await flight.place.result
     } catch (error) {
       if (hasCode(error, 'OBJECT_CORRUPT')) this.#counts.refused++
@@ -216,13 +218,14 @@ export class Fetcher {
     }
   }
 
-  async #fetch(spec: ObjectSpec, label: string | undefined, signal: AbortSignal): Promise<StoredObject> {
+  async #fetch(spec: ObjectSpec, { label, within, signal }: FetchOptions): Promise<StoredObject> {
     throwIfAborted(signal)
     const reservation = await this.#store.reserve(spec.size, { signal })
     try {
       await fetchVerified(this.#workers, spec, reservation.fd, {
         signal,
         label,
+        within,
         log: this.#log,
         onRefetch: () => {
           this.#counts.refetches++
@@ -237,6 +240,12 @@ export class Fetcher {
       reservation.discard()
     }
   }
+}
+
+/** Callers with different rights share no fetch: what one of them may read is no reason that another one gets it. */
+function flightId(spec: ObjectSpec, within: readonly string[] | undefined): string {
+  const id = `${objectId(spec)}:${spec.size}`
+  return within === undefined ? id : `${id}:${JSON.stringify(within)}`
 }
 
 function untilAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {

@@ -25,6 +25,8 @@ export interface FetchJob {
   readonly key: PhysicalKey
   /** Default: the whole object. */
   readonly range?: ByteRange
+  /** Folders that a file has to lie in; `undefined`: anywhere. */
+  readonly within?: readonly string[] | undefined
   /** Of the whole object, as the manifest says. Bytes. */
   readonly objectBytes: number
   /** Of what is fetched. */
@@ -68,11 +70,11 @@ export type Job = FetchJob | HashJob | HashFilesJob | PrepareJob
 
 /** The hash (hex) of the bytes. Throws OBJECT_CORRUPT when the object has another size, and what the source throws. */
 export async function runFetch(job: FetchJob, source: Source, control: JobControl): Promise<string> {
-  const { key, range, objectBytes, fd } = job
+  const { key, range, within, objectBytes, fd } = job
   const start = range?.start ?? 0
   const length = range?.length ?? objectBytes
   const { signal } = control
-  const reading = await source.read(key, range === undefined ? { signal } : { range, signal })
+  const reading = await source.read(key, { range, within, signal })
   const hasher = await createObjectHasher(job.hashType, length)
   let done = 0
   // Leaving the loop early closes the reading, also by the throws.

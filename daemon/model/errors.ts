@@ -61,6 +61,8 @@ export const ERROR_CODES = [
   'NOT_READY',
   /** Too many callers at once, or the service is about to end. */
   'BUSY',
+  /** This door does not serve it, or it is not there, or it failed its check: a stranger is not told which, the log is. */
+  'NOT_SERVED',
   /** A token is missing or wrong. */
   'UNAUTHENTICATED',
   /** A path component is a file. */

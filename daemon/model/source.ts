@@ -32,9 +32,20 @@ export interface ListedKey {
   readonly lastModified: Date | undefined
 }
 
+export interface ReadOptions {
+  /** Default: the whole object. */
+  readonly range?: ByteRange | undefined
+  readonly signal?: AbortSignal | undefined
+  /**
+   * Absolute paths: what was opened has to lie below one of them, whatever links led to it, else ACCESS_DENIED. Nothing
+   * of it is read then. Concerns files alone; `undefined`: anywhere.
+   */
+  readonly within?: readonly string[] | undefined
+}
+
 export interface Source {
   /** Opens an object, or a range of it. */
-  read(key: PhysicalKey, options?: { readonly range?: ByteRange; readonly signal?: AbortSignal }): Promise<Reading>
+  read(key: PhysicalKey, options?: ReadOptions): Promise<Reading>
   /**
    * What lies directly below a folder (an S3 prefix that ends in `/`, or a directory), in the
    * byte order of the names (a folder's counts with its final slash, as in S3), lazily, page by

@@ -39,6 +39,7 @@ const errnoByCode = {
   FUSE_UNAVAILABLE: errno.EIO,
   DAEMON_UNAVAILABLE: errno.EIO,
   PLAN_NOT_FOUND: errno.EIO,
+  NOT_SERVED: errno.EIO,
   CURSOR_FOREIGN: errno.EIO,
   NOT_READY: errno.EIO,
   BUSY: errno.EIO,

@@ -7,11 +7,10 @@
  * thread pool, which nothing can help.
  */
 import { constants, type Dirent } from 'node:fs'
-import { type FileHandle, open, readdir, stat } from 'node:fs/promises'
+import { type FileHandle, open, readdir, readlink, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import {
   BobbinError,
-  type ByteRange,
   type FileKey,
   formatDuration,
   formatPhysicalKey,
@@ -19,24 +18,26 @@ import {
   localError,
   type PhysicalKey,
   type Reading,
+  type ReadOptions,
   type Source,
   systemCode,
   throwIfAborted,
 } from '../../model/index.js'
+import { isBelowOne } from '../../quilt/served.js'
 
 /** Large enough that the thread pool's round trip is small beside the copy, small enough to have many. */
 const READ_BYTES = 512 * 1024
+/** Linux's own, which Node.js does not name: a descriptor of a place, with which nothing can be read. */
+const O_PATH = 0o10000000
 
 export class FileSource implements Source {
   constructor(private readonly ioTimeoutMs: number) {}
 
-  async read(
-    key: PhysicalKey,
-    options: { readonly range?: ByteRange; readonly signal?: AbortSignal } = {},
-  ): Promise<Reading> {
+  async read(key: PhysicalKey, options: ReadOptions = {}): Promise<Reading> {
     const { path } = asFileKey(key)
     throwIfAborted(options.signal)
-    const handle = await this.#open(path)
+    const { within } = options
+    const handle = within === undefined ? await this.#open(path) : await this.#openWithin(path, within)
     try {
       const stats = await this.#bounded(handle.stat(), `stat ${path}`)
       if (!stats.isFile()) throw new BobbinError('OBJECT_GONE', `not a regular file: ${path}`)
@@ -54,8 +55,31 @@ export class FileSource implements Source {
     }
   }
 
-  async #open(path: string): Promise<FileHandle> {
-    const opening = open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
+  /**
+   * Asks the kernel where the file is before it is opened for reading: a descriptor stays what it is, while a path can be
+   * another file's from one call to the next, so whoever exchanges a link meanwhile wins nothing. What lies outside is
+   * not even opened, since that alone does something where it is a device.
+   */
+  async #openWithin(path: string, folders: readonly string[]): Promise<FileHandle> {
+    const place = await this.#open(path, O_PATH)
+    try {
+      const held = `/proc/self/fd/${place.fd}`
+      const found = await this.#bounded(readlink(held), `look up ${path}`)
+      if (!isBelowOne(found, folders))
+        throw new BobbinError('ACCESS_DENIED', `${path} is ${found}, outside of what is served (${folders.join(', ')})`)
+      return await this.#open(held)
+    } catch (error) {
+      throw readError(path, error)
+    } finally {
+      await this.#close(place, path)
+    }
+  }
+
+  async #open(
+    path: string,
+    flags = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY,
+  ): Promise<FileHandle> {
+    const opening = open(path, flags)
     try {
       return await this.#bounded(opening, `open ${path}`)
     } catch (error) {
