@@ -11,6 +11,11 @@ export type LogicalKey = Brand<string, 'LogicalKey'>
 export const COMPONENT_BYTES_MAX = 255
 /** PATH_MAX less its final NUL: a longer key could be listed, but not opened by its path. */
 export const KEY_BYTES_MAX = 4095
+/**
+ * How deep a key may lie. Windows' paths end at 130 components, and programs that walk folders recursively end before
+ * 1,000; only a manifest that was made to be large (`a/a/a/…`) has more.
+ */
+export const COMPONENTS_MAX = 255
 
 /**
  * Why a key cannot be shown in a filesystem, or `undefined` when it can.
@@ -25,7 +30,9 @@ export function keyProblem(key: string): string | undefined {
   if (key.length * 3 > KEY_BYTES_MAX && Buffer.byteLength(key) > KEY_BYTES_MAX) {
     return `the key is over ${KEY_BYTES_MAX} bytes`
   }
-  for (const component of key.split('/')) {
+  const components = key.split('/')
+  if (components.length > COMPONENTS_MAX) return `the key has over ${COMPONENTS_MAX} components`
+  for (const component of components) {
     if (component === '') return 'the key has an empty component'
     if (component === '.' || component === '..') return `the key has a ${JSON.stringify(component)} component`
     if (component.length * 3 > COMPONENT_BYTES_MAX && Buffer.byteLength(component) > COMPONENT_BYTES_MAX) {

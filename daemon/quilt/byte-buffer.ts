@@ -1,3 +1,6 @@
+/** Up to here a loop beats a call into native code. */
+const LOOP_BYTES_MAX = 256
+
 /** Grows by what is appended: the canonical text of many rows, since a hash update per row would cost more than the hash. */
 export class ByteBuffer {
   #buffer: Buffer = Buffer.alloc(0)
@@ -12,7 +15,11 @@ export class ByteBuffer {
   bytes(source: Uint8Array, from: number, to: number): void {
     const buffer = this.#roomFor(to - from)
     let at = this.#length
-    // Short pieces, where a loop beats a call into native code.
+    if (to - from > LOOP_BYTES_MAX) {
+      buffer.set(source.subarray(from, to), at)
+      this.#length += to - from
+      return
+    }
     for (let i = from; i < to; i++) buffer[at++] = source[i]!
     this.#length = at
   }
@@ -26,6 +33,11 @@ export class ByteBuffer {
     let at = this.#length
     for (let i = 0; i < text.length; i++) buffer[at++] = text.charCodeAt(i)
     this.#length = at
+  }
+
+  /** Takes back what was appended behind the first `length` bytes. */
+  truncate(length: number): void {
+    this.#length = length
   }
 
   #roomFor(length: number): Buffer {

@@ -4,95 +4,153 @@
  *
  * Source: format.md section 3; vectors `canonical_json`.
  */
+import { ByteBuffer } from './byte-buffer.js'
 import { DEPTH_MAX, decodeString, JsonScanner, JsonSyntaxError } from './json-bytes.js'
 
 /** Python refuses to convert longer integers. */
 const INTEGER_DIGITS_MAX = 4300
 
 /**
- * The canonical form of the one JSON value in [from, to); pure ASCII. `without` leaves one key out
- * of the outermost object (the header's obsolete `top_hash`). Throws JsonSyntaxError.
+ * How often the bytes of a text may be moved to put them in order. An object out of order moves all that lies in it, so
+ * 1,000 of them, one in the other, would move 8 MB for seconds; honest metadata has a few levels.
  */
-export function canonicalJson(
+const MOVES_MAX = 120
+
+/** The text, and how much may still be moved to put it in order. Bytes. */
+class CanonicalScanner extends JsonScanner {
+  movableBytes = 0
+}
+
+interface CanonicalOptions {
+  /** Left out of the outermost object (the header's obsolete `top_hash`). */
+  readonly without?: string
+}
+
+/** The canonical form of the one JSON value in [from, to); pure ASCII. Throws JsonSyntaxError. */
+export function canonicalJson(bytes: Buffer, from: number, to: number, options?: CanonicalOptions): string {
+  const out = new ByteBuffer()
+  appendCanonicalJson(out, bytes, from, to, options)
+  return Buffer.from(out.written).toString('latin1')
+}
+
+/**
+ * Appends the canonical form as bytes: a value of millions of small parts would take fifty times its size as strings.
+ * After a JsonSyntaxError, `out` has a part of it.
+ */
+export function appendCanonicalJson(
+  out: ByteBuffer,
   bytes: Buffer,
   from: number,
   to: number,
-  options?: { readonly without?: string },
-): string {
-  const scanner = new JsonScanner()
+  options?: CanonicalOptions,
+): void {
+  const scanner = new CanonicalScanner()
   scanner.start(bytes, from, to)
-  const text = canonicalValue(scanner, 0, options?.without)
+  scanner.movableBytes = MOVES_MAX * (to - from)
+  appendValue(out, scanner, 0, options?.without)
   scanner.expectEnd()
-  return text
 }
 
-function canonicalValue(scanner: JsonScanner, depth: number, without?: string): string {
+function appendValue(out: ByteBuffer, scanner: CanonicalScanner, depth: number, without?: string): void {
   switch (scanner.peek()) {
     case 0x22:
-      return canonicalString(scanner)
+      appendString(out, scanner)
+      return
     case 0x7b:
-      return canonicalObject(scanner, depth, without)
+      appendObject(out, scanner, depth, without)
+      return
     case 0x5b:
-      return canonicalArray(scanner, depth)
+      appendArray(out, scanner, depth)
+      return
     default: {
       const from = scanner.at
       scanner.skipValue(depth)
-      return canonicalToken(scanner.bytes.toString('latin1', from, scanner.at), from)
+      out.ascii(canonicalToken(scanner.bytes.toString('latin1', from, scanner.at), from))
     }
   }
 }
 
-function canonicalObject(scanner: JsonScanner, depth: number, without?: string): string {
+function appendObject(out: ByteBuffer, scanner: CanonicalScanner, depth: number, without?: string): void {
   if (depth > DEPTH_MAX) scanner.fail(`nested deeper than ${DEPTH_MAX}`)
   scanner.at++
+  out.ascii('{')
   if (scanner.peek() === 0x7d) {
     scanner.at++
-    return '{}'
+    out.ascii('}')
+    return
   }
-  // Written out at once while the keys come sorted, as they mostly do; put in order at the end otherwise.
-  const members: { readonly key: string; readonly text: string }[] = []
+  // Keys mostly come sorted; members are put in order afterwards where they do not.
+  const keys: string[] = []
+  const starts: number[] = []
   let isSorted = true
   do {
     scanner.skipSpace()
     const from = scanner.at
     scanner.skipString()
+    const keyEnd = scanner.at
     const isPlain = scanner.wasPlain
     const key = isPlain
-      ? scanner.bytes.toString('latin1', from + 1, scanner.at - 1)
-      : decodeString(scanner.bytes, from + 1, scanner.at - 1)
+      ? scanner.bytes.toString('latin1', from + 1, keyEnd - 1)
+      : decodeString(scanner.bytes, from + 1, keyEnd - 1)
     scanner.expect(0x3a, '":"')
-    const text = `${isPlain ? `"${key}"` : quote(key)}:${canonicalValue(scanner, depth + 1)}`
-    if (key === without) continue
-    if (members.length > 0 && compareCodePoints(members.at(-1)!.key, key) >= 0) isSorted = false
-    members.push({ key, text })
+    const start = out.length
+    if (isPlain) out.bytes(scanner.bytes, from, keyEnd)
+    else out.ascii(quote(key))
+    out.ascii(':')
+    appendValue(out, scanner, depth + 1)
+    out.ascii(',')
+    if (key === without) {
+      out.truncate(start)
+      continue
+    }
+    if (keys.length > 0 && compareCodePoints(keys.at(-1)!, key) >= 0) isSorted = false
+    keys.push(key)
+    starts.push(start)
   } while (!scanner.isLast(0x7d))
-  return `{${(isSorted ? members : inOrder(members)).map(member => member.text).join(',')}}`
+  if (!isSorted) {
+    scanner.movableBytes -= out.length - starts[0]!
+    if (scanner.movableBytes < 0) scanner.fail('too many objects that are out of order lie in each other')
+    putInOrder(out, keys, starts)
+  }
+  if (keys.length > 0) out.truncate(out.length - 1)
+  out.ascii('}')
 }
 
-/** Sorted by code point; the last of repeated keys wins, as in Python's dict. */
-function inOrder(members: readonly { readonly key: string; readonly text: string }[]) {
-  const lastOfKey = new Map(members.map(member => [member.key, member]))
-  return [...lastOfKey.values()].sort((a, b) => compareCodePoints(a.key, b.key))
+/**
+ * Members begin at `starts` and end with a comma. Sorted by code point; the last of repeated keys wins, as in Python's
+ * dict.
+ */
+function putInOrder(out: ByteBuffer, keys: readonly string[], starts: readonly number[]): void {
+  const first = starts[0]!
+  const text = Buffer.from(out.written.subarray(first))
+  out.truncate(first)
+  const lastOfKey = new Map(keys.map((key, i) => [key, i]))
+  for (const i of [...lastOfKey.values()].sort((a, b) => compareCodePoints(keys[a]!, keys[b]!)))
+    out.bytes(text, starts[i]! - first, (starts[i + 1] ?? first + text.length) - first)
 }
 
-function canonicalArray(scanner: JsonScanner, depth: number): string {
+function appendArray(out: ByteBuffer, scanner: CanonicalScanner, depth: number): void {
   if (depth > DEPTH_MAX) scanner.fail(`nested deeper than ${DEPTH_MAX}`)
   scanner.at++
+  out.ascii('[')
   if (scanner.peek() === 0x5d) {
     scanner.at++
-    return '[]'
+    out.ascii(']')
+    return
   }
-  const elements: string[] = []
-  do elements.push(canonicalValue(scanner, depth + 1))
-  while (!scanner.isLast(0x5d))
-  return `[${elements.join(',')}]`
+  do {
+    appendValue(out, scanner, depth + 1)
+    out.ascii(',')
+  } while (!scanner.isLast(0x5d))
+  out.truncate(out.length - 1)
+  out.ascii(']')
 }
 
-function canonicalString(scanner: JsonScanner): string {
+function appendString(out: ByteBuffer, scanner: CanonicalScanner): void {
   const from = scanner.at
   scanner.skipString()
-  if (scanner.wasPlain) return scanner.bytes.toString('latin1', from, scanner.at)
-  return quote(decodeString(scanner.bytes, from + 1, scanner.at - 1))
+  if (scanner.wasPlain) out.bytes(scanner.bytes, from, scanner.at)
+  else out.ascii(quote(decodeString(scanner.bytes, from + 1, scanner.at - 1)))
 }
 
 /** By Unicode code point. JavaScript's own order is by UTF-16 unit: wrong for U+E000..U+FFFF against astral characters. */

@@ -39,6 +39,8 @@ export interface Compiled {
 
 /** More than anybody reads; a manifest of nothing but hostile rows must not fill the memory. */
 const QUARANTINED_MAX = 10_000
+/** Of the keys of these rows. */
+const QUARANTINED_KEY_BYTES_MAX = 16 * 1024 * 1024
 
 /** The rows are not in tree order: they have to be sorted first. */
 export class OutOfOrder extends Error {}
@@ -50,6 +52,7 @@ export class Compilation {
   readonly #topHash = createHash('sha256')
   #spans: Partial<Record<HeaderSpanName, CheckedSpan>> = {}
   readonly #quarantined: Quarantined[] = []
+  #quarantinedKeyBytes = 0
   /** The key before this one in tree order, sound or not. */
   #last: KeyPlace | undefined
   #lastRow = 0
@@ -121,6 +124,10 @@ export class Compilation {
       return false
     }
     if (this.#isBelowFile(key, row)) return false
+    if (this.writer.hasTooManyDirectories(key.text, key.from, key.to)) {
+      this.#refuse(row, key, 'with it, the package has more directories than its rows can account for')
+      return false
+    }
     this.writer.addFile({
       words: piece.nodes,
       at: file * NODE_WORDS,
@@ -163,6 +170,9 @@ export class Compilation {
     this.#quarantined.push({ row, key, reason })
     if (this.#quarantined.length > QUARANTINED_MAX)
       refuseRow(row, `over ${QUARANTINED_MAX} rows would have to be left out`)
+    this.#quarantinedKeyBytes += to - from
+    if (this.#quarantinedKeyBytes > QUARANTINED_KEY_BYTES_MAX)
+      refuseRow(row, `keys of over ${QUARANTINED_KEY_BYTES_MAX} bytes would have to be left out`)
   }
 
   finish(file: { sha256: string; bytes: number }): Compiled {

@@ -8,7 +8,7 @@
  */
 import { closeSync, openSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import { BobbinError, compareTreeOrder, KEY_BYTES_MAX, type TopHash } from '../model/index.js'
+import { BobbinError, COMPONENTS_MAX, compareTreeOrder, KEY_BYTES_MAX, type TopHash } from '../model/index.js'
 import { BlockWriter, writeAll } from './block-writer.js'
 import {
   BLOCK_BYTES,
@@ -67,6 +67,17 @@ export interface PackageTotals {
   readonly quarantined: readonly Quarantined[]
 }
 
+/** A package has at most these, and one more for each DIRECTORY_BYTES of its rows. */
+const DIRECTORIES_FREE = 1000
+/**
+ * A directory's node takes 96 bytes of the index. An honest row pays for its directories: each stands in both of its
+ * keys, and 20 directories that hold one file alone would have to be usual before a package met this. So an index is
+ * at most nine times as large as its manifest, where keys like `a/a/a/…` made it 47 times as large.
+ */
+const DIRECTORY_BYTES = 16
+/** What the shortest row has beside its keys. */
+const ROW_BYTES_MIN = 100
+
 interface OpenDirectory {
   /** Index of its `/` in the path. */
   readonly end: number
@@ -91,6 +102,9 @@ export class IndexWriter {
   #directoryMetas: Iterator<DirectoryMeta> = [][Symbol.iterator]()
   #nextMeta: DirectoryMeta | undefined
   #lastFileSize = 0
+  #directories = 0
+  /** What the rows so far must have in the manifest: what they have beside their keys, and those. */
+  #rowBytes = 0
 
   /** Both paths are created, and must not exist. The caller removes them after a failure; `scratchPath` always. */
   constructor(path: string, scratchPath: string) {
@@ -131,6 +145,23 @@ export class IndexWriter {
     return found
   }
 
+  /** Would the file at [from, to) make more directories than the manifest's bytes allow? */
+  hasTooManyDirectories(key: Buffer, from: number, to: number): boolean {
+    const rowBytes = this.#rowBytes + ROW_BYTES_MIN + to - from
+    if (this.#directories + COMPONENTS_MAX <= DIRECTORIES_FREE + rowBytes / DIRECTORY_BYTES) return false
+    let added = 0
+    for (let i = from + this.#sharedBytes(key, from, to); i < to; i++) if (key[i] === 0x2f) added++
+    return this.#directories + added > DIRECTORIES_FREE + rowBytes / DIRECTORY_BYTES
+  }
+
+  /** Bytes that the key at [from, to) has in common with the open directories; their last slash may be among them. */
+  #sharedBytes(key: Buffer, from: number, to: number): number {
+    const end = this.#open.at(-1)?.end ?? -1
+    let same = 0
+    while (same <= end && same < to - from && this.#path[same] === key[from + same]) same++
+    return same
+  }
+
   /** Adds a file: sound, after all before it in tree order, and no duplicate. */
   addFile(file: ScannedFile): void {
     const { words, at, text, keyFrom, keyTo } = file
@@ -144,6 +175,7 @@ export class IndexWriter {
     view[node.at + NODE.row] = file.row
     putU64(view, node.at + NODE.keyOffset, this.#keysBytes)
     this.#keysBytes += physicalBytes
+    this.#rowBytes += ROW_BYTES_MIN + keyTo - keyFrom + physicalBytes
     this.#entries++
     this.#lastFileSize = getU64(words, at + NODE.size)
     this.#entryBytes += this.#lastFileSize
@@ -162,16 +194,15 @@ export class IndexWriter {
   /** Closes and opens directories for the key at [from, to); returns where its last component starts. */
   #enterDirectoryOf(key: Buffer, from: number, to: number): number {
     const path = this.#path
-    const openEnd = this.#open.at(-1)?.end ?? -1
     const keyBytes = to - from
-    let same = 0
-    while (same <= openEnd && same < keyBytes && path[same] === key[from + same]) same++
+    const same = this.#sharedBytes(key, from, to)
     while (this.#open.length > 0 && this.#open.at(-1)!.end >= same) this.#closeDirectory()
     let nameStart = (this.#open.at(-1)?.end ?? -1) + 1
     for (let i = nameStart; i < keyBytes; i++) {
       path[i] = key[from + i]!
       if (path[i] !== 0x2f) continue
       const firstChild = this.#depth(this.#open.length + 2).count
+      this.#directories++
       this.#open.push({ end: i, nameStart, firstChild, meta: this.#nextMeta && this.#metaOf(i) })
       nameStart = i + 1
     }

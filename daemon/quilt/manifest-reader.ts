@@ -10,8 +10,11 @@ import { BobbinError, localError, throwIfAborted } from '../model/index.js'
 
 /** Large enough that a piece's journey to a worker costs nothing beside its parsing. */
 export const PIECE_BYTES = 256 * 1024
-/** quilt3 writes at most 1,000,000 bytes by default; a setting of its user may raise that. */
-const ROW_BYTES_MAX = 64 * 1024 * 1024
+/**
+ * quilt3 writes at most 1,000,000 bytes by default; a setting of its user may raise that. Each piece that is under way
+ * may be as long, and takes four times its bytes to scan.
+ */
+const ROW_BYTES_MAX = 8 * 1024 * 1024
 
 export interface ManifestPiece {
   /** Whole rows, each with its newline but perhaps the last of the file; in the memory that was asked for. */

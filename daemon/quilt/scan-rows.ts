@@ -7,6 +7,7 @@ import { isUtf8 } from 'node:buffer'
 import { crc32 } from 'node:zlib'
 import {
   BobbinError,
+  COMPONENTS_MAX,
   compareTreeBytes,
   HASH_TYPES,
   KEY_BYTES_MAX,
@@ -220,8 +221,10 @@ export class RowScanner {
     if (!row.isKeyPlain || keyBytes > KEY_BYTES_MAX) return keyProblem(row.key)
     const text = this.#text.memory
     const to = from + keyBytes
+    let components = 0
     for (let start = from, i = from; i <= to; i++) {
       if (i < to && text[i] !== 0x2f) continue
+      if (++components > COMPONENTS_MAX) return keyProblem(row.key)
       const length = i - start
       // Empty, longer than a name may be, or starting with a dot and perhaps nothing else: the full check says which.
       if (length === 0 || length > 255 || (length <= 2 && text[start] === 0x2e)) {

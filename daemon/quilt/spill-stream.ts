@@ -6,6 +6,8 @@ import { writeAll } from './block-writer.js'
 export class ScratchFile {
   readonly fd: number
   #end = 0
+  /** What all streams of this file keep in memory. */
+  memoryBytes = 0
   constructor(path: string) {
     this.fd = openSync(path, 'wx+', 0o600)
   }
@@ -16,6 +18,10 @@ export class ScratchFile {
     this.#end += piece.length
     return at
   }
+  /** What was written to it. */
+  get bytes(): number {
+    return this.#end
+  }
   close(): void {
     closeSync(this.fd)
   }
@@ -24,6 +30,8 @@ export class ScratchFile {
 const SPILL_BYTES_MIN = 96 * 32
 /** What one depth keeps in memory of its nodes, and of its names; a whole number of nodes. */
 const SPILL_BYTES_MAX = 96 * 4096
+/** What all streams of a file may keep together; beyond it they spill in small pieces. A tree of usual depth takes 10 MiB. */
+const MEMORY_BYTES_MAX = 32 * 1024 * 1024
 
 /** A growing stream of bytes that keeps its end in memory and the rest in the scratch file. */
 export class SpillStream {
@@ -33,7 +41,9 @@ export class SpillStream {
   readonly #spilled: { at: number; length: number }[] = []
   #spilledBytes = 0
 
-  constructor(private readonly scratch: ScratchFile) {}
+  constructor(private readonly scratch: ScratchFile) {
+    scratch.memoryBytes += SPILL_BYTES_MIN
+  }
 
   get bytes(): number {
     return this.#spilledBytes + this.#filled
@@ -58,8 +68,11 @@ export class SpillStream {
   }
 
   #makeRoom(): void {
-    if (this.#buffer.length < SPILL_BYTES_MAX) {
-      const larger = Buffer.from(new ArrayBuffer(Math.min(this.#buffer.length * 4, SPILL_BYTES_MAX)))
+    const bytes = Math.min(this.#buffer.length * 4, SPILL_BYTES_MAX)
+    const more = bytes - this.#buffer.length
+    if (more > 0 && this.scratch.memoryBytes + more <= MEMORY_BYTES_MAX) {
+      this.scratch.memoryBytes += more
+      const larger = Buffer.from(new ArrayBuffer(bytes))
       this.#buffer.copy(larger, 0, 0, this.#filled)
       this.#buffer = larger
       this.words = new Uint32Array(larger.buffer)

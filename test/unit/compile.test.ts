@@ -1,4 +1,5 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
@@ -36,6 +37,9 @@ async function compile(t: Test, text: string | Buffer, topHash: string, options:
   t.teardown(() => index.close())
   return index
 }
+
+/** So that rows are no longer than their keys make them. */
+const KEY_OF_ONE_BYTE = { physical_keys: ['s3://bucket/k'] }
 
 const keysOf = (index: PackageIndex) => [...index.entries()].map(entry => entry.key as string)
 
@@ -175,6 +179,67 @@ t.test('compileManifest refuses hostile rows by row and key, and --quarantine le
       }
     })
   }
+})
+
+t.test('compileManifest refuses a manifest that would make an index many times its size (S94)', async t => {
+  const deep = Array.from({ length: 400 }, (_, i) => fileRow(`${i}${'/a'.repeat(2045)}`, KEY_OF_ONE_BYTE))
+  t.match((await refusal(t, manifestText(deep))).message, /^row 2 of the manifest, key "0\/a\/a.*over 255 components/)
+
+  // As deep as a key may be, 4 bytes a directory.
+  const bushy = Array.from({ length: 400 }, (_, i) => fileRow(`${i}${'/abc'.repeat(254)}`, KEY_OF_ONE_BYTE))
+  const error = await refusal(t, manifestText(bushy))
+  t.equal(error.code, 'PACKAGE_REFUSED')
+  t.match(error.message, /^row \d+ of the manifest, key "\d+\/abc\/abc.*more directories than its rows/)
+  const index = await compile(t, manifestText(bushy), topHashOf(bushy), { quarantine: true })
+  t.ok(index.facts.quarantined > 0 && index.facts.entries > 2, 'some of it can be shown')
+  t.ok(statSync(index.path).size < 9 * manifestText(bushy).length + 200_000)
+
+  const honest = Array.from({ length: 2000 }, (_, i) =>
+    fileRow(`sub-${i}/ses-01/anat/run-1/raw/v1/a/b/c/d/e/f/image.nii.gz`),
+  )
+  t.equal((await compile(t, manifestText(honest), topHashOf(honest))).facts.entries, honest.length)
+})
+
+t.test('compileManifest bounds the length of rows, of keys, and of what is left out (S94)', async t => {
+  const long = fileRow('a', { meta: { user_meta: 'x'.repeat(9 * 2 ** 20) } })
+  t.match((await refusal(t, manifestText([long]))).message, /a row of over 8388608 bytes/)
+  t.match((await refusal(t, manifestText([], { user_meta: 'x'.repeat(9 * 2 ** 20) }))).message, /a row of over/)
+  for (const row of [fileRow('k'.repeat(70_000)), { logical_key: `${'k'.repeat(70_000)}/`, meta: { a: 1 } }]) {
+    // Behind `z`, so that rows are sorted.
+    const text = manifestText([fileRow('z'), fileRow('y'), row])
+    t.match(
+      (await refusal(t, text, undefined, { quarantine: true })).message,
+      /row 4 .*logical_key is over 65536 bytes/,
+    )
+  }
+  const many = Array.from({ length: 300 }, (_, i) => fileRow(`${i}${'k'.repeat(60_000)}`, KEY_OF_ONE_BYTE))
+  t.match(
+    (await refusal(t, manifestText(many), undefined, { quarantine: true })).message,
+    /keys of over 16777216 bytes/,
+  )
+  const nested = `${'{"b":1,"a":'.repeat(900)}"${'x'.repeat(50_000)}"${'}'.repeat(900)}`
+  const row = manifestText([fileRow('a')]).replace('"meta":{}', `"meta":{"user_meta":${nested}}`)
+  t.match((await refusal(t, row)).message, /row 2 .*too many objects that are out of order/)
+})
+
+t.test('compileManifest reads a row of millions of values in little memory (S94)', async t => {
+  const values = `[${'0,'.repeat(3 * 2 ** 20)}{"b":0,"a":1}]`
+  const folder = t.testdir({
+    manifest: manifestText([fileRow('a')]).replace('"meta":{}', `"meta":{"user_meta":${values}}`),
+  })
+  const options = {
+    manifestPath: join(folder, 'manifest'),
+    indexPath: join(folder, 'index'),
+    topHash: '0'.repeat(64),
+    registry: S3,
+  }
+  const compileUrl = new URL('../../daemon/quilt/compile.js', import.meta.url).href
+  const script = `import { compileManifest } from ${JSON.stringify(compileUrl)}
+    await compileManifest(${JSON.stringify(options)}).catch(error => console.log(error.code))`
+  const child = spawnSync(process.execPath, ['--max-old-space-size=40', '--input-type=module', '-e', script], {
+    encoding: 'utf8',
+  })
+  t.equal(child.stdout, 'MANIFEST_CORRUPT\n', child.stderr.slice(0, 500))
 })
 
 t.test('compileManifest takes keys that are merely unusual', async t => {
