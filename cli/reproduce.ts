@@ -2,24 +2,28 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import type { DaemonClient } from '../daemon/control/client.js'
-import { BobbinError } from '../daemon/model/index.js'
+import { BobbinError, hasCode } from '../daemon/model/index.js'
 import { openPackage } from '../daemon/quilt/package-cache.js'
 import { type Context, referenceOf, withContext } from './context.js'
 import { runKey } from './record/dsse.js'
 import { readLedger } from './record/ledger.js'
 import type { RunFacts, RunMount } from './record/run-facts.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
-import { type CodeIdentity, restoreCode } from './run/code.js'
-import { findEngine } from './run/container.js'
-import { identifyImage } from './run/image.js'
+import { type CodeIdentity, findCode, restoreCode } from './run/code.js'
+import { type EngineName, findEngine } from './run/container.js'
+import { askedBy, type Replay, replayOf } from './run/from-record.js'
+import { type ImageIdentity, identifyImage } from './run/image.js'
 import { compareOutputs } from './run/outputs.js'
-import { checkCode, type FoundCode, prepareOutputs } from './run/preflight.js'
+import { checkCode, type FoundCode, Problems, prepareOutputs } from './run/preflight.js'
+import { parseRights, refuseUnlessAllowed } from './run/rights.js'
 import { startRun } from './run/start.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
 
 export interface ReproduceFlags extends CommonFlags {
   readonly version: string
+  /** Rights that the record may use (run/rights.ts). */
+  readonly allow?: readonly string[]
   readonly output?: string
 }
 
@@ -54,21 +58,20 @@ async function again(
   context: Context,
 ): Promise<void> {
   const { output, signal } = context
+  const { replay, allowed } = await checked(facts, flags, context)
   const codeDir = facts.code === undefined ? undefined : join(scratch, 'code')
-  if (codeDir !== undefined) await restoreCode(facts.code!, record.file('source.diff'), codeDir, signal)
+  if (codeDir !== undefined)
+    await restoreCode(facts.code!, record.file('source.diff'), codeDir, { isTrusted: allowed.has('code'), signal })
   const outcome = await startRun(
     {
       version: flags.version,
       state: stateDir(),
-      container: await containerOf(facts, signal),
-      command: facts.command,
-      cwd: resolve(codeDir ?? '', facts.cwd ?? ''),
-      env: facts.env,
-      passed: passedOf(facts),
-      mounts: facts.mounts.map(({ registry, package: name, topHash, target }) => {
-        const source = `${registry}/${name}@${topHash}`
-        return { asked: `${source}:${target}`, source, target }
-      }),
+      container: await containerOf(facts, replay, signal),
+      command: replay.command,
+      cwd: resolve(codeDir ?? '', replay.cwd ?? ''),
+      env: replay.env,
+      passed: replay.passed,
+      mounts: replay.mounts,
       code: codeDir === undefined ? undefined : await restoredCode(codeDir, facts.code!),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
       withLoader: facts.loaderSocket !== null,
@@ -118,15 +121,28 @@ async function restoredCode(dir: string, { remote, ref }: CodeIdentity): Promise
   return { identity: { ...identity, remote, ref }, diff }
 }
 
-/** Throws INVALID_ARGUMENT: their values are in no record. */
-function passedOf({ passed = [] }: RunFacts): readonly string[] {
-  const missing = passed.filter(name => process.env[name] === undefined)
-  if (missing.length === 0) return passed
-  const names = missing.join(', ')
-  throw new BobbinError(
-    'INVALID_ARGUMENT',
-    `the run was given ${names}, and records hold no such values: export ${names}`,
-  )
+/**
+ * Before anything is started. Throws INVALID_ARGUMENT for what `bobbin run` does not write, for rights that were not allowed, and
+ * for variables whose values are missing, since they are in no record.
+ */
+async function checked(facts: RunFacts, { allow }: ReproduceFlags, { output }: Context) {
+  const allowed = parseRights(allow)
+  const replay = replayOf(facts)
+  const asked = askedBy(replay, facts.code && (await findCode(facts.code)))
+  const problems = new Problems()
+  await problems.try(() => refuseUnlessAllowed(asked, allowed))
+  await problems.try(() => {
+    const missing = replay.passed.filter(name => process.env[name] === undefined)
+    if (missing.length === 0) return
+    const names = missing.join(', ')
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `the run was given ${names}, and records hold no such values: export ${names}`,
+    )
+  })
+  problems.throwIfAny()
+  for (const { right, what } of asked) output.note(`bobbin: allowed: ${right}: ${what}`)
+  return { replay, allowed }
 }
 
 function outputDirOf({ outputDir }: RunFacts, { output }: ReproduceFlags, note: (text: string) => void) {
@@ -135,14 +151,25 @@ function outputDirOf({ outputDir }: RunFacts, { output }: ReproduceFlags, note: 
 }
 
 /** Throws OBJECT_GONE when the image is not to be had any more, or is another one. */
-async function containerOf({ image, engine, options }: RunFacts, signal: AbortSignal) {
-  if (image === undefined || engine.name === 'host') return undefined
+async function containerOf({ image, engine }: RunFacts, replay: Replay, signal: AbortSignal) {
+  if (image === undefined || replay.image === undefined || engine.name === 'host') return undefined
   const found = await findEngine(engine.name, signal)
-  const again = await identifyImage(found.name, image.reference, { signal, onPull: () => {} })
+  const again = await identifyImage(found.name, replay.image, { signal, onPull: () => {} })
   const isSame = again.digest === image.digest || (again.id !== null && again.id === image.id)
   if (!isSame)
     throw new BobbinError('OBJECT_GONE', `${image.reference} is ${again.digest} here, the record has ${image.digest}`)
-  return { engine: found, image: { ...again, asked: image.asked, reference: image.reference }, options }
+  const asked = (await isNameOf(image.asked, again, found.name, signal)) ? image.asked : again.asked
+  return { engine: found, image: { ...again, asked, reference: replay.image }, options: replay.options }
+}
+
+/** A record may call its image what it likes; the new one says so only where that is a name of what runs now. */
+async function isNameOf(name: string, { digest }: ImageIdentity, program: EngineName, signal: AbortSignal) {
+  try {
+    return (await identifyImage(program, name, { signal, onPull: undefined })).digest === digest
+  } catch (error) {
+    if (hasCode(error, 'INVALID_ARGUMENT', 'OBJECT_GONE')) return false
+    throw error
+  }
 }
 
 /** What the first run opened, in the order in which it did: asked for while the command is on its way. */

@@ -8,15 +8,9 @@ import { type Context, type PackageFlags, sourceConfigOf, withContext } from './
 import { targetOf, workflowOf } from './push.js'
 import { runKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
-import {
-  checkBindable,
-  type EngineFlags,
-  type EngineName,
-  engineOptions,
-  findEngine,
-  refuseEngineFlags,
-} from './run/container.js'
+import { checkBindable, type EngineName, findEngine } from './run/container.js'
 import { parseMountWish } from './run/data.js'
+import { type EngineFlags, engineOptions, refuseEngineFlags } from './run/engine-options.js'
 import { identifyImage } from './run/image.js'
 import { checkCode, checkMounting, Problems, prepareOutputs } from './run/preflight.js'
 import { addressOf, pushOutputs } from './run/push-outputs.js'

@@ -13,7 +13,7 @@ import {
   statSync,
   utimesSync,
 } from 'node:fs'
-import { dirname, join, relative, resolve } from 'node:path'
+import { dirname, isAbsolute, join, relative, resolve } from 'node:path'
 import { BobbinError, type ErrorCode } from '../../daemon/model/index.js'
 import { runQuietly } from './process.js'
 
@@ -250,46 +250,107 @@ async function hasCommit(folder: string, commit: string): Promise<boolean> {
   )
 }
 
-async function folderWith(commit: string, folders: readonly (string | undefined)[]): Promise<string | undefined> {
-  for (const folder of folders) if (folder !== undefined && (await hasCommit(folder, commit))) return folder
-  return undefined
+/** Where a record's code is to be had, as far as can be told without asking anybody there. */
+export interface CodePlace {
+  /** The repository of this folder, where it has the commit. */
+  readonly here: string | undefined
+  /** The record's folder, where there is a repository on this machine. */
+  readonly folder: string | undefined
+  readonly remote: Remote | undefined
+  /** What it takes of this machine or of its user's keys, in words; undefined: nothing. */
+  readonly asks: string | undefined
+}
+
+interface Remote {
+  readonly url: string
+  /** Anybody gets the same from there: neither a file of this machine nor a key of its user is used. */
+  readonly isPublic: boolean
+}
+
+const PUBLIC_PROTOCOLS = ['https', 'http', 'git']
+const OWN_PROTOCOLS = ['ssh', 'file']
+
+/** Undefined: no place that git is asked for code. Others (`ext::`, `fd::`) are programs that a remote's name would start. */
+function parseRemote(url: string): Remote | undefined {
+  if (/^-|\p{Cc}/u.test(url) || /^[\w+.-]+::/.test(url)) return undefined
+  const protocol = /^([a-z][a-z0-9+.-]*):\/\//i.exec(url)?.[1]?.toLowerCase()
+  // A path, or scp's way of naming a host.
+  if (protocol === undefined) return { url, isPublic: false }
+  const isPublic = PUBLIC_PROTOCOLS.includes(protocol)
+  return isPublic || OWN_PROTOCOLS.includes(protocol) ? { url, isPublic } : undefined
+}
+
+/** Throws INVALID_ARGUMENT for a commit that is none. */
+export async function findCode(code: CodeIdentity): Promise<CodePlace> {
+  // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
+  if (!/^[0-9a-f]{40,64}$/.test(code.commit))
+    throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
+  const own = await topFolder('.')
+  const here = own !== undefined && (await hasCommit(own, code.commit)) ? own : undefined
+  const isThere = isAbsolute(code.folder) && !code.folder.includes('\0') && existsSync(join(code.folder, '.git'))
+  const folder = isThere && here === undefined ? code.folder : undefined
+  const remote = code.remote === null ? undefined : parseRemote(code.remote)
+  const isRemoteOwn = here === undefined && remote !== undefined && !remote.isPublic
+  const places = [...(folder === undefined ? [] : [folder]), ...(isRemoteOwn ? [remote.url] : [])]
+  return { here, folder, remote, asks: places.length === 0 ? undefined : places.join(', or ') }
 }
 
 /**
- * Puts the code of a record into a new folder: the commit, from where it was, the repository of this folder or its remote, the diff on top, and its
- * submodules. Throws OBJECT_GONE, and FOLDER_DIFFERS when what comes of it is not the tree of the record.
+ * Puts the code of a record into a new folder: the commit, from where `findCode` found it, the diff on top, and its
+ * submodules. Unless `isTrusted`, neither a file of this machine nor a key of its user is used for it, but for the
+ * repository of this folder. Throws OBJECT_GONE, and FOLDER_DIFFERS when what comes of it is not the tree of the record.
  */
 export async function restoreCode(
   code: CodeIdentity,
   diffPath: string,
   target: string,
-  signal?: AbortSignal,
+  { isTrusted, signal }: { readonly isTrusted: boolean; readonly signal?: AbortSignal },
 ): Promise<void> {
-  // From a record, which may be anybody's: git takes what begins with a hyphen for an option.
-  if (!/^[0-9a-f]{40,64}$/.test(code.commit))
-    throw new BobbinError('INVALID_ARGUMENT', `the record's ${JSON.stringify(code.commit)} is not a commit`)
-  const here = await folderWith(code.commit, [code.folder, await topFolder('.')])
-  const source = here ?? code.remote
-  if (source === null)
+  const place = await findCode(code)
+  const folder = isTrusted && place.folder !== undefined && (await hasCommit(place.folder, code.commit))
+  const here = place.here ?? (folder ? place.folder : undefined)
+  const remote = isTrusted || place.remote?.isPublic ? place.remote?.url : undefined
+  const source = here ?? remote
+  if (source === undefined)
     throw new BobbinError(
       'OBJECT_GONE',
-      `the code ${code.commit} is neither in ${code.folder} nor at a remote: run this in a clone that has that commit`,
+      `the code ${code.commit} is neither in ${code.folder} nor at a remote that can be asked: run this in a clone that has that commit`,
     )
-  await clone(code.commit, source, target, signal)
+  const limits = { isTrusted, mayReadFolders: isTrusted || here !== undefined, signal }
+  await clone(code.commit, source, target, limits)
   // What .gitmodules names is often relative to it.
-  if (here !== undefined && code.remote !== null) await git(target, ['remote', 'set-url', '--', 'origin', code.remote])
+  if (here !== undefined && place.remote !== undefined)
+    await git(target, ['remote', 'set-url', '--', 'origin', place.remote.url])
   if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
   await git(target, ['checkout-index', '--all', '--index'], { signal })
-  await restoreSubmodules(target, here, signal)
+  await restoreSubmodules(target, here, limits)
+}
+
+interface CloneLimits {
+  readonly isTrusted: boolean
+  /** Repositories in folders of this machine may be read. */
+  readonly mayReadFolders: boolean
+  readonly signal: AbortSignal | undefined
+}
+
+/** Git asks no others. Keys are ours to use, or not: helpers give passwords for any address that a record has. */
+function limitsOf({ isTrusted, mayReadFolders, signal }: CloneLimits): GitOptions {
+  const protocols = [...PUBLIC_PROTOCOLS, ...(isTrusted ? ['ssh'] : []), ...(mayReadFolders ? ['file'] : [])]
+  return {
+    env: { GIT_ALLOW_PROTOCOL: protocols.join(':') },
+    settings: isTrusted ? AS_RECORDED : [...AS_RECORDED, ...settings('credential.helper=', 'core.askPass=')],
+    signal,
+    code: 'OBJECT_GONE',
+  }
 }
 
 /** With the commit in its index, and no files yet. */
-async function clone(commit: string, source: string, target: string, signal?: AbortSignal): Promise<void> {
+async function clone(commit: string, source: string, target: string, limits: CloneLimits): Promise<void> {
   const args = ['clone', '--quiet', '--no-checkout', ...AS_RECORDED, '--', source, target]
-  await git(dirname(target), args, { signal, code: 'OBJECT_GONE' })
+  await git(dirname(target), args, limitsOf(limits))
   if (!(await hasCommit(target, commit)))
     throw new BobbinError('OBJECT_GONE', `there is no commit ${commit} in ${source}`)
   await git(target, ['update-ref', '--no-deref', 'HEAD', commit])
@@ -297,21 +358,21 @@ async function clone(commit: string, source: string, target: string, signal?: Ab
 }
 
 /** From where they lie in the folder that the code is from, pushed or not; else from where .gitmodules has them. */
-async function restoreSubmodules(target: string, folder: string | undefined, signal?: AbortSignal): Promise<void> {
+async function restoreSubmodules(target: string, folder: string | undefined, limits: CloneLimits): Promise<void> {
   for (const { path, commit } of await submodulesOf(target)) {
     const inside = join(target, path)
     const here = folder && join(folder, path)
     if (here !== undefined && (await hasCommit(here, commit))) {
-      await clone(commit, here, inside, signal)
+      await clone(commit, here, inside, limits)
       const remote = await text(here, 'remote', 'get-url', 'origin').catch(() => undefined)
       if (remote !== undefined) await git(inside, ['remote', 'set-url', '--', 'origin', remote])
-      await git(inside, ['checkout-index', '--all', '--index'], { signal })
-      await restoreSubmodules(inside, here, signal)
+      await git(inside, ['checkout-index', '--all', '--index'], { signal: limits.signal })
+      await restoreSubmodules(inside, here, limits)
     } else {
       // Who has a folder of ours may name others; a record from elsewhere may not.
-      const settings = [...AS_RECORDED, ...(folder === undefined ? [] : ['-c', 'protocol.file.allow=always'])]
+      const mayReadFolders = limits.isTrusted && folder !== undefined
       const args = ['submodule', '--quiet', 'update', '--init', '--recursive', '--', path]
-      await git(target, args, { settings, signal, code: 'OBJECT_GONE' })
+      await git(target, args, limitsOf({ ...limits, mayReadFolders }))
     }
   }
 }

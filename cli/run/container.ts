@@ -2,52 +2,12 @@
 import { readFileSync } from 'node:fs'
 import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
 import type { RunMount } from '../record/run-facts.js'
+import { type EngineOption, formatEngineOption } from './engine-options.js'
 import { firstLine, type ImageIdentity } from './image.js'
 import { runQuietly } from './process.js'
 
 export const ENGINES = ['docker', 'podman'] as const
 export type EngineName = (typeof ENGINES)[number]
-
-/** What is passed on as it is. */
-export interface EngineFlags {
-  readonly gpus?: string
-  readonly shmSize?: string
-  readonly ulimit?: readonly string[]
-  readonly ipc?: string
-  readonly user?: string
-  readonly workdir?: string
-  readonly network?: string
-  readonly cpus?: string
-  readonly memory?: string
-  readonly entrypoint?: string
-  readonly volume?: readonly string[]
-}
-
-const FLAG_NAMES = {
-  gpus: '--gpus',
-  shmSize: '--shm-size',
-  ulimit: '--ulimit',
-  ipc: '--ipc',
-  user: '--user',
-  workdir: '--workdir',
-  network: '--network',
-  cpus: '--cpus',
-  memory: '--memory',
-  entrypoint: '--entrypoint',
-  volume: '--volume',
-} as const satisfies Record<keyof EngineFlags, string>
-
-/** Throws INVALID_ARGUMENT for what a run without an engine would not heed: a limit, say, that somebody relies on. */
-export function refuseEngineFlags(flags: EngineFlags & { readonly engine?: EngineName }): void {
-  const given = Object.entries({ engine: '--engine', ...FLAG_NAMES })
-    .filter(([flag]) => flags[flag as keyof typeof flags] !== undefined)
-    .map(([, name]) => name)
-  if (given.length === 0) return
-  throw new BobbinError('INVALID_ARGUMENT', `${given.join(', ')}: for containers alone, and --host starts none`)
-}
-
-/** NVIDIA's for its framework images: the default 64 MB of /dev/shm end DataLoader's workers with a bus error. */
-const GPU_DEFAULTS = { shmSize: '8g', ulimit: ['memlock=-1', 'stack=67108864'] }
 
 export interface EngineFacts {
   readonly name: EngineName
@@ -83,26 +43,6 @@ export async function findEngine(wish: EngineName | undefined, signal: AbortSign
   )
 }
 
-export function engineOptions(flags: EngineFlags): string[] {
-  const gpus = flags.gpus !== undefined
-  const shmSize = flags.shmSize ?? (gpus && flags.ipc === undefined ? GPU_DEFAULTS.shmSize : undefined)
-  const ulimit = flags.ulimit ?? (gpus ? GPU_DEFAULTS.ulimit : [])
-  const one = (name: string, value: string | undefined) => (value === undefined ? [] : [`--${name}=${value}`])
-  return [
-    ...one('gpus', flags.gpus),
-    ...one('shm-size', shmSize),
-    ...ulimit.map(limit => `--ulimit=${limit}`),
-    ...one('ipc', flags.ipc),
-    ...one('user', flags.user),
-    ...one('workdir', flags.workdir),
-    ...one('network', flags.network),
-    ...one('cpus', flags.cpus),
-    ...one('memory', flags.memory),
-    ...one('entrypoint', flags.entrypoint),
-    ...(flags.volume ?? []).map(volume => `--volume=${volume}`),
-  ]
-}
-
 export interface Binding {
   readonly source: string
   readonly target: string
@@ -129,7 +69,7 @@ export function containerCommand(options: {
   /** Names; their values come from the engine's client, so that they are in no command line. */
   readonly passed: readonly string[]
   readonly bindings: readonly Binding[]
-  readonly engineOptions: readonly string[]
+  readonly engineOptions: readonly EngineOption[]
 }): string[] {
   const { engine, runId, image, command, env, passed, bindings } = options
   return [
@@ -144,7 +84,7 @@ export function containerCommand(options: {
     ...bindings.map(mountOption),
     ...Object.entries(env).map(([key, value]) => `--env=${key}=${value}`),
     ...passed.map(name => `--env=${name}`),
-    ...options.engineOptions,
+    ...options.engineOptions.map(formatEngineOption),
     '--',
     image.reference,
     ...command,

@@ -27,9 +27,14 @@ export function parseMountWish(text: string, isContainer: boolean): MountWish {
   if (!match)
     throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: say PKG:/PATH, like s3://BUCKET/NS/NAME@3722a4:/data`)
   const [, source, target] = match
-  if (isContainer && (!target!.startsWith('/') || /[,\n"]/.test(target!) || resolve(target!) === '/'))
+  if (isContainer && !isContainerTarget(target!))
     throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: ${target} is no absolute path for a container`)
   return { asked: text, source: source!, target: isContainer ? resolve(target!) : target! }
+}
+
+/** Engines take their options for mounts as CSV, and `/` is the image's. */
+export function isContainerTarget(target: string): boolean {
+  return target.startsWith('/') && !/[,\n"\0]/.test(target) && resolve(target) !== '/'
 }
 
 /** Resolves, and mounts below `folder` (in containers) or at the target itself. What was mounted is undone by `undo`. */

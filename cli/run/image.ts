@@ -60,7 +60,7 @@ export async function identifyImage(
     throw new BobbinError('OBJECT_GONE', `the image ${asked} is not here: it is pulled once nothing else is the matter`)
   if (found === undefined) {
     onPull?.()
-    const { status, stderr } = await runQuietly(program, ['pull', '--quiet', asked], { signal })
+    const { status, stderr } = await runQuietly(program, ['pull', '--quiet', '--', asked], { signal })
     if (status !== 0) {
       const code = NOT_NOW.test(stderr.toString('utf8')) ? 'UPSTREAM_UNAVAILABLE' : 'OBJECT_GONE'
       throw new BobbinError(code, `the image ${asked} cannot be had: ${firstLine(stderr)}`)
@@ -120,7 +120,7 @@ async function platformManifest(
 ): Promise<string | null | undefined> {
   // The engine speaks plain HTTP to this machine by itself, its client does not.
   const insecure = /^(localhost|127(\.\d+){3})[:/]/.test(pushed) ? ['--insecure'] : []
-  const args = ['manifest', 'inspect', '--verbose', ...insecure, pushed]
+  const args = ['manifest', 'inspect', '--verbose', ...insecure, '--', pushed]
   const { status, stdout } = await runQuietly(program, args, { signal, timeoutMs: ANSWER_MS })
   if (status !== 0) return undefined
   interface Described {

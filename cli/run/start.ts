@@ -21,6 +21,7 @@ import {
   removeContainer,
 } from './container.js'
 import { type MountWish, mountFor, unmountAll } from './data.js'
+import { type EngineOption, formatEngineOption } from './engine-options.js'
 import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
 import type { ImageIdentity } from './image.js'
@@ -35,7 +36,7 @@ export interface RunWish {
   readonly state: string
   /** undefined: a bare process. */
   readonly container:
-    | { readonly engine: EngineFacts; readonly image: ImageIdentity; readonly options: readonly string[] }
+    | { readonly engine: EngineFacts; readonly image: ImageIdentity; readonly options: readonly EngineOption[] }
     | undefined
   readonly command: readonly string[]
   /** Of a bare process. */
@@ -198,7 +199,7 @@ function factsOf(
     command,
     env,
     ...(passed.length > 0 && { passed }),
-    options: container?.options ?? [],
+    options: (container?.options ?? []).map(formatEngineOption),
     ...(container !== undefined && { image: container.image }),
     ...(code !== undefined && { code }),
     mounts: [],
@@ -253,8 +254,8 @@ async function execute(
     }),
     ...wish.env,
   }
-  const workdir =
-    facts.code === undefined || options.some(text => text.startsWith('--workdir=')) ? [] : [`--workdir=${INSIDE.code}`]
+  const hasWorkdir = facts.code === undefined || options.some(({ name }) => name === 'workdir')
+  const workdir: EngineOption[] = hasWorkdir ? [] : [{ name: 'workdir', value: INSIDE.code }]
   const line = containerCommand({
     engine: engine.name,
     runId: facts.runId,

@@ -9,7 +9,7 @@ import { mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startDocker } from '../support/docker.js'
 import { startHeldServer } from '../support/held-server.js'
 import { parentOf, processesWith } from '../support/processes.js'
-import { exitOf, isComplete, type RunAnswer, Runs, started } from '../support/runs.js'
+import { ALLOW_CODE, exitOf, isComplete, type RunAnswer, Runs, started } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -76,7 +76,10 @@ t.test('a record whose package is gone starts no container', async t => {
   const elsewhere = new Runs(join(folder, 'elsewhere'), docker.env)
   t.teardown(() => elsewhere.cli.try('stop', '--force'))
   mkdirSync(elsewhere.code, { recursive: true })
-  for (const verb of [['record', 'verify'], ['reproduce']]) {
+  for (const verb of [
+    ['record', 'verify'],
+    ['reproduce', ...ALLOW_CODE],
+  ]) {
     const { status, stderr } = await elsewhere.bobbin(...verb, run.record)
     t.equal(status, 10, stderr)
     t.match(stderr, gone.topHash.slice(0, 12))

@@ -9,7 +9,17 @@ import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.j
 import { startHeldServer } from '../support/held-server.js'
 import { bobbinPath } from '../support/parts.js'
 import { parentOf, processesWith } from '../support/processes.js'
-import { exitOf, factsOf, isComplete, type RunAnswer, Runs, readsOf, started } from '../support/runs.js'
+import {
+  ALLOW_CODE,
+  ALLOW_HOST,
+  exitOf,
+  factsOf,
+  isComplete,
+  type RunAnswer,
+  Runs,
+  readsOf,
+  started,
+} from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -215,6 +225,39 @@ t.test("nothing is done because a stranger's record says so (S53)", async t => {
   t.equal((await runs.bobbin('record', 'verify', stranger!)).status, 13)
 })
 
+t.test(
+  "a stranger's bare process starts only for who allows it, and its record has what it was given (S76, S77)",
+  async t => {
+    const hit = join(folder, 'allowed')
+    const run = await runs.run('--host', '--no-code', '-e', 'MODE=2', ...mount, ...shell('echo "$MODE" > "$0"'), hit)
+    const record = join(folder, 'sent')
+    cpSync(run.record, record, { recursive: true })
+    const facts = factsOf(run)
+    rmSync(hit)
+    const count = () => readdirSync(join(runs.state, 'runs')).length
+    const before = count()
+    const refused = await runs.bobbin('reproduce', record)
+    t.equal(refused.status, 2)
+    for (const words of ['MODE=2 sh -c', `${written.topHash} mounted at ${data}`, '--allow host'])
+      t.match(refused.stderr, words)
+    t.match(await runs.bobbin('reproduce', record, '--allow', 'code'), { status: 2, stderr: /--allow host/ })
+    t.match(await runs.bobbin('reproduce', record, '--allow', 'all'), { status: 2, stderr: /no such right/ })
+    t.notOk(existsSync(hit), 'nothing was started')
+    t.equal(count(), before)
+    t.same(mountsBelow(folder), [])
+    const again = await runs.bobbin('reproduce', record, ...ALLOW_HOST, '--json')
+    t.equal(again.status, 0, again.stderr)
+    t.match(again.stderr, /allowed: host: MODE=2 sh -c/)
+    t.equal(readFileSync(hit, 'utf8'), '2\n')
+    const { command, env, options, mounts, cwd } = factsOf(JSON.parse(again.stdout) as RunAnswer)
+    t.same({ command, env, options, cwd }, { command: facts.command, env: { MODE: '2' }, options: [], cwd: facts.cwd })
+    t.same(
+      mounts.map(one => [one.topHash, one.target, one.asked]),
+      [[written.topHash, data, `${written.reference}:${data}`]],
+    )
+  },
+)
+
 t.test('a record is the same on another machine, whose runs are left alone', async t => {
   const run = await runs.run('--host', ...mount, ...shell(`cat ${at(1)} > /dev/null`))
   const [command, ...before] = AS_USERS_DO
@@ -400,7 +443,10 @@ t.test('a record whose package is gone is told at once, and one that is cached i
   const elsewhere = new Runs(join(folder, 'elsewhere'))
   t.teardown(() => elsewhere.cli.try('stop', '--force'))
   mkdirSync(elsewhere.code, { recursive: true })
-  for (const verb of [['record', 'verify'], ['reproduce']]) {
+  for (const verb of [
+    ['record', 'verify'],
+    ['reproduce', ...ALLOW_HOST, ...ALLOW_CODE],
+  ]) {
     const { status, stderr } = await elsewhere.bobbin(...verb, run.record)
     t.equal(status, 10, stderr)
     t.match(stderr, gone.topHash.slice(0, 12))
@@ -453,10 +499,10 @@ t.test('names that look like options of git or of a program are names', async t 
       writeFileSync(path, JSON.stringify({ ...facts, code: { ...facts.code, folder: '/nowhere', ...code } }))
     // One that is not in the repository of this folder either.
     edited({ commit: 'f'.repeat(40) })
-    const cloned = await runs.bobbin('reproduce', made.record)
+    const cloned = await runs.bobbin('reproduce', made.record, ...ALLOW_HOST, ...ALLOW_CODE)
     t.equal(cloned.status, 10, cloned.stderr)
     edited({ remote: other, commit: '--orphan=x' })
-    const checkedOut = await runs.bobbin('reproduce', made.record)
+    const checkedOut = await runs.bobbin('reproduce', made.record, ...ALLOW_HOST, ...ALLOW_CODE)
     t.equal(checkedOut.status, 13, checkedOut.stderr)
     t.match(checkedOut.stderr, /no record of a run/)
   }

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount, testFolder } from '../support/daemon.js'
-import { type RunAnswer, Runs, statementOf } from '../support/runs.js'
+import { ALLOW_CODE, ALLOW_HOST, type RunAnswer, Runs, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
 t.setTimeout(600_000)
@@ -63,7 +63,7 @@ t.test('a run that ends well becomes a revision, with its hashes and its record'
     mkdirSync(elsewhere.code, { recursive: true })
     const installed = join(folder, 'installed')
     await elsewhere.cli.text('install', model, installed)
-    const again = await elsewhere.bobbin('reproduce', installed, '--json')
+    const again = await elsewhere.bobbin('reproduce', installed, ...ALLOW_HOST, ...ALLOW_CODE, '--json')
     t.equal(again.status, 0, again.stderr)
     t.match(JSON.parse(again.stdout), { equal: true, outputs: [{ path: 'model', change: 'same' }] })
   })
@@ -204,7 +204,7 @@ t.test('what is passed by name alone is in no record', async t => {
   t.match(externalParameters, { env: { PLAIN: 'word' }, envNames: ['SECRET'] })
   for (const name of ['run.json', 'statement.json', 'trace.json'])
     t.notMatch(readFileSync(join(run.record, name), 'utf8'), 'a secret')
-  t.equal((await runs.bobbin('reproduce', run.runId)).status, 0)
+  t.equal((await runs.bobbin('reproduce', run.runId, ...ALLOW_HOST)).status, 0)
   const stranger = new Runs(join(folder, 'stranger'))
   t.teardown(() => stranger.cli.try('stop', '--force'))
   mkdirSync(stranger.code, { recursive: true })

@@ -10,7 +10,17 @@ import { startHeldServer } from '../support/held-server.js'
 import { bobbinPath } from '../support/parts.js'
 import { processesWith } from '../support/processes.js'
 import { writeRegistry } from '../support/registry.js'
-import { exitOf, factsOf, type RunAnswer, Runs, readsOf, started, statementOf } from '../support/runs.js'
+import {
+  ALLOW_CODE,
+  ALLOW_HOST,
+  exitOf,
+  factsOf,
+  type RunAnswer,
+  Runs,
+  readsOf,
+  started,
+  statementOf,
+} from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
 
 t.setTimeout(600_000)
@@ -119,7 +129,7 @@ t.test('changed code has an exact tree of its own, and can be refused', async t 
   const refused = await runs.bobbin('run', '--host', '--require-clean', ...mount, ...train())
   t.equal(refused.status, 2)
   t.match(refused.stderr, /differs from its commit \(1 new files/)
-  const again = await runs.bobbin('reproduce', run.runId, '--json')
+  const again = await runs.bobbin('reproduce', run.runId, ...ALLOW_HOST, '--json')
   t.equal(again.status, 0, again.stderr)
   t.match(JSON.parse(again.stdout), { equal: true })
 })
@@ -236,7 +246,7 @@ t.test('a run can be done again, by what its record says, with an empty cache', 
   const elsewhere = new Runs(join(folder, 'elsewhere'))
   t.teardown(() => elsewhere.cli.try('stop', '--force'))
   mkdirSync(elsewhere.code, { recursive: true })
-  const again = await elsewhere.bobbin('reproduce', run.record, '--json')
+  const again = await elsewhere.bobbin('reproduce', run.record, ...ALLOW_HOST, ...ALLOW_CODE, '--json')
   t.equal(again.status, 0, again.stderr)
   const answer = JSON.parse(again.stdout) as RunAnswer & { readonly equal: boolean }
   t.match(answer, { equal: true, outputs: [{ path: 'model', change: 'same' }] })
@@ -255,7 +265,7 @@ t.test('a run can be done again, by what its record says, with an empty cache', 
     '-c',
     'date +%N > $BOBBIN_OUTPUT/time',
   )
-  const differs = await runs.bobbin('reproduce', random.runId)
+  const differs = await runs.bobbin('reproduce', random.runId, ...ALLOW_HOST)
   t.equal(differs.status, 13)
   t.match(differs.stdout, /changed {2}time/)
 })

@@ -115,7 +115,7 @@ t.test('restoreCode brings the recorded bytes whatever people have set', async t
     '[core]\nautocrlf = true\neol = crlf\nsafecrlf = true\n[apply]\nwhitespace = fix\nignoreWhitespace = change\n',
   )
   const target = join(home, 'restored')
-  await restoreCode(identity, diffPath, target)
+  await restoreCode(identity, diffPath, target, { isTrusted: true })
   for (const [name, text] of Object.entries(changed)) t.equal(readFileSync(join(target, name), 'utf8'), text, name)
   t.equal(await git(target, 'status', '--porcelain', '-z', '--', 'gone.txt', 'run.sh'), 'D  gone.txt\0M  run.sh\0')
   t.equal((await identify(t, target)).identity.tree, identity.tree, 'which is the same code again')
@@ -129,14 +129,18 @@ t.test('restoreCode asks the remote when the folder has not got the commit any m
   const { identity } = await identify(t, code)
   rmSync(code, { recursive: true })
   await repository(code, { 'a.txt': 'another' })
-  await restoreCode(identity, '/nowhere', join(folder, 'another'))
+  await restoreCode(identity, '/nowhere', join(folder, 'another'), { isTrusted: true })
   t.equal(readFileSync(join(folder, 'another/a.txt'), 'utf8'), 'one')
   mkdirSync(join(folder, 'empty/.git'), { recursive: true })
-  await restoreCode({ ...identity, folder: join(folder, 'empty') }, '/nowhere', join(folder, 'broken'))
+  await restoreCode({ ...identity, folder: join(folder, 'empty') }, '/nowhere', join(folder, 'broken'), {
+    isTrusted: true,
+  })
   t.equal(readFileSync(join(folder, 'broken/a.txt'), 'utf8'), 'one')
-  await t.rejects(restoreCode({ ...identity, remote: null }, '/nowhere', join(folder, 'none')), { code: 'OBJECT_GONE' })
+  await t.rejects(restoreCode({ ...identity, remote: null }, '/nowhere', join(folder, 'none'), { isTrusted: true }), {
+    code: 'OBJECT_GONE',
+  })
   const lost = { ...identity, commit: '1'.repeat(40) }
-  await t.rejects(restoreCode(lost, '/nowhere', join(folder, 'lost')), {
+  await t.rejects(restoreCode(lost, '/nowhere', join(folder, 'lost'), { isTrusted: true }), {
     code: 'OBJECT_GONE',
     message: /no commit 1{40} in .*remote/,
   })
@@ -240,18 +244,18 @@ t.test('restoreCode brings submodules, from where the code is from', async t => 
   const diffPath = join(folder, 'source.diff')
   writeFileSync(diffPath, diff!)
   const restored = join(folder, 'restored')
-  await restoreCode(identity, diffPath, restored)
+  await restoreCode(identity, diffPath, restored, { isTrusted: true })
   t.equal(readFileSync(join(restored, 'lib/lib.txt'), 'utf8'), 'LIB')
   t.equal(readFileSync(join(restored, 'lib/leaf/leaf.txt'), 'utf8'), 'leaf')
   t.equal((await identify(t, restored)).identity.tree, identity.tree)
 
   const bare = join(folder, 'bare')
   await git(code, 'clone', '--quiet', code, bare)
-  await restoreCode({ ...clean.identity, folder: bare }, '/nowhere', join(folder, 'again'))
+  await restoreCode({ ...clean.identity, folder: bare }, '/nowhere', join(folder, 'again'), { isTrusted: true })
   t.equal(readFileSync(join(folder, 'again/lib/leaf/leaf.txt'), 'utf8'), 'leaf', 'it has none of them: from their own')
   const elsewhere = { ...clean.identity, folder: '/nowhere', remote: code }
   await t.rejects(
-    restoreCode(elsewhere, '/nowhere', join(folder, 'refused')),
+    restoreCode(elsewhere, '/nowhere', join(folder, 'refused'), { isTrusted: true }),
     { code: 'OBJECT_GONE', message: /file/ },
     'a record from elsewhere names no folders here',
   )
@@ -260,6 +264,9 @@ t.test('restoreCode brings submodules, from where the code is from', async t => 
 t.test('restoreCode ends when it is interrupted', async t => {
   const folder = testFolder(t)
   const { identity } = await identify(t, await repository(join(folder, 'code'), { 'a.txt': 'a' }))
-  const restored = restoreCode(identity, '/nowhere', join(folder, 'restored'), AbortSignal.abort())
+  const restored = restoreCode(identity, '/nowhere', join(folder, 'restored'), {
+    isTrusted: true,
+    signal: AbortSignal.abort(),
+  })
   await t.rejects(restored, { code: 'INTERRUPTED' })
 })

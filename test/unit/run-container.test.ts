@@ -1,29 +1,27 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { containerCommand, engineOptions, refuseEngineFlags } from '../../cli/run/container.js'
+import { containerCommand } from '../../cli/run/container.js'
+import { type EngineFlags, engineOptions, formatEngineOption, refuseEngineFlags } from '../../cli/run/engine-options.js'
 import { identifyImage } from '../../cli/run/image.js'
 
+const printed = (flags: EngineFlags) => engineOptions(flags).map(formatEngineOption)
+
 t.test('engineOptions gives runs with GPUs the memory and limits that DataLoader needs', async t => {
-  t.same(engineOptions({ gpus: 'all' }), [
-    '--gpus=all',
-    '--shm-size=8g',
-    '--ulimit=memlock=-1',
-    '--ulimit=stack=67108864',
-  ])
-  t.same(engineOptions({}), [], 'and others nothing')
+  t.same(printed({ gpus: 'all' }), ['--gpus=all', '--shm-size=8g', '--ulimit=memlock=-1', '--ulimit=stack=67108864'])
+  t.same(printed({}), [], 'and others nothing')
 })
 
 t.test('engineOptions takes what is given instead of what it would give', async t => {
-  t.same(engineOptions({ gpus: '"device=0,1"', shmSize: '1g' }), [
+  t.same(printed({ gpus: '"device=0,1"', shmSize: '1g' }), [
     '--gpus="device=0,1"',
     '--shm-size=1g',
     '--ulimit=memlock=-1',
     '--ulimit=stack=67108864',
   ])
-  t.same(engineOptions({ gpus: '1', ulimit: ['nofile=4096'] }), ['--gpus=1', '--shm-size=8g', '--ulimit=nofile=4096'])
+  t.same(printed({ gpus: '1', ulimit: ['nofile=4096'] }), ['--gpus=1', '--shm-size=8g', '--ulimit=nofile=4096'])
   t.same(
-    engineOptions({ gpus: 'all', ipc: 'host' }),
+    printed({ gpus: 'all', ipc: 'host' }),
     ['--gpus=all', '--ulimit=memlock=-1', '--ulimit=stack=67108864', '--ipc=host'],
     'engines refuse a size for a /dev/shm that is not theirs',
   )
@@ -31,7 +29,7 @@ t.test('engineOptions takes what is given instead of what it would give', async 
 
 t.test('engineOptions puts every value behind its name, so that none is an option', async t => {
   const hostile = '--privileged'
-  const options = engineOptions({
+  const options = printed({
     gpus: hostile,
     shmSize: hostile,
     ulimit: [hostile],

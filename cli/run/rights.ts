@@ -1,0 +1,55 @@
+/**
+ * What a record asks for beyond a container of its own on its own data. A record may be a stranger's, so `reproduce` shows each
+ * of these and starts nothing before the person who typed it has confirmed the kind by `--allow KIND`.
+ */
+import { BobbinError } from '../../daemon/model/index.js'
+import { escapeControls } from '../terminal.js'
+
+/** Each kind with what it means, for `--help`. */
+export const RIGHTS = {
+  host: 'run the command without a container, with all that you may do',
+  code: 'take the code from a repository on this machine, or with your keys',
+  volumes: 'bind folders of this machine',
+  devices: 'use devices (--gpus)',
+  network: "use the host's network, or another container's or a named one",
+  ipc: "share the host's memory segments, or another container's",
+  variables: 'set variables, and pass on values of your own',
+} as const
+export type Right = keyof typeof RIGHTS
+
+export const RIGHT_NAMES = Object.keys(RIGHTS) as readonly Right[]
+
+export interface Asked {
+  readonly right: Right
+  /** What exactly, in words of the record. */
+  readonly what: string
+}
+
+/** Throws INVALID_ARGUMENT for a kind that there is not. */
+export function parseRights(words: readonly string[] = []): ReadonlySet<Right> {
+  const rights = words.map(word => {
+    const right = RIGHT_NAMES.find(name => name === word)
+    if (right !== undefined) return right
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `--allow ${JSON.stringify(word)}: there is no such right, choose of ${RIGHT_NAMES.join(', ')}`,
+    )
+  })
+  return new Set(rights)
+}
+
+/** Throws INVALID_ARGUMENT with all that is asked for and not allowed, and the flags that would allow it. */
+export function refuseUnlessAllowed(asked: readonly Asked[], allowed: ReadonlySet<Right>): void {
+  const missing = asked.filter(({ right }) => !allowed.has(right))
+  if (missing.length === 0) return
+  const flags = RIGHT_NAMES.filter(right => asked.some(one => one.right === right)).map(right => `--allow ${right}`)
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `nothing was started, since the record asks for rights that you have not allowed:${missing.map(lineOf).join('')}` +
+      `\n  if you trust whoever made the record, say ${flags.join(' ')}`,
+  )
+}
+
+function lineOf({ right, what }: Asked): string {
+  return `\n  - ${right}: ${escapeControls(what)}`
+}
