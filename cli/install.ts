@@ -1,7 +1,7 @@
 import { resolve } from 'node:path'
-import picomatch from 'picomatch'
 import { installPackage } from '../daemon/fetch/install.js'
 import { BobbinError, type Entry, formatBytes } from '../daemon/model/index.js'
+import { compileGlobs, quoteGlob } from '../daemon/quilt/globs.js'
 import type { PackageIndex } from '../daemon/quilt/package-index.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
 
@@ -36,12 +36,12 @@ function* selected(index: PackageIndex, patterns: readonly string[]): Generator<
     yield* index.entries()
     return
   }
-  const isMatch = picomatch([...patterns, ...patterns.map(pattern => `${pattern.replace(/\/+$/, '')}/**`)], {
-    dot: true,
-  })
-  const literal = new Set(patterns)
+  const globs = patterns
+    .map(pattern => pattern.replace(/\/+$/, ''))
+    .map(pattern => (index.find(pattern) === undefined ? pattern : quoteGlob(pattern)))
+  const isMatch = compileGlobs([...globs, ...globs.map(glob => `${glob}/**`)])
   for (const { node, key } of index.walk()) {
-    if (node.kind === 'file' && (literal.has(key) || isMatch(key))) yield index.entry(node.ino, key)
+    if (node.kind === 'file' && isMatch(key)) yield index.entry(node.ino, key)
   }
 }
 

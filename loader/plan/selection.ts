@@ -1,7 +1,7 @@
 /** Which entries a plan takes: globs on their keys, and a JMESPath expression over what the manifest says of them. */
 import { compile, type JSONObject, type JSONValue, TreeInterpreter } from '@jmespath-community/jmespath'
-import picomatch from 'picomatch'
 import { BobbinError, type ObjectHash } from '../../daemon/model/index.js'
+import { compileGlobs } from '../../daemon/quilt/globs.js'
 import { formatManifestHash } from '../../daemon/quilt/object-hash.js'
 
 export interface Wanted {
@@ -28,8 +28,8 @@ export class Selector {
 
   /** Throws INVALID_ARGUMENT: a glob or an expression that cannot be read. */
   constructor({ select, exclude, where }: Wanted) {
-    this.#isSelected = globs(select)
-    this.#isExcluded = exclude.length === 0 ? () => false : globs(exclude)
+    this.#isSelected = compileGlobs(select)
+    this.#isExcluded = exclude.length === 0 ? () => false : compileGlobs(exclude)
     this.#expression = where === null ? undefined : compiled(where)
   }
 
@@ -56,17 +56,6 @@ export class Selector {
   /** For who has selected nothing: why, where the expression has to do with it. */
   get firstError(): string | undefined {
     return this.#firstError
-  }
-}
-
-function globs(patterns: readonly string[]): (key: string) => boolean {
-  try {
-    return picomatch([...patterns], { dot: true })
-  } catch (error) {
-    throw new BobbinError(
-      'INVALID_ARGUMENT',
-      `not a glob among ${JSON.stringify(patterns)}: ${error instanceof Error ? error.message : error}`,
-    )
   }
 }
 

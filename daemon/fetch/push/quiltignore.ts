@@ -2,21 +2,36 @@
  * `.quiltignore` as quilt3 reads it: not git's syntax, but one pattern of Python's `fnmatch` a line, put behind a star and a slash
  * and matched with whole paths, so that `*` crosses slashes. A directory that matches, with or without a final
  * slash, is left out with everything below it.
+ *
+ * The folder may be a stranger's, so the patterns become one expression of RE2, which does not backtrack.
  */
+import { RE2JS } from 're2js'
+import { BobbinError } from '../../model/index.js'
 
 /** True: the path is left out. A path starts with a slash, which is the folder itself. */
 export type IgnoreRule = (path: string, isFolder: boolean) => boolean
 
+/** Of all its lines; a path is compared with each character at most once per character of its own. */
+const CHARACTERS_MAX = 65_536
+
+/** Throws INVALID_ARGUMENT for a file that is too long. */
 export function parseQuiltignore(text: string): IgnoreRule {
+  if (text.length > CHARACTERS_MAX)
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `.quiltignore has ${text.length} characters, at most ${CHARACTERS_MAX}: name folders instead of files`,
+    )
   const patterns = text
     .split('\n')
     .filter(rule => rule !== '')
     .map(rule => fnmatch(`*/${rule}`))
-  return (path, isFolder) => patterns.some(pattern => pattern.test(path) || (isFolder && pattern.test(`${path}/`)))
+  if (patterns.length === 0) return () => false
+  const expression = RE2JS.compile(`^(?:${patterns.join('|')})$`, RE2JS.DOTALL)
+  return (path, isFolder) => expression.test(path) || (isFolder && expression.test(`${path}/`))
 }
 
 /** Python's `fnmatch.translate`. */
-function fnmatch(pattern: string): RegExp {
+function fnmatch(pattern: string): string {
   let source = ''
   for (let i = 0; i < pattern.length; i++) {
     const c = pattern[i]!
@@ -32,14 +47,14 @@ function fnmatch(pattern: string): RegExp {
         source += setOf([...pattern.slice(from, end)], isNegated)
         i = end
       }
-    } else source += c.replace(/[\\^$.|+(){}\]/]/, '\\$&')
+    } else source += c.replace(/[\\^$.|+(){}\]]/, '\\$&')
   }
-  return new RegExp(`^${source}$`, 'su')
+  return source
 }
 
 /** A range from z to a holds nothing in Python, and is an error in a pattern here. */
 function setOf(chars: readonly string[], isNegated: boolean): string {
-  const code = (char: string) => `\\u{${char.codePointAt(0)!.toString(16)}}`
+  const code = (char: string) => `\\x{${char.codePointAt(0)!.toString(16)}}`
   let members = ''
   for (let i = 0; i < chars.length; i++) {
     const [low, dash, high] = chars.slice(i, i + 3)
@@ -48,6 +63,9 @@ function setOf(chars: readonly string[], isNegated: boolean): string {
       i += 2
     } else members += code(low!)
   }
-  // An empty set matches nothing here too; negated, anything.
+  // Negated, an empty set matches anything.
+  if (members === '') return isNegated ? '.' : NOTHING
   return `[${isNegated ? '^' : ''}${members}]`
 }
+
+const NOTHING = '[^\\x00-\\x{10ffff}]'
