@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
 import { BobbinError } from '../daemon/model/index.js'
 import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
-import { RIGHTS } from './run/rights.js'
+import { allowFlag, RIGHT_NAMES, RIGHTS } from './run/rights.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
@@ -39,10 +39,7 @@ exit code. Records are in $XDG_STATE_HOME/bobbin/runs (BOBBIN_STATE).
 
 const REPRODUCE_HELP = `
 A record is somebody's words. Its container gets its data, its code, its loader and a folder for outputs. Whatever else the
-record asks for is listed, and nothing is started before you allow each kind of it:
-${Object.entries(RIGHTS)
-  .map(([right, meaning]) => `  --allow ${right.padEnd(11)}${meaning}`)
-  .join('\n')}`
+record asks for is listed, and nothing is started before you allow each kind of it.`
 
 const FILTER_HELP = `
 Keys and metadata of entries stay as they are; metadata of folders and of the package do not come along (--meta).
@@ -253,13 +250,11 @@ common(
   .option('--workflow <id>', "the registry's workflow to follow ('': none)")
   .option('--registry <url>', 'the registry of a package that is named without one')
   .action(async (text, pkg, flags) => (await import('./record.js')).push(text, pkg, flags))
-common(program.command('reproduce <RECORD>').description('the same hashes again, and whether the outputs are equal'))
-  .option('--output <dir>', "where the outputs go (default: the new run's folder)")
-  .option(
-    '--allow <right>',
-    'a right that the record asks for (may be repeated); without it nothing is started',
-    collect,
-  )
+const reproduction = common(
+  program.command('reproduce <RECORD>').description('the same hashes again, and whether the outputs are equal'),
+).option('--output <dir>', "where the outputs go (default: the new run's folder)")
+for (const right of RIGHT_NAMES) reproduction.option(allowFlag(right), `let the record ${RIGHTS[right]}`)
+reproduction
   .addHelpText('after', REPRODUCE_HELP)
   .action(async (text, flags) => (await import('./reproduce.js')).reproduce(text, { ...flags, version }))
 

@@ -15,15 +15,13 @@ import { askedBy, type Replay, replayOf } from './run/from-record.js'
 import { type ImageIdentity, identifyImage } from './run/image.js'
 import { compareOutputs } from './run/outputs.js'
 import { checkCode, type FoundCode, Problems, prepareOutputs } from './run/preflight.js'
-import { parseRights, refuseUnlessAllowed } from './run/rights.js'
+import { type AllowFlags, refuseUnlessAllowed, rightsOf } from './run/rights.js'
 import { startRun } from './run/start.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
 
-export interface ReproduceFlags extends CommonFlags {
+export interface ReproduceFlags extends CommonFlags, AllowFlags {
   readonly version: string
-  /** Rights that the record may use (run/rights.ts). */
-  readonly allow?: readonly string[]
   readonly output?: string
 }
 
@@ -125,8 +123,8 @@ async function restoredCode(dir: string, { remote, ref }: CodeIdentity): Promise
  * Before anything is started. Throws INVALID_ARGUMENT for what `bobbin run` does not write, for rights that were not allowed, and
  * for variables whose values are missing, since they are in no record.
  */
-async function checked(facts: RunFacts, { allow }: ReproduceFlags, { output }: Context) {
-  const allowed = parseRights(allow)
+async function checked(facts: RunFacts, flags: ReproduceFlags, { output }: Context) {
+  const allowed = rightsOf(flags)
   const replay = replayOf(facts)
   const asked = askedBy(replay, facts.code && (await findCode(facts.code)))
   const problems = new Problems()

@@ -1,6 +1,6 @@
 /**
  * What a record asks for beyond a container of its own on its own data. A record may be a stranger's, so `reproduce` shows each
- * of these and starts nothing before the person who typed it has confirmed the kind by `--allow KIND`.
+ * of these and starts nothing before the person who typed it has confirmed the kind by its flag.
  */
 import { BobbinError } from '../../daemon/model/index.js'
 import { escapeControls } from '../terminal.js'
@@ -25,24 +25,23 @@ export interface Asked {
   readonly what: string
 }
 
-/** Throws INVALID_ARGUMENT for a kind that there is not. */
-export function parseRights(words: readonly string[] = []): ReadonlySet<Right> {
-  const rights = words.map(word => {
-    const right = RIGHT_NAMES.find(name => name === word)
-    if (right !== undefined) return right
-    throw new BobbinError(
-      'INVALID_ARGUMENT',
-      `--allow ${JSON.stringify(word)}: there is no such right, choose of ${RIGHT_NAMES.join(', ')}`,
-    )
-  })
-  return new Set(rights)
+/** `--allow-host` and so on, as the command line has them. */
+export type AllowFlags = { readonly [R in Right as `allow${Capitalize<R>}`]?: boolean }
+
+export function allowFlag(right: Right): string {
+  return `--allow-${right}`
+}
+
+export function rightsOf(flags: AllowFlags): ReadonlySet<Right> {
+  const isSet = (right: Right) => flags[`allow${right[0]!.toUpperCase()}${right.slice(1)}` as keyof AllowFlags] === true
+  return new Set(RIGHT_NAMES.filter(isSet))
 }
 
 /** Throws INVALID_ARGUMENT with all that is asked for and not allowed, and the flags that would allow it. */
 export function refuseUnlessAllowed(asked: readonly Asked[], allowed: ReadonlySet<Right>): void {
   const missing = asked.filter(({ right }) => !allowed.has(right))
   if (missing.length === 0) return
-  const flags = RIGHT_NAMES.filter(right => asked.some(one => one.right === right)).map(right => `--allow ${right}`)
+  const flags = RIGHT_NAMES.filter(right => asked.some(one => one.right === right)).map(allowFlag)
   throw new BobbinError(
     'INVALID_ARGUMENT',
     `nothing was started, since the record asks for rights that you have not allowed:${missing.map(lineOf).join('')}` +

@@ -20,8 +20,8 @@ export interface RunAnswer {
 }
 
 /** What a bare process of a record has to be allowed, and one whose code lies in a folder that is not ours. */
-export const ALLOW_HOST = ['--allow', 'host'] as const
-export const ALLOW_CODE = ['--allow', 'code'] as const
+export const ALLOW_HOST = ['--allow-host'] as const
+export const ALLOW_CODE = ['--allow-code'] as const
 
 export class Runs {
   readonly cli: Bobbin

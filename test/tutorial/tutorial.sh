@@ -58,7 +58,7 @@ become second
 : 4. Make the model again from the record in its package.
 bobbin install "$BUCKET/models/animals" model
 bobbin record verify model
-bobbin reproduce model --output again --allow code
+bobbin reproduce model --output again --allow-code
 cmp model/model.safetensors again/model.safetensors
 bobbin status
 

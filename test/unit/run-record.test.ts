@@ -8,7 +8,7 @@ import { findCode } from '../../cli/run/code.js'
 import { containerCommand } from '../../cli/run/container.js'
 import { formatEngineOption, parseEngineOptions, rightsOfOptions } from '../../cli/run/engine-options.js'
 import { askedBy, replayOf } from '../../cli/run/from-record.js'
-import { parseRights, refuseUnlessAllowed } from '../../cli/run/rights.js'
+import { type AllowFlags, refuseUnlessAllowed, rightsOf } from '../../cli/run/rights.js'
 import { testFolder } from '../support/daemon.js'
 
 const digest = `sha256:${'a'.repeat(64)}`
@@ -175,17 +175,16 @@ t.test('what widens rights is listed, all of it, and nothing goes on before each
     asked.map(({ right }) => right),
     ['devices', 'ipc', 'network', 'volumes', 'variables', 'variables'],
   )
-  const allow = ['devices', 'ipc', 'network', 'volumes', 'variables']
-  t.throws(() => refuseUnlessAllowed(asked, parseRights()), {
+  const all = { allowDevices: true, allowIpc: true, allowNetwork: true, allowVolumes: true, allowVariables: true }
+  t.throws(() => refuseUnlessAllowed(asked, rightsOf({})), {
     code: 'INVALID_ARGUMENT',
     message: /--gpus=all.*--ipc=host.*--network=host.*--volume=\/:\/host.*LD_PRELOAD=\/x.*AWS_SECRET_ACCESS_KEY, with/s,
   })
-  for (const left of allow) {
-    const others = allow.filter(one => one !== left)
-    t.throws(() => refuseUnlessAllowed(asked, parseRights(others)), { message: `--allow ${left}` }, left)
+  for (const left of Object.keys(all) as (keyof AllowFlags)[]) {
+    const flag = `--allow-${left.slice('allow'.length).toLowerCase()}`
+    t.throws(() => refuseUnlessAllowed(asked, rightsOf({ ...all, [left]: false })), { message: flag }, left)
   }
-  t.doesNotThrow(() => refuseUnlessAllowed(asked, parseRights(allow)))
-  t.throws(() => parseRights(['everything']), { code: 'INVALID_ARGUMENT', message: /there is no such right/ })
+  t.doesNotThrow(() => refuseUnlessAllowed(asked, rightsOf(all)))
 })
 
 t.test('an option of a network or of memory segments that is not known to be its own is asked about (S76)', async t => {
@@ -203,7 +202,7 @@ t.test('a bare process has all rights of its user, so all that it is given is li
     asked.map(({ right, what }) => `${right}: ${what}`),
     ["host: A=1 sh -c 'rm -rf ~' in /home/u", `host: s3://bucket/cv/coco@${'b'.repeat(64)} mounted at /data`],
   )
-  t.throws(() => refuseUnlessAllowed([{ right: 'host', what: 'a\n  - b\u001b[2J' }], parseRights()), {
+  t.throws(() => refuseUnlessAllowed([{ right: 'host', what: 'a\n  - b\u001b[2J' }], rightsOf({})), {
     message: /a\\u000a {2}- b\\u001b\[2J/,
   })
 })
