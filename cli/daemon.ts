@@ -10,8 +10,9 @@ import { type CommonFlags, readSettings } from './settings.js'
  */
 export async function daemon(flags: CommonFlags): Promise<void> {
   const settings = readSettings(flags)
+  if (process.env.BOBBIN_LINK_FD !== undefined) return runDaemon(settings)
   const { argv } = daemonCommand(settings)
-  if (process.env.BOBBIN_LINK_FD !== undefined || argv[0] === process.execPath) return runDaemon(settings)
+  if (argv[0] === process.execPath) return runDaemon(settings)
   const child = spawn(argv[0]!, argv.slice(1), { stdio: 'inherit' })
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR2'] as const) process.on(signal, () => child.kill(signal))
   process.exitCode = await new Promise<number>((resolve, reject) => {

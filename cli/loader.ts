@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+import { fitsSocket, SOCKET_PATH_BYTES_MAX } from '../daemon/control/doors.js'
 import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/model/index.js'
 import { LOADER_DEFAULTS, type LoaderOptions, TOKEN_HELP } from '../loader/http/options.js'
 import { runLoader } from '../loader/http/service.js'
@@ -24,8 +25,6 @@ interface LoaderFlags extends CommonFlags {
 /** The first descriptor that systemd hands over. */
 const LISTEN_FDS_START = 3
 const TOKEN_LENGTH_MIN = 16
-/** sun_path holds 108 bytes, with its final NUL. */
-const SOCKET_PATH_BYTES_MAX = 107
 
 /** In the foreground, until SIGTERM or Ctrl-C; what it has to say goes to stderr as JSON lines. */
 export async function loader(flags: LoaderFlags): Promise<void> {
@@ -71,7 +70,7 @@ function inheritedSockets(): number[] {
 
 function socketOf(text: string): string {
   const path = resolve(text.replace(/^unix:/, ''))
-  if (Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX) return path
+  if (fitsSocket(path)) return path
   throw new BobbinError(
     'INVALID_ARGUMENT',
     `a socket's path has at most ${SOCKET_PATH_BYTES_MAX} bytes: give a shorter one with --socket instead of ${path}`,

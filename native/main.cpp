@@ -29,7 +29,8 @@ its sockets and the cache's lock handed to it, and started again whenever it die
 and `bobbin daemon`, which start this program.
 
   --cache DIR           the cache folder; its owner is this process
-  --socket PATH         where the daemon's API is reached (default: DIR/daemon.sock)
+  --socket PATH         where the owner reaches the daemon (default: DIR/daemon.sock); beside it lie the sockets
+                        for the group, PATH with .leases.sock and .status.sock
   --user NAME           becomes this user, and keeps CAP_SYS_ADMIN alone
   --mount-below DIR     mounts only below this folder (may be repeated); give it with --user, since the daemon
                         then asks for mounts that it could not make by itself

@@ -4,6 +4,7 @@ import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, rmSync } from '
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { fitsSocket } from '../../daemon/control/doors.js'
 import { BobbinError } from '../../daemon/model/index.js'
 import type { RunFolder } from '../record/run-folder.js'
 
@@ -29,8 +30,6 @@ const START_MS = 30_000
 const STOP_MS = 30_000
 /** For answers under way: well before it is killed, so that it has time to write down what it has delivered. */
 const DRAIN = '15s'
-/** sun_path, less its final NUL. */
-const SOCKET_PATH_BYTES_MAX = 107
 
 export async function startSidecar(
   run: RunFolder,
@@ -38,7 +37,7 @@ export async function startSidecar(
   signal: AbortSignal,
   { offline = false, ioTimeoutMs, registry, stopMs = STOP_MS }: SidecarOptions = {},
 ): Promise<Sidecar> {
-  const isShort = Buffer.byteLength(join(run.file('loader'), 'loader.sock')) <= SOCKET_PATH_BYTES_MAX
+  const isShort = fitsSocket(join(run.file('loader'), 'loader.sock'))
   // Others cannot get this far; whoever is in the container can, by the binding.
   const base = isShort ? run.path : mkdtempSync(join(tmpdir(), 'bobbin-run-'))
   const folder = join(base, 'loader')

@@ -1,7 +1,12 @@
-/** Speaks to the daemon that owns a cache. */
+/**
+ * Speaks to the daemon that owns a cache, at the door that has the right for each call: the owner's where this process
+ * may open it, else the group's.
+ */
+import { accessSync, constants } from 'node:fs'
 import { Agent, request } from 'node:http'
-import { BobbinError } from '../model/index.js'
+import { BobbinError, systemCode } from '../model/index.js'
 import { readOwner } from '../store/index.js'
+import { type Door, doorsFor, type Right } from './doors.js'
 import { errorOf } from './errors.js'
 import type {
   FindAnswer,
@@ -24,52 +29,79 @@ export class DaemonClient {
   /** Connections are kept: a loader asks hundreds of times a second. */
   readonly #agent = new Agent({ keepAlive: true, maxFreeSockets: 64 })
 
+  readonly #paths: Readonly<Partial<Record<Door, string | undefined>>>
+  /** Found once per right. */
+  readonly #open = new Map<Right, string>()
+
+  /** `socketPath`: the owner's door, which has all rights. */
   constructor(
     readonly socketPath: string,
     readonly pid: number,
-  ) {}
+    others: { readonly leases?: string | undefined; readonly status?: string | undefined } = {},
+  ) {
+    this.#paths = { control: socketPath, ...others }
+  }
 
   mount(body: MountBody): Promise<MountFacts> {
-    return this.#call('POST', '/v1/mounts', body)
+    return this.#call('control', 'POST', '/v1/mounts', body)
   }
 
   async unmount(mountpoint: string, force: boolean): Promise<void> {
-    await this.#call('DELETE', '/v1/mounts', { mountpoint, force })
+    await this.#call('control', 'DELETE', '/v1/mounts', { mountpoint, force })
   }
 
   status(): Promise<StatusFacts> {
-    return this.#call('GET', '/v1/status')
+    return this.#call('status', 'GET', '/v1/status')
   }
 
   async stop(force: boolean): Promise<void> {
-    await this.#call('POST', '/v1/stop', { force })
+    await this.#call('control', 'POST', '/v1/stop', { force })
   }
 
   /** However long it takes: the daemon gives up by itself what makes no progress. */
   leaseObjects(body: LeaseBody, signal?: AbortSignal): Promise<LeaseAnswer> {
-    return this.#call('POST', '/v1/objects/lease', body, 0, signal)
+    return this.#call('leases', 'POST', '/v1/objects/lease', body, 0, signal)
   }
 
   async releaseObjects(body: ReleaseBody): Promise<void> {
-    await this.#call('POST', '/v1/objects/release', body)
+    await this.#call('leases', 'POST', '/v1/objects/release', body)
   }
 
   renewOwner(body: RenewBody): Promise<RenewAnswer> {
-    return this.#call('POST', '/v1/objects/renew', body, LIVEZ_TIMEOUT_MS)
+    return this.#call('leases', 'POST', '/v1/objects/renew', body, LIVEZ_TIMEOUT_MS)
   }
 
   findObjects(body: FindBody, signal?: AbortSignal): Promise<FindAnswer> {
-    return this.#call('POST', '/v1/objects/find', body, TIMEOUT_MS, signal)
+    return this.#call('leases', 'POST', '/v1/objects/find', body, TIMEOUT_MS, signal)
   }
 
   async isAlive(): Promise<boolean> {
-    return this.#call('GET', '/livez', undefined, LIVEZ_TIMEOUT_MS).then(
+    return this.#call('status', 'GET', '/livez', undefined, LIVEZ_TIMEOUT_MS).then(
       () => true,
       () => false,
     )
   }
 
-  #call<Answer>(
+  /** Throws ACCESS_DENIED where this process may open no door that has the right. */
+  #doorFor(right: Right): string {
+    const known = this.#open.get(right)
+    if (known !== undefined) return known
+    for (const door of doorsFor[right]) {
+      const path = this.#paths[door]
+      if (path === undefined || !mayOpen(path)) continue
+      this.#open.set(right, path)
+      return path
+    }
+    throw new BobbinError(
+      'ACCESS_DENIED',
+      right === 'control'
+        ? `the daemon (process ${this.pid}) is another user's, and mounts, unmounts and stops for its owner alone: run this as the owner of ${this.socketPath}`
+        : `the daemon (process ${this.pid}) is another user's, and its sockets (${this.socketPath}) are for its owner and group: join that group, or use a cache of your own (--cache)`,
+    )
+  }
+
+  async #call<Answer>(
+    right: Right,
     method: string,
     path: string,
     body?: object,
@@ -77,6 +109,7 @@ export class DaemonClient {
     signal?: AbortSignal,
   ): Promise<Answer> {
     const text = body === undefined ? undefined : JSON.stringify(body)
+    const socketPath = this.#doorFor(right)
     return new Promise((resolve, reject) => {
       const fail = (reason: string, cause?: unknown) =>
         reject(
@@ -88,7 +121,7 @@ export class DaemonClient {
         )
       const call = request(
         {
-          socketPath: this.socketPath,
+          socketPath,
           method,
           path,
           timeout,
@@ -122,5 +155,15 @@ export class DaemonClient {
 export function findDaemon(cacheDir: string): DaemonClient | undefined {
   const { isHeld, facts } = readOwner(cacheDir)
   if (!isHeld || facts?.socketPath === undefined) return undefined
-  return new DaemonClient(facts.socketPath, facts.pid)
+  return new DaemonClient(facts.socketPath, facts.pid, { leases: facts.leasesPath, status: facts.statusPath })
+}
+
+/** Also true of a socket that is not there: then the call says so. */
+function mayOpen(path: string): boolean {
+  try {
+    accessSync(path, constants.W_OK)
+    return true
+  } catch (error) {
+    return systemCode(error) !== 'EACCES'
+  }
 }

@@ -18,9 +18,11 @@ import type { OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
 import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
 import { findBobbinFuse } from './bobbin-fuse.js'
+import { DOORS, type Door, doorPath } from './doors.js'
 import { Leases } from './leases.js'
 import { Mounts } from './mounts.js'
 import type { StatusFacts } from './schema.js'
+import { ServedMounts } from './served-mounts.js'
 import { startServer } from './server.js'
 import { chooseSocketPath } from './socket-path.js'
 
@@ -50,7 +52,14 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const supervisorPid = inherited === undefined ? null : process.ppid
   const ownership = await acquireOwnership(
     cacheDir,
-    { pid: supervisorPid ?? process.pid, socketPath, version: version(), startedAt },
+    {
+      pid: supervisorPid ?? process.pid,
+      socketPath,
+      leasesPath: doorPath(socketPath, 'leases'),
+      statusPath: doorPath(socketPath, 'status'),
+      version: version(),
+      startedAt,
+    },
     { inheritedFd: inherited?.ownerFd },
   )
   const native =
@@ -81,6 +90,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     log,
   })
   const leases = new Leases({ cacheDir, source, offline, fetcher, store, workers, log })
+  const servedMounts = new ServedMounts(() => mounts.list(), options.allow ?? [])
   native?.start(verifiedObjects(store))
   await mounts.begin()
   const stopping = new Promise<string>(resolve => {
@@ -88,9 +98,10 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     void native?.gone.then(() => resolve('bobbin-fuse has gone'))
     void startServer({
       socketPath,
-      listenFd: inherited?.controlFd,
+      listenFds: inherited?.doorFds,
       mounts,
       leases,
+      servedMounts,
       log,
       status,
       stop: () => resolve('stop'),
@@ -145,7 +156,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   await store.close()
   await workers.close()
   source.close()
-  if (inherited === undefined) rmSync(socketPath, { force: true })
+  if (inherited === undefined) for (const door of DOORS) rmSync(doorPath(socketPath, door), { force: true })
   ownership.release()
   if (reason === 'error') throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon could not listen on ${socketPath}`)
 }
@@ -158,21 +169,28 @@ async function crash(error: unknown, log: Log, mounts: Mounts | undefined): Prom
   process.exit(70)
 }
 
+interface Inherited {
+  readonly linkFd: number
+  readonly ownerFd: number
+  readonly doorFds: Readonly<Record<Door, number>>
+  readonly socketPath?: string
+}
+
 /** What bobbin-fuse hands to the daemon that it starts; `undefined`: it did not start this one. */
-function takeInherited():
-  | { readonly linkFd: number; readonly controlFd: number; readonly ownerFd: number; readonly socketPath?: string }
-  | undefined {
+function takeInherited(): Inherited | undefined {
   const take = (name: string) => {
     const text = process.env[name]
     // Not for our own children.
     delete process.env[name]
     return text
   }
-  const fds = ['BOBBIN_LINK_FD', 'BOBBIN_CONTROL_FD', 'BOBBIN_OWNER_FD'].map(take)
-  const [linkFd, controlFd, ownerFd] = fds.map(text => (text === undefined ? undefined : Number(text)))
+  const names = ['LINK', 'OWNER', 'CONTROL', 'LEASES', 'STATUS']
+  const fds = names.map(name => take(`BOBBIN_${name}_FD`)).map(text => (text === undefined ? undefined : Number(text)))
+  const [linkFd, ownerFd, control, leases, status] = fds
   const socketPath = take('BOBBIN_SOCKET')
-  if (linkFd === undefined || controlFd === undefined || ownerFd === undefined) return undefined
-  return { linkFd, controlFd, ownerFd, ...(socketPath !== undefined && { socketPath }) }
+  if (linkFd === undefined || ownerFd === undefined) return undefined
+  if (control === undefined || leases === undefined || status === undefined) return undefined
+  return { linkFd, ownerFd, doorFds: { control, leases, status }, ...(socketPath !== undefined && { socketPath }) }
 }
 
 function* verifiedObjects(store: ObjectStore): Generator<VerifiedObject> {

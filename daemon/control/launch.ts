@@ -1,9 +1,9 @@
 /** Starts the daemon in the background, for a command that needs one. */
 import { spawn } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
+import { accessSync, closeSync, constants, mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { BobbinError, localError } from '../model/index.js'
+import { BobbinError, localError, systemCode } from '../model/index.js'
 import { daemonCommand } from './bobbin-fuse.js'
 import { type DaemonClient, findDaemon } from './client.js'
 import type { DaemonOptions } from './daemon.js'
@@ -19,6 +19,12 @@ const LOG_BYTES_MAX = 10 * 2 ** 20
 export async function ensureDaemon(options: DaemonOptions): Promise<{ client: DaemonClient; isStarted: boolean }> {
   const running = findDaemon(options.cacheDir)
   if (running !== undefined && (await running.isAlive())) return { client: running, isStarted: false }
+  if (!mayStartIn(options.cacheDir)) {
+    throw new BobbinError(
+      'DAEMON_UNAVAILABLE',
+      `no daemon answers for ${options.cacheDir}, and only the owner of that folder can start one: start it as that user (bobbin.service does), or name a cache of your own with --cache`,
+    )
+  }
   const logPath = join(options.cacheDir, 'daemon.log')
   const log = openLog(options.cacheDir, logPath)
   const { argv } = daemonCommand(options)
@@ -42,6 +48,16 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
     if (exitCode !== undefined && client === undefined) break
   }
   throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon did not start; the end of ${logPath}:\n${logTail(logPath)}`)
+}
+
+/** False: the folder is another user's. */
+function mayStartIn(cacheDir: string): boolean {
+  try {
+    accessSync(cacheDir, constants.W_OK)
+    return true
+  } catch (error) {
+    return !['EACCES', 'EROFS'].includes(systemCode(error) ?? '')
+  }
 }
 
 function openLog(cacheDir: string, path: string): number {

@@ -24,6 +24,9 @@ export interface OwnerFacts {
   readonly pid: number
   /** Where it answers; `undefined` for an owner that serves nobody. */
   readonly socketPath?: string | undefined
+  /** Where it takes the cache's group; `undefined` for an owner of an earlier version. */
+  readonly leasesPath?: string | undefined
+  readonly statusPath?: string | undefined
   readonly version: string
   /** Unix time, milliseconds. */
   readonly startedAt: number
@@ -80,6 +83,13 @@ export function readOwner(cacheDir: string): { readonly isHeld: boolean; readonl
     fd = openSync(ownerPath(cacheDir), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
   } catch (error) {
     if (['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')) return { isHeld: false, facts: undefined }
+    if (systemCode(error) === 'EACCES') {
+      throw new BobbinError(
+        'ACCESS_DENIED',
+        `cannot read ${ownerPath(cacheDir)}: the cache is another user's; name one of your own with --cache, or join the group of that folder`,
+        { cause: error },
+      )
+    }
     throw localError(`read ${ownerPath(cacheDir)}`, error)
   }
   try {

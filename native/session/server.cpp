@@ -11,7 +11,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -82,7 +81,7 @@ std::string ownerOf(int fd) {
 }  // namespace
 
 Server::Server(ServerOptions options)
-    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command) {
+    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command), doors_(options_.socket) {
   shared_.threads = options_.threads;
   shared_.mountBelow = options_.mountBelow;
   shared_.withoutPassthrough = options_.withoutPassthrough;
@@ -126,7 +125,7 @@ int Server::run() {
       return refuse(problem, exitCodeOf(problem));
     if (const int error = shared_.files.openFolder(options_.cache); error != 0)
       return refuse("open the store of " + options_.cache + ": " + errorText(error), EXIT_FAILED);
-    if (const std::string problem = listenOn(options_.socket, control_); !problem.empty())
+    if (const std::string problem = doors_.listen(); !problem.empty())
       return refuse(problem, EXIT_FAILED);
     writeOwner();
     recover(link::ServiceManager::stored());
@@ -232,26 +231,11 @@ std::string Server::takeCache() {
 void Server::writeOwner() {
   const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
       std::chrono::system_clock::now().time_since_epoch());
-  const std::string facts = "{" + field("pid", std::int64_t{::getpid()}) + "," +
-                            field("socketPath", options_.socket) + "," + field("version", BOBBIN_VERSION) +
-                            "," + field("startedAt", static_cast<std::int64_t>(now.count())) + "}\n";
+  const std::string facts = "{" + field("pid", std::int64_t{::getpid()}) + "," + doors_.facts() +
+                            "," + field("version", BOBBIN_VERSION) + "," + field("startedAt", static_cast<std::int64_t>(now.count())) + "}\n";
   if (::ftruncate(owner_.get(), 0) != 0 ||
       ::pwrite(owner_.get(), facts.data(), facts.size(), 0) != static_cast<ssize_t>(facts.size()))
     log(Level::warn, "the owner file cannot be written", field("error", errorText(errno)));
-}
-
-std::string Server::listenOn(const std::string& path, Fd& listener) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return "the socket's path is over 107 bytes: " + path;
-  std::memcpy(address.sun_path, path.data(), path.size());
-  listener.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  // Whoever holds the cache's lock is the only one to listen here.
-  ::unlink(path.c_str());
-  if (!listener || ::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      ::chmod(path.c_str(), 0660) != 0 || ::listen(listener.get(), SOMAXCONN) != 0)
-    return "listen on " + path + ": " + errorText(errno);
-  return "";
 }
 
 void Server::startDaemon() {
@@ -263,9 +247,9 @@ void Server::startDaemon() {
   channel_.attach(Fd(ends[0]));
   const Fd theirs(ends[1]);
   reader_ = {};
-  std::vector<link::Inherited> inherited = {{"BOBBIN_CONTROL_FD", control_.get()},
-                                            {"BOBBIN_LINK_FD", theirs.get()},
-                                            {"BOBBIN_OWNER_FD", owner_.get()}};
+  std::vector<link::Inherited> inherited = doors_.inherited();
+  inherited.push_back({"BOBBIN_LINK_FD", theirs.get()});
+  inherited.push_back({"BOBBIN_OWNER_FD", owner_.get()});
   if (const int error = supervisor_.start(inherited); error != 0) {
     log(Level::error, "the daemon cannot be started", field("error", errorText(error)));
     channel_.detach();
@@ -633,7 +617,7 @@ void Server::stopNow() {
 
 void Server::release() {
   mounts_.clear();
-  ::unlink(options_.socket.c_str());
+  doors_.remove();
   if (owner_) ignoreResult(::ftruncate(owner_.get(), 0));
 }
 
@@ -729,7 +713,8 @@ void Server::recover(std::map<std::string, Fd> stored) {
 Fd Server::saveState() const {
   wire::Writer out;
   out.number(STATE_VERSION).number(supervisor_.child()).number(supervisor_.hasGreeted());
-  out.number(channel_.fd()).number(control_.get()).number(owner_.get());
+  out.number(channel_.fd()).number(owner_.get());
+  doors_.save(out);
   out.number(channel_.isOpen()).number(isReady_).number(isStoppedByDaemon_).number(lastMount_);
   putBlob(out, channel_.rest());
   putBlob(out, {reader_.rest().begin(), reader_.rest().end()});
@@ -754,8 +739,8 @@ bool Server::restore(int fd) {
   const auto child = in.number<pid_t>();
   const bool hasGreeted = in.number<std::uint8_t>() != 0;
   Fd link(in.number<int>());
-  control_.reset(in.number<int>());
   owner_.reset(in.number<int>());
+  doors_.restore(in);
   const bool isOpen = in.number<std::uint8_t>() != 0;
   isReady_ = in.number<std::uint8_t>() != 0;
   isStoppedByDaemon_ = in.number<std::uint8_t>() != 0;
@@ -764,7 +749,7 @@ bool Server::restore(int fd) {
   const auto unread = takeBlob(in);
   if (!shared_.known.restore(takeBlob(in)) || !shared_.parked.restore(takeBlob(in))) return false;
   if (shared_.files.openFolder(options_.cache) != 0) return false;
-  for (const int inherited : {link.get(), control_.get(), owner_.get()}) {
+  for (const int inherited : {link.get(), owner_.get()}) {
     if (inherited >= 0) setInherited(inherited, false);
   }
   for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
@@ -837,8 +822,8 @@ bool Server::isFitToUpgrade() const {
 }
 
 std::vector<int> Server::inheritedDescriptors() const {
-  std::vector<int> inherited;
-  for (const int fd : {channel_.fd(), control_.get(), owner_.get()}) {
+  std::vector<int> inherited = doors_.descriptors();
+  for (const int fd : {channel_.fd(), owner_.get()}) {
     if (fd >= 0) inherited.push_back(fd);
   }
   for (const auto& [id, mount] : mounts_) {

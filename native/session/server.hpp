@@ -11,13 +11,14 @@
 #include "link/channel.hpp"
 #include "link/service_manager.hpp"
 #include "link/supervisor.hpp"
+#include "session/doors.hpp"
 #include "session/mount.hpp"
 
 namespace bobbin {
 
 struct ServerOptions {
   std::string cache;
-  // Where the daemon's API is reached; empty: `<cache>/daemon.sock`.
+  // The owner's door to the daemon's API; the others lie beside it (doors.hpp).
   std::string socket;
   unsigned threads = 2;
   // Folders that mountpoints must lie in; empty: anywhere.
@@ -45,7 +46,6 @@ class Server {
   // Each says what is wrong, or nothing.
   std::string takeCache();
   void writeOwner();
-  std::string listenOn(const std::string& path, Fd& listener);
   std::string watch();
   bool restore(int state);
   void recover(std::map<std::string, Fd> stored);
@@ -85,7 +85,7 @@ class Server {
   bool isFitToUpgrade() const;
   Fd saveState() const;
   std::vector<int> inheritedDescriptors() const;
-  // The cache's lock and socket, given back.
+  // The cache's lock and sockets, given back.
   void release();
 
   ServerOptions options_;
@@ -99,7 +99,7 @@ class Server {
   Scratch scratch_;
 
   Fd owner_;
-  Fd control_;
+  Doors doors_;
   Fd epoll_;
   Fd signals_;
   Fd timer_;
@@ -118,6 +118,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 3;
+inline constexpr std::uint32_t STATE_VERSION = 4;
 
 }  // namespace bobbin

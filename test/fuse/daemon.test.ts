@@ -71,7 +71,7 @@ t.test('ensureDaemon starts one, and finds the one that runs', async t => {
     runs: [],
   })
   t.equal(status.daemon.supervisorPid ?? status.daemon.pid, client.pid, 'who owns the cache')
-  t.equal(statSync(join(cacheDir, 'daemon.sock')).mode & 0o777, 0o660)
+  t.equal(statSync(join(cacheDir, 'daemon.sock')).mode & 0o777, 0o600)
   t.equal(statSync(cacheDir).mode & 0o007, 0, 'and strangers do not get there (S18)')
   t.match(readFileSync(join(cacheDir, 'daemon.log'), 'utf8'), /the daemon is ready/)
 })
