@@ -84,7 +84,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     transport,
     openMode: options.openMode ?? 'auto',
     objects: {
-      open: (spec, { label, signal }) => fetcher.open(spec, { label, signal }),
+      open: (spec, options) => fetcher.open(spec, options),
       stateOf: spec => store.stateOf(spec),
     },
     log,

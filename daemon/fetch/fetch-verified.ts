@@ -7,7 +7,8 @@ import { setMaxListeners } from 'node:events'
 import { ftruncateSync } from 'node:fs'
 import { BobbinError, formatPhysicalKey, hasCode, type Log, type ObjectSpec } from '../model/index.js'
 import { chunkBytes, chunkCount, combineChunkDigests } from '../quilt/object-hash.js'
-import type { JobOptions, Workers } from './workers.js'
+import { byChunk } from './by-chunk.js'
+import { CHUNK_JOBS_MAX, type JobOptions, type Workers } from './workers.js'
 
 export interface FetchVerifiedOptions extends JobOptions {
   /** Names the object in messages; an entry's key. */
@@ -91,26 +92,25 @@ async function fetchChunks(
   // One listener a chunk that is under way.
   setMaxListeners(0, signal)
   const progress = new SumOfProgress(options.onBytes)
+  let firstError: unknown
   const fetchChunk = async (index: number): Promise<Buffer> => {
     const start = index * chunk
     const range = { start, length: Math.min(chunk, spec.size - start) }
-    const { within } = options
+    const { within, onTurn } = options
     const job = { kind: 'fetch', key: spec.physicalKey, within, objectBytes: spec.size, fd, isFresh } as const
-    const hex = await workers.fetch({ ...job, range, hashType: 'SHA256' }, { signal, onBytes: progress.next() })
+    const jobOptions = { signal, onTurn, onBytes: progress.next() }
+    const hex = await workers.fetch({ ...job, range, hashType: 'SHA256' }, jobOptions)
     return Buffer.from(hex, 'hex')
   }
-  let firstError: unknown
-  const chunks = Array.from({ length: chunkCount(spec.size) }, (_, index) =>
+  const digests = await byChunk(chunkCount(spec.size), CHUNK_JOBS_MAX, index =>
     workers.chunkLimit(fetchChunk, index).catch((error: unknown) => {
+      // Those under way write to the file: they are ended, and waited for.
       firstError ??= error
       failed.abort()
-      return undefined
+      throw firstError
     }),
   )
-  // All of them, also after a failure: they write to the file.
-  const digests = await Promise.all(chunks)
-  if (firstError !== undefined) throw firstError
-  return combineChunkDigests(digests as Buffer[])
+  return combineChunkDigests(digests)
 }
 
 /** Adds up what several jobs report. */

@@ -36,6 +36,11 @@ export interface FetchOptions {
   readonly priority?: Priority | undefined
   /** Folders that a file has to lie in when it is read; `undefined`: anywhere. What is in the store is not read from there. */
   readonly within?: readonly string[] | undefined
+  /**
+   * Bytes have come or were hashed; while the object waits for its turn: those of others. Whoever waits can so tell a
+   * fetch that takes long from one that is stuck.
+   */
+  readonly onProgress?: (() => void) | undefined
 }
 
 export interface FetchStats {
@@ -61,6 +66,8 @@ export interface FetchStats {
 const LINE = { objectsMin: 32, objectsMax: 128, bytesMax: 64 * 2 ** 20 }
 /** Readers beyond this get an error at once: far more than a machine has threads that read. */
 const WAITING_MAX = 100_000
+/** Those that wait for their turn are told this often that others go on. */
+const TELL_WAITING_MS = 500
 
 interface Flight {
   /** A handle of the flight's own, which each waiter clones and the last one closes. */
@@ -68,6 +75,9 @@ interface Flight {
   readonly controller: AbortController
   place: Place<StoredObject> | undefined
   isDemanded: boolean
+  /** Jobs of it that have their turn. None: it waits for others. */
+  turns: number
+  readonly onProgress: Set<() => void>
   readonly from: string
   waiters: number
 }
@@ -80,6 +90,9 @@ export class Fetcher {
   /** By object and size: a manifest that lies about a size must not fail those that do not. */
   readonly #flights = new Map<string, Flight>()
   readonly #closing = new AbortController()
+  /** Since those that wait were told. */
+  #hasMoved = false
+  #telling: NodeJS.Timeout | undefined
   #counts = { objects: 0, bytes: 0, hits: 0, refetches: 0, refused: 0, errors: 0 }
 
   constructor({ store, workers, log }: FetcherOptions) {
@@ -132,7 +145,7 @@ export class Fetcher {
       }
       if (options.priority !== 'ahead') this.#demand(flight)
       try {
-        return await this.#join(id, flight, options.signal)
+        return await this.#join(id, flight, options)
       } catch (error) {
         // The same bytes under another address: ours may still work.
         const isAnother = !isOurs && flight.from !== formatPhysicalKey(spec.physicalKey)
@@ -165,10 +178,13 @@ export class Fetcher {
       controller,
       place: undefined,
       isDemanded: false,
+      turns: 0,
+      onProgress: new Set(),
       from: formatPhysicalKey(spec.physicalKey),
       waiters: 0,
     }
     this.#flights.set(id, flight)
+    this.#telling ??= setInterval(() => this.#tellWaiting(), TELL_WAITING_MS).unref()
     const land = () => this.#land(id, flight)
     flight.object.then(land, land)
     return flight
@@ -179,11 +195,33 @@ export class Fetcher {
     flight.place?.promote()
   }
 
-  async #join(id: string, flight: Flight, signal: AbortSignal | undefined): Promise<StoredObject> {
+  #reports(flight: Flight) {
+    return {
+      onTurn: (change: 1 | -1) => {
+        flight.turns += change
+      },
+      onBytes: () => {
+        this.#hasMoved = true
+        for (const tell of flight.onProgress) tell()
+      },
+    }
+  }
+
+  #tellWaiting(): void {
+    if (!this.#hasMoved) return
+    this.#hasMoved = false
+    for (const flight of this.#flights.values()) {
+      if (flight.turns === 0) for (const tell of flight.onProgress) tell()
+    }
+  }
+
+  async #join(id: string, flight: Flight, { signal, onProgress }: FetchOptions): Promise<StoredObject> {
     flight.waiters++
+    if (onProgress !== undefined) flight.onProgress.add(onProgress)
     try {
       return (await untilAborted(flight.object, signal)).clone()
     } finally {
+      if (onProgress !== undefined) flight.onProgress.delete(onProgress)
       if (--flight.waiters === 0) {
         // Whoever comes from now on starts anew.
         this.#land(id, flight)
@@ -198,18 +236,21 @@ export class Fetcher {
 
   #land(id: string, flight: Flight): void {
     if (this.#flights.get(id) === flight) this.#flights.delete(id)
+    if (this.#flights.size > 0) return
+    clearInterval(this.#telling)
+    this.#telling = undefined
   }
 
   async #openOrFetch(spec: ObjectSpec, options: FetchOptions, flight: Flight): Promise<StoredObject> {
     const { signal } = flight.controller
     try {
-      const present = await this.#store.open(spec)
+      const present = await this.#store.open(spec, { signal, ...this.#reports(flight) })
       if (present !== undefined) {
         this.#counts.hits++
         return present
       }
       const priority = flight.isDemanded ? 'demand' : 'ahead'
-      flight.place = this.#line.run(spec.size, priority, () => this.#fetch(spec, { ...options, signal }))
+      flight.place = this.#line.run(spec.size, priority, () => this.#fetch(spec, options, flight))
       return await flight.place.result
     } catch (error) {
       if (hasCode(error, 'OBJECT_CORRUPT')) this.#counts.refused++
@@ -218,7 +259,8 @@ export class Fetcher {
     }
   }
 
-  async #fetch(spec: ObjectSpec, { label, within, signal }: FetchOptions): Promise<StoredObject> {
+  async #fetch(spec: ObjectSpec, { label, within }: FetchOptions, flight: Flight): Promise<StoredObject> {
+    const { signal } = flight.controller
     throwIfAborted(signal)
     const reservation = await this.#store.reserve(spec.size, { signal })
     try {
@@ -227,6 +269,7 @@ export class Fetcher {
         label,
         within,
         log: this.#log,
+        ...this.#reports(flight),
         onRefetch: () => {
           this.#counts.refetches++
         },

@@ -2,6 +2,7 @@
 import type { HashType } from '../model/index.js'
 import { chunkBytes, chunkCount, combineChunkDigests } from '../quilt/object-hash.js'
 import type { HashFile } from '../store/hash-file.js'
+import { byChunk } from './by-chunk.js'
 import type { JobOptions, Workers } from './workers.js'
 
 /** The hash (hex) of the file's first `size` bytes. */
@@ -17,26 +18,19 @@ export async function hashObject(
   }
   const chunk = chunkBytes(size)
   let done = 0
-  const hashChunk = async (index: number): Promise<Buffer> => {
+  const digests = await byChunk(chunkCount(size), workers.hashJobsMax, async index => {
     const start = index * chunk
     const length = Math.min(chunk, size - start)
     const job = { kind: 'hash', fd, range: { start, length }, hashType: 'SHA256' } as const
-    const hex = await workers.hash(job, { signal: options.signal })
+    const hex = await workers.hash(job, { signal: options.signal, onTurn: options.onTurn })
     done += length
     options.onBytes?.(done)
     return Buffer.from(hex, 'hex')
-  }
-  const chunks = Array.from({ length: chunkCount(size) }, (_, index) => workers.chunkLimit(hashChunk, index))
-  // All of them, also after a failure: they read from the file.
-  const outcomes = await Promise.allSettled(chunks)
-  const digests = outcomes.map(outcome => {
-    if (outcome.status === 'rejected') throw outcome.reason
-    return outcome.value
   })
   return combineChunkDigests(digests)
 }
 
 /** For the store: it hashes again with this. */
 export function hashFileOn(workers: Workers): HashFile {
-  return (fd, type, size, signal) => hashObject(workers, fd, type, size, { signal })
+  return (fd, type, size, options) => hashObject(workers, fd, type, size, options)
 }

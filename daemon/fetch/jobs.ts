@@ -1,11 +1,14 @@
 /**
  * What a worker does, whole: fetch bytes into a file while hashing them, or hash a file.
  *
- * Files are written and read synchronously here: a worker has nothing else to do, and Node.js's
- * thread pool would cost a hand-over for every piece. Descriptors are shared by all threads of the
+ * What came over the network is written synchronously: Node.js's thread pool would cost a hand-over for
+ * every piece. A file that is hashed is read in pieces that the thread waits for, so that the fetches of
+ * the same thread go on between them. Descriptors are shared by all threads of the
  * process, so a job gets the number of a file that somebody else opened and will close.
  */
-import { closeSync, constants, fstatSync, openSync, readSync, writeSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, read, readSync, writeSync } from 'node:fs'
+import { setImmediate } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import {
   BobbinError,
   type ByteRange,
@@ -109,36 +112,51 @@ function writeFully(fd: number, bytes: Uint8Array, position: number): void {
   }
 }
 
-const READ_BYTES = 1 << 20
-/** One a thread: jobs that use it do not wait in between. */
-let readBuffer: Buffer | undefined
+/** Hashed in 1 to 3 ms, which is how long a fetch of the same thread waits for it. */
+const PIECE_BYTES = 1 << 20
+/** A file that ends within so many bytes is read at once: the hand-over would cost more than the reading. */
+const READ_AT_ONCE_BYTES = 128 * 1024
+/** Of this thread: a job has one while it reads. As many are kept as were ever needed at a time (HASH_JOBS_A_THREAD). */
+const pieces: Buffer[] = []
+const readPiece = promisify(read)
 
 /** The hash (hex) of the bytes that are there, also when they are fewer. */
 export async function runHash(job: HashJob, control: JobControl): Promise<string> {
   const { fd, range } = job
   const hasher = await createObjectHasher(job.hashType, range.length)
-  readBuffer ??= Buffer.allocUnsafeSlow(READ_BYTES)
-  for (let done = 0; done < range.length; ) {
-    control.throwIfCancelled()
-    let bytes: number
-    try {
-      bytes = readSync(fd, readBuffer, 0, Math.min(READ_BYTES, range.length - done), range.start + done)
-    } catch (error) {
-      throw localError('read a file to hash it', error)
+  const piece = pieces.pop() ?? Buffer.allocUnsafeSlow(PIECE_BYTES)
+  try {
+    for (let done = 0; done < range.length; ) {
+      control.throwIfCancelled()
+      const length = Math.min(PIECE_BYTES, range.length - done)
+      let bytes: number
+      try {
+        if (range.length <= READ_AT_ONCE_BYTES) bytes = readSync(fd, piece, 0, length, range.start + done)
+        else ({ bytesRead: bytes } = await readPiece(fd, piece, 0, length, range.start + done))
+      } catch (error) {
+        throw localError('read a file to hash it', error)
+      }
+      if (bytes === 0) break
+      hasher.update(piece.subarray(0, bytes))
+      done += bytes
+      control.addBytes(bytes)
     }
-    if (bytes === 0) break
-    hasher.update(readBuffer.subarray(0, bytes))
-    done += bytes
-    control.addBytes(bytes)
+  } finally {
+    pieces.push(piece)
   }
   return hasher.digest()
 }
 
 export async function runHashFiles(job: HashFilesJob, control: JobControl): Promise<HashedFile[]> {
   const found: HashedFile[] = []
+  let unbroken = 0
   for (const file of job.files) {
     control.throwIfCancelled()
     found.push(await hashNamedFile(file, control))
+    unbroken += file.size
+    if (unbroken < PIECE_BYTES) continue
+    unbroken = 0
+    await setImmediate()
   }
   return found
 }

@@ -9,7 +9,7 @@
  */
 import { availableParallelism } from 'node:os'
 import { fileURLToPath } from 'node:url'
-import pLimit from 'p-limit'
+import pLimit, { type LimitFunction } from 'p-limit'
 import { Piscina } from 'piscina'
 import { BobbinError, throwIfAborted, WORKER_FLAGS } from '../model/index.js'
 import { JobControl } from './job-control.js'
@@ -25,20 +25,30 @@ export interface WorkersOptions {
 
 export interface JobOptions {
   readonly signal?: AbortSignal | undefined
-  /** Bytes so far, now and then. */
+  /** 1: its turn has come. -1: it is over. Before and after, it waits for other jobs. */
+  readonly onTurn?: ((change: 1 | -1) => void) | undefined
+  /** Bytes so far, now and then, when there are more of them. */
   readonly onBytes?: ((bytes: number) => void) | undefined
 }
 
 /** Enough that a thread always has bytes to work on while other jobs wait for their first one. */
 const JOBS_A_THREAD = 64
 /** Of all objects together, so that small objects find a place between the chunks of large ones. */
-const CHUNK_JOBS_MAX = 16
+export const CHUNK_JOBS_MAX = 16
+/**
+ * Of files that are hashed. Each holds up the fetches of its thread for a piece at a time; few enough that these are
+ * never held up for long, and enough that a small file finds a turn beside large ones.
+ */
+const HASH_JOBS_A_THREAD = 4
 const PROGRESS_MS = 100
 
 export class Workers {
   readonly threads: number
   /** Jobs for chunks of large objects go through here. */
   readonly chunkLimit = pLimit(CHUNK_JOBS_MAX)
+  /** How many files, or chunks of files, are hashed at a time. */
+  readonly hashJobsMax: number
+  readonly #hashLimit: LimitFunction
   readonly #inline: JobRunner
   #pool: Piscina<WorkerTask, Outcome> | undefined
   #isClosed = false
@@ -48,6 +58,8 @@ export class Workers {
     options: WorkersOptions = {},
   ) {
     this.threads = options.threads ?? availableParallelism()
+    this.hashJobsMax = HASH_JOBS_A_THREAD * Math.max(1, this.threads)
+    this.#hashLimit = pLimit(this.hashJobsMax)
     this.#inline = new JobRunner(sourceConfig)
   }
 
@@ -58,11 +70,11 @@ export class Workers {
 
   /** The hash (hex) of a range of an open file. */
   async hash(job: HashJob, options: JobOptions = {}): Promise<string> {
-    return (await this.#run(job, options)) as string
+    return (await this.#hashLimit(() => this.#run(job, options))) as string
   }
 
   async hashFiles(job: HashFilesJob, options: JobOptions = {}): Promise<HashedFile[]> {
-    return (await this.#run(job, options)) as HashedFile[]
+    return (await this.#hashLimit(() => this.#run(job, options))) as HashedFile[]
   }
 
   /** Starts the threads, and loads what their first fetches need. Never throws. */
@@ -78,18 +90,26 @@ export class Workers {
     await this.#pool?.destroy()
   }
 
-  async #run(job: Job, { signal, onBytes }: JobOptions): Promise<unknown> {
+  async #run(job: Job, { signal, onTurn, onBytes }: JobOptions): Promise<unknown> {
     throwIfAborted(signal)
     const control = new JobControl()
     const cancel = () => control.cancel()
     signal?.addEventListener('abort', cancel)
-    const timer = onBytes && setInterval(() => onBytes(control.bytes), PROGRESS_MS)
+    let reported = 0
+    const report = () => {
+      const { bytes } = control
+      if (bytes > reported) onBytes?.(bytes)
+      reported = bytes
+    }
+    const timer = onBytes && setInterval(report, PROGRESS_MS)
+    onTurn?.(1)
     try {
       const outcome = await (this.threads === 0 ? this.#inline.run(job, control) : this.#runInPool(job, control))
       if ('code' in outcome) throw new BobbinError(outcome.code, outcome.message)
-      onBytes?.(control.bytes)
+      report()
       return outcome.value
     } finally {
+      onTurn?.(-1)
       clearInterval(timer)
       signal?.removeEventListener('abort', cancel)
     }

@@ -24,7 +24,7 @@ import type {
   TransportStats,
 } from './transport.js'
 
-/** Readers' deadlines are on progress: what goes on is said this often. */
+/** Readers' deadlines are on progress: what has gone on is said this often, and be it only that we are there. */
 const WORKING_MS = 1000
 
 export interface NativeOptions {
@@ -49,6 +49,8 @@ interface Served {
 interface Fetching {
   readonly mount: number
   readonly controller: AbortController
+  /** Since bobbin-fuse was told. */
+  hasMoved: boolean
 }
 
 export class NativeTransport implements FuseTransport, LinkHandlers {
@@ -67,7 +69,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   ) {
     for (const { mount } of left) this.#early.set(mount, [])
     this.#working = setInterval(() => {
-      if (this.#fetching.size > 0) link.send({ kind: 'working', requests: [...this.#fetching.keys()] })
+      if (this.#fetching.size > 0) link.send({ kind: 'working', requests: this.#takeMoved() })
     }, WORKING_MS)
     this.#working.unref()
   }
@@ -139,6 +141,16 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     }))
   }
 
+  #takeMoved(): number[] {
+    const moved: number[] = []
+    for (const [request, fetching] of this.#fetching) {
+      // Making an index again has deadlines of its own.
+      if (fetching.hasMoved || this.#rebuilding.has(fetching.mount)) moved.push(request)
+      fetching.hasMoved = false
+    }
+    return moved
+  }
+
   #serve(id: number, attached: Attached, openMode: LinkOpenMode, reason: string): TransportMount {
     if (openMode === 'auto') throw new BobbinError('INTERNAL', 'bobbin-fuse chose no open mode')
     let onClosed = () => {}
@@ -195,8 +207,9 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       return
     }
     const controller = new AbortController()
-    this.#fetching.set(request, { mount, controller })
-    this.#provide(request, ino, served, controller.signal)
+    const fetching: Fetching = { mount, controller, hasMoved: false }
+    this.#fetching.set(request, fetching)
+    this.#provide(request, ino, served, fetching)
       .catch(error => {
         if (controller.signal.aborted) return
         this.link.send({ kind: 'failed', request, errno: errnoOf(error) })
@@ -204,13 +217,17 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       .finally(() => this.#fetching.delete(request))
   }
 
-  async #provide(request: number, ino: number, served: Served, signal: AbortSignal): Promise<void> {
+  async #provide(request: number, ino: number, served: Served, fetching: Fetching): Promise<void> {
     const { opened, objects, log } = served.attached
     let key = `inode ${ino}`
     try {
       const entry = await this.#withIndex(served, ({ index }) => index.entry(ino))
       key = entry.key
-      const object = await objects.open(entry, { label: entry.key, signal })
+      const onProgress = () => {
+        fetching.hasMoved = true
+      }
+      const { signal } = fetching.controller
+      const object = await objects.open(entry, { label: entry.key, signal, onProgress })
       try {
         const { ino: inode, size, mtimeNs, ctimeNs } = fstatSync(object.fd, { bigint: true })
         const verified = { id: objectId(entry), inode, size, mtimeNs, ctimeNs }

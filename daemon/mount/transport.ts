@@ -82,7 +82,12 @@ export interface ObjectProvider {
   /** Waits until the whole object is here and checked. Throws as `Fetcher.open`. */
   open(
     spec: ObjectSpec,
-    options: { readonly label: string; readonly signal?: AbortSignal | undefined },
+    options: {
+      readonly label: string
+      readonly signal?: AbortSignal | undefined
+      /** It goes on; see `FetchOptions`. */
+      readonly onProgress?: (() => void) | undefined
+    },
   ): Promise<ProvidedObject>
   /** Without touching the disk. */
   stateOf(spec: ObjectSpec): 'absent' | 'unchecked' | 'checked'

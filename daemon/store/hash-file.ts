@@ -4,12 +4,20 @@ import { promisify } from 'node:util'
 import { type HashType, throwIfAborted } from '../model/index.js'
 import { createObjectHasher } from '../quilt/object-hash.js'
 
+export interface HashFileOptions {
+  readonly signal?: AbortSignal | undefined
+  /** 1: its turn has come. -1: it is over, or waits for others again. */
+  readonly onTurn?: ((change: 1 | -1) => void) | undefined
+  /** Bytes so far, now and then, when there are more of them. */
+  readonly onBytes?: ((bytes: number) => void) | undefined
+}
+
 /** The hash (hex) of the `size` bytes of an open file; of fewer, when it is shorter. */
-export type HashFile = (fd: number, type: HashType, size: number, signal?: AbortSignal) => Promise<string>
+export type HashFile = (fd: number, type: HashType, size: number, options?: HashFileOptions) => Promise<string>
 
 const READ_BYTES = 1 << 20
 
-export const hashFile: HashFile = async (fd, type, size, signal) => {
+export const hashFile: HashFile = async (fd, type, size, { signal, onBytes } = {}) => {
   const hasher = await createObjectHasher(type, size)
   const buffer = Buffer.allocUnsafe(Math.min(READ_BYTES, Math.max(size, 1)))
   for (let at = 0; at < size; ) {
@@ -18,6 +26,7 @@ export const hashFile: HashFile = async (fd, type, size, signal) => {
     if (bytesRead === 0) break
     hasher.update(buffer.subarray(0, bytesRead))
     at += bytesRead
+    onBytes?.(at)
   }
   return hasher.digest()
 }

@@ -29,6 +29,7 @@ import { join } from 'node:path'
 import {
   BobbinError,
   formatBytes,
+  hasCode,
   type Log,
   localError,
   type ObjectSpec,
@@ -37,7 +38,7 @@ import {
   throwIfAborted,
 } from '../model/index.js'
 import { EvictionOrder } from './eviction-order.js'
-import { type HashFile, hashFile } from './hash-file.js'
+import { type HashFile, type HashFileOptions, hashFile } from './hash-file.js'
 import { currentBootId, Journal, type JournalEntry } from './journal.js'
 import { type ObjectId, objectId, objectPath, objectsFolder, temporaryFolder } from './layout.js'
 import { recoverObjects } from './recover.js'
@@ -262,9 +263,9 @@ export class ObjectStore {
 
   /**
    * Opens an object, after hashing it again where that is needed; `undefined`: it has to be fetched.
-   * Throws OBJECT_CORRUPT when the object is sound and has another size than the manifest says.
+   * Throws OBJECT_CORRUPT when the object is sound and has another size than the manifest says, and INTERRUPTED.
    */
-  async open(spec: ObjectSpec): Promise<StoredObject | undefined> {
+  async open(spec: ObjectSpec, options: HashFileOptions = {}): Promise<StoredObject | undefined> {
     const id = objectId(spec)
     for (;;) {
       const record = this.#records.get(id)
@@ -273,10 +274,15 @@ export class ObjectStore {
       const object = this.openNow(spec)
       if (object !== undefined) return object
       if (this.#records.get(id) !== record) continue
-      record.checking ??= this.#check(record, spec).finally(() => {
+      record.checking ??= this.#check(record, spec, options).finally(() => {
         record.checking = undefined
       })
-      if (!(await record.checking)) return undefined
+      try {
+        if (!(await record.checking)) return undefined
+      } catch (error) {
+        // Whoever began it has given up; we have not.
+        if (!hasCode(error, 'INTERRUPTED') || options.signal?.aborted) throw error
+      }
     }
   }
 
@@ -425,7 +431,7 @@ export class ObjectStore {
   }
 
   /** Hashes an object that is here. False: it was not what its name says, and is gone. */
-  async #check(record: ObjectRecord, { hash }: ObjectSpec): Promise<boolean> {
+  async #check(record: ObjectRecord, { hash }: ObjectSpec, options: HashFileOptions): Promise<boolean> {
     if (!this.#openFile(record)) return false
     const fd = record.fd!
     this.#pin(record)
@@ -433,7 +439,7 @@ export class ObjectStore {
     try {
       const before = fstatSync(fd, { bigint: true })
       const size = Number(before.size)
-      const found = await this.#hashFile(fd, hash.type, size)
+      const found = await this.#hashFile(fd, hash.type, size, options)
       const isUnchanged = stampOf(fstatSync(fd, { bigint: true })) === stampOf(before)
       if (found === hash.hex && isUnchanged) {
         this.#resize(record, size)

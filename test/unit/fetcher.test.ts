@@ -10,16 +10,16 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
-import { createServer, type Server } from 'node:http'
+import { createServer, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { Fetcher, type FetcherOptions } from '../../daemon/fetch/fetcher.js'
 import { hashFileOn } from '../../daemon/fetch/hash-object.js'
 import { Workers, type WorkersOptions } from '../../daemon/fetch/workers.js'
 import { BobbinError, HASH_TYPES, type ObjectSpec } from '../../daemon/model/index.js'
-import { type ObjectHandle, openStore, type StoreOptions } from '../../daemon/store/index.js'
+import { type ObjectHandle, objectId, objectPath, openStore, type StoreOptions } from '../../daemon/store/index.js'
 import { noise, rememberingLog, writeEntry } from '../support/objects.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -324,6 +324,70 @@ t.test('Fetcher.open says STORE_FULL on a full disk, keeps nothing half, and wor
     await fetcher.close()
     rmSync(cacheDir, { recursive: true })
   }
+})
+
+t.test('Fetcher.open fetches while large objects are hashed again, on one thread (S92)', async t => {
+  const cacheDir = join(folderOf(t), 'cache')
+  const large = Array.from({ length: 8 }, (_, i): ObjectSpec => {
+    const hash = { type: 'SHA256', hex: String(i).repeat(64) } as const
+    return { physicalKey: { kind: 'file', path: '/nowhere' }, size: 4 * 2 ** 30, hash }
+  })
+  for (const spec of large) {
+    const path = objectPath(cacheDir, objectId(spec))
+    mkdirSync(dirname(path), { recursive: true })
+    writeFileSync(path, '')
+    truncateSync(path, spec.size)
+  }
+  const { fetcher, source } = await fetching(t, { cacheDir, bytesMax: 1e12, workers: { threads: 1 } })
+  const controller = new AbortController()
+  let settled = 0
+  let hashed = 0
+  const checks = large.map(spec =>
+    fetcher
+      .open(spec, { signal: controller.signal, onProgress: () => hashed++ })
+      .catch(error => error.code as unknown)
+      .finally(() => settled++),
+  )
+  await until(() => hashed > 0, 'they are hashed')
+  const bytes = noise(3 * MiB, 92)
+  const object = await fetcher.open(await writeEntry(source, 'small', bytes))
+  t.equal(settled, 0, 'none of them has ended')
+  t.ok((await readAndClose(object)).equals(bytes))
+  controller.abort()
+  t.same(new Set(await Promise.all(checks)), new Set(['INTERRUPTED']))
+  t.equal(fetcher.stats().inFlight, 0)
+})
+
+t.test('Fetcher.open tells its callers of their own progress, and of that of others while they wait (S92)', async t => {
+  const rest: ServerResponse[] = []
+  await serve(t, (request, response) => {
+    response.setHeader('content-length', 64 * MiB).write(noise(1000))
+    if (request.url!.includes('dripping')) rest.push(response)
+  })
+  const { fetcher } = await fetching(t, { bytesMax: 1e12 })
+  const told = new Map<string, number>()
+  const open = (key: string, i: number) => {
+    const spec: ObjectSpec = {
+      physicalKey: { kind: 's3', bucket: 'bucket', key },
+      size: 64 * MiB,
+      hash: { type: 'SHA256', hex: i.toString(16).padStart(64, '0') },
+    }
+    const onProgress = () => told.set(key, (told.get(key) ?? 0) + 1)
+    fetcher.open(spec, { onProgress }).catch(() => {})
+  }
+  open('dripping', 0)
+  for (let i = 1; i < 32; i++) open(`stuck-${i}`, i)
+  await until(() => fetcher.stats().inFlight === 32 && told.size === 32, 'all have their first bytes')
+  open('waiting', 32)
+  const stuck = () => [...told].filter(([key]) => key.startsWith('stuck')).map(([, times]) => times)
+  const before = stuck()
+  await until(() => {
+    for (const response of rest) response.write(noise(1000))
+    return (told.get('waiting') ?? 0) > 1
+  }, 'the one that waits is told')
+  t.ok(told.get('dripping')! > 1)
+  t.same(stuck(), before, 'those that get no bytes are not')
+  await fetcher.close()
 })
 
 t.test('Fetcher.close gives up what is under way and what waits', async t => {

@@ -217,7 +217,7 @@ async function hashAt(path: string, size: number, signal: AbortSignal | undefine
     Promise.reject(localError(`read ${path}`, error)),
   )
   try {
-    const hex = await hashFile(handle.fd, 'sha2-256-chunked', size, signal)
+    const hex = await hashFile(handle.fd, 'sha2-256-chunked', size, { signal })
     // Whoever wrote it may have left that to the kernel.
     await handle.datasync().catch(error => Promise.reject(localError(`write ${path}`, error)))
     return hex
