@@ -106,7 +106,9 @@ class LoaderBench {
     const tokenFile = join(folder, 'token')
     writeFileSync(tokenFile, TOKEN)
     this.#loader = loader
-    this.#listening = ['--listen', '127.0.0.1:0', '--token-file', tokenFile]
+    // The registry, and the folders beside it where its objects are.
+    const allowed = [registry, folder].map(path => `file://${path}`)
+    this.#listening = ['--listen', '127.0.0.1:0', '--token-file', tokenFile, '--allow', ...allowed]
     await loader.start('--socket', loader.socket, ...this.#listening)
     this.#tcp = loader.addresses.find(address => address.startsWith('http:'))!
     const { daemon } = await loader.cli.json<{ daemon: { pid: number } }>('status')

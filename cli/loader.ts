@@ -5,6 +5,7 @@ import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/
 import { LOADER_DEFAULTS, type LoaderOptions, TOKEN_HELP } from '../loader/http/options.js'
 import { runLoader } from '../loader/http/service.js'
 import { Output } from './output.js'
+import { refuseOpenDoor, servedBy } from './served.js'
 import { type CommonFlags, readSettings } from './settings.js'
 
 interface LoaderFlags extends CommonFlags {
@@ -33,6 +34,9 @@ export async function loader(flags: LoaderFlags): Promise<void> {
   const listenFds = inheritedSockets()
   const listen = flags.listen === undefined ? undefined : parseListen(flags.listen)
   const token = readToken(flags, listen !== undefined)
+  const served = await servedBy(settings)
+  if (listen !== undefined) refuseOpenDoor(served, `${listen.host}:${listen.port}`)
+  if (listenFds.length > 0) refuseOpenDoor(served, 'the socket that systemd has passed')
   const isElsewhere = listenFds.length > 0 || (listen !== undefined && flags.socket === undefined)
   const socketPath = isElsewhere
     ? undefined
@@ -40,6 +44,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
   const options: LoaderOptions = {
     daemon: settings,
     defaultRegistry: settings.registry,
+    served,
     socketPath,
     listenFds,
     listen,

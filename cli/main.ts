@@ -25,8 +25,11 @@ PKG is any of:
 const LOADER_HELP = `
 Training code of the same user finds it by itself, with the Python package bobbin-loader (loader/python) or the Node.js
 client; other code is told: export BOBBIN_SIDECAR=unix:$HOME/.cache/bobbin/loader/loader.sock
-Containers get the socket's folder (-v $HOME/.cache/bobbin/loader:/bobbin, -e BOBBIN_SIDECAR=unix:/bobbin/loader.sock) and,
-to read files without a copy, the objects (-v $HOME/.cache/bobbin/objects/v1:/objects:ro -e BOBBIN_OBJECTS=/objects).
+Without --serve and --allow it gives its user all that they may read, on a socket that they alone may open. With them, every
+door gives what is named and nothing else, and its answers say nothing of what else there is: the log does. Other users,
+containers and TCP need such a loader (bobbin run starts one for each run by itself):
+  bobbin loader --serve s3://BUCKET/NS/NAME@3722a4 --socket /srv/loader/loader.sock
+  docker run -v /srv/loader:/bobbin -e BOBBIN_SIDECAR=unix:/bobbin/loader.sock …
 It uses the daemon of the cache, and starts one when none runs.`
 
 const RUN_HELP = `
@@ -182,7 +185,9 @@ common(
     .description('the streaming service: shuffled, sharded, resumable batches for training, in the foreground'),
 )
   .option('--socket <path>', 'the unix socket to listen on (default: loader/loader.sock in the cache folder)')
-  .option('--listen <host:port>', 'listen on TCP; needs a token')
+  .option('--serve <pkg...>', 'a package that others may have, at the revision of now (may be repeated; BOBBIN_SERVE)')
+  .option('--allow <registry...>', 'a registry of which others may have all (may be repeated; BOBBIN_ALLOW)')
+  .option('--listen <host:port>', 'listen on TCP; needs a token, and --serve or --allow')
   .option('--token-file <file>', 'where the token for TCP is (or BOBBIN_LOADER_TOKEN)')
   .option('--step-timeout <duration>', 'answer "ask again" when a step is not here after so long (default: 30s)')
   .option('--lease-timeout <duration>', 'a client that is not heard of loses its files to eviction (default: 2m)')

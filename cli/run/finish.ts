@@ -5,6 +5,8 @@
 import type { KeyObject } from 'node:crypto'
 import { pino } from 'pino'
 import type { Source } from '../../daemon/model/index.js'
+import { Served } from '../../daemon/quilt/served.js'
+import { Door } from '../../loader/http/door.js'
 import type { PackageAddress } from '../../loader/http/objects.js'
 import { OpenPackages } from '../../loader/http/open-packages.js'
 import { Plans } from '../../loader/http/plans.js'
@@ -66,8 +68,11 @@ function loadedOnly({ mounts }: RunFacts, reads: Reads): PackageAddress[] {
 async function readsOf(run: RunFolder, { mounts }: RunFacts, { cacheDir, source }: FinishOptions): Promise<Reads> {
   const reads = new Reads()
   const offline = true
-  const packages = new OpenPackages({ cacheDir, source, offline, quarantine: true })
-  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: undefined, log: pino({ level: 'silent' }) })
+  const log = pino({ level: 'silent' })
+  const door = new Door(Served.everything, log)
+  const packages = new OpenPackages(door, { cacheDir, source, offline, quarantine: true })
+  // Of a plan that was posted from several places, the run's loader used the one that was mounted.
+  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: undefined, door, preferred: mounts, log })
   try {
     for (const mount of mounts) await packages.use(mount, async opened => reads.addMount(mount, opened))
     await reads.addDeliveries(run.file('deliveries.ndjson'), plans, packages)

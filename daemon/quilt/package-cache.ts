@@ -72,7 +72,7 @@ export interface OpenedPackage {
 export async function openPackage(reference: PackageReference, options: OpenOptions): Promise<OpenedPackage> {
   const folder = new RegistryFolder(options.cacheDir, reference.registry)
   options.onProgress?.({ phase: 'resolve', done: 0, total: 0 })
-  const topHash = await resolveTopHash(reference, folder, options)
+  const topHash = await resolveTopHash(reference, options)
   const files = new RevisionFiles(folder, topHash, options)
   const index = await files.openIndex()
   try {
@@ -86,11 +86,8 @@ export async function openPackage(reference: PackageReference, options: OpenOpti
 }
 
 /** The full top hash that a reference means now; with `--offline`, or a full hash, without asking the registry. */
-async function resolveTopHash(
-  reference: PackageReference,
-  folder: RegistryFolder,
-  options: OpenOptions,
-): Promise<TopHash> {
+export async function resolveTopHash(reference: PackageReference, options: OpenOptions): Promise<TopHash> {
+  const folder = new RegistryFolder(options.cacheDir, reference.registry)
   const { revision } = reference
   if (revision.kind === 'hash' && isTopHash(revision.prefix)) return revision.prefix
   if (!options.offline) {

@@ -27,12 +27,12 @@ export async function createApp(context: Context, token: () => string | undefine
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     routerOptions: { maxParamLength: 4096 },
     // A path that cannot be decoded finds no route, and so no error handler either.
-    frameworkErrors: (error, _request, reply) => answerProblem(reply, error),
+    frameworkErrors: (error, _request, reply) => answerProblem(reply, context.door.shown(error)),
   })
   dropStuckClients(app, context.options.stuckTimeoutMs)
 
   app.setErrorHandler((error, request, reply) => {
-    const status = answerProblem(reply, error).statusCode
+    const status = answerProblem(reply, context.door.shown(error)).statusCode
     if (!(error instanceof BobbinError) && status >= 500)
       context.log.error(
         { url: request.url, error: error instanceof Error ? error.stack : String(error) },

@@ -3,7 +3,9 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import { BobbinError, hasCode, type Log } from '../../daemon/model/index.js'
 import type { Packing } from '../batch/packing.js'
 import type { Ahead } from './ahead.js'
+import type { ByHash } from './by-hash.js'
 import type { Deliveries } from './deliveries.js'
+import type { Door } from './door.js'
 import type { Metrics } from './metrics.js'
 import type { Objects } from './objects.js'
 import type { OpenPackages } from './open-packages.js'
@@ -15,6 +17,8 @@ import type { Sessions } from './sessions.js'
 export interface Context {
   readonly options: LoaderOptions
   readonly log: Log
+  readonly door: Door
+  readonly byHash: ByHash
   readonly plans: Plans
   readonly packages: OpenPackages
   readonly objects: Objects
@@ -85,7 +89,7 @@ export class Streams {
  * signal that fires when the client goes.
  */
 export async function stream(
-  { streams, log, metrics, samples = 0 }: Context & { readonly samples?: number },
+  { streams, log, metrics, door, samples = 0 }: Context & { readonly samples?: number },
   request: FastifyRequest,
   reply: FastifyReply,
   send: (signal: AbortSignal) => Promise<void>,
@@ -106,7 +110,7 @@ export async function stream(
     metrics.answered(request.routeOptions.url ?? '', status, performance.now() - started)
     if (!isClients)
       log[reply.raw.headersSent ? 'error' : 'warn']({ url: request.url, error: String(error) }, 'an answer failed')
-    sendProblem(reply.raw, error)
+    sendProblem(reply.raw, door.shown(error))
   } finally {
     streams.leave(samples)
   }

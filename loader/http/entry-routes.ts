@@ -9,9 +9,15 @@ import { Layout } from '../format/layout.js'
 import { hashText, type ListedEntry, listLayout, markMissing } from '../format/shard.js'
 import { type AnswerHead, type AnswerObjects, negotiate, sendLayout } from './answer.js'
 import { type Context, stream } from './context.js'
-import type { PackageAddress } from './objects.js'
+import type { Lease, PackageAddress } from './objects.js'
 import { EntryParams, ListBody, ObjectParams } from './schema.js'
 import { withKey } from './shards.js'
+
+interface EntryPlace {
+  readonly address: PackageAddress
+  readonly ino: number
+  readonly key: string
+}
 
 /** What somebody asked for, and what came of it. */
 interface Wished {
@@ -20,8 +26,8 @@ interface Wished {
   /** Bytes. */
   readonly size: number
   readonly path: string
-  /** null: leased by its hash. */
-  readonly ino: number | null
+  /** undefined: leased by its hash. */
+  readonly place?: EntryPlace
   error?: BobbinError
 }
 
@@ -35,8 +41,7 @@ export function entryRoutes(app: FastifyInstance, context: Context): void {
       if (address === undefined)
         throw new BobbinError('REVISION_NOT_FOUND', `this sidecar has no plan of the package ${topHash}`)
       await context.packages.use(address, async opened => {
-        const wished = byKey(context, opened, key)
-        await sendOne(context, request, reply, wished, signal => lease(context, address, [wished], signal), address)
+        await sendOne(context, request, reply, byKey(context, address, opened, key))
       })
     },
   )
@@ -47,7 +52,7 @@ export function entryRoutes(app: FastifyInstance, context: Context): void {
     async (request, reply) => {
       const { found, release } = await findByHash(context, [request.params.hash])
       try {
-        await sendOne(context, request, reply, present(found[0], request.params.hash), async () => () => {})
+        await sendOne(context, request, reply, present(context, found[0], request.params.hash))
       } finally {
         release()
       }
@@ -61,14 +66,7 @@ export function entryRoutes(app: FastifyInstance, context: Context): void {
   )
 }
 
-async function sendOne(
-  context: Context,
-  request: FastifyRequest,
-  reply: FastifyReply,
-  wished: Wished,
-  hold: (signal: AbortSignal) => Promise<() => void>,
-  address?: PackageAddress,
-): Promise<void> {
+async function sendOne(context: Context, request: FastifyRequest, reply: FastifyReply, wished: Wished): Promise<void> {
   const layout = new Layout()
   layout.object(0, 0, wished.size)
   layout.end({ isTar: false })
@@ -78,7 +76,7 @@ async function sendOne(
     etag: `"${hashText(wished.hash)}"`,
     headers: type === 'SHA256' ? { 'repr-digest': `sha-256=:${Buffer.from(hex, 'hex').toString('base64')}:` } : {},
   }
-  await sendHeld(context, request, reply, { layout, head, wished: [wished], hold, isMarked: false, address })
+  await sendHeld(context, request, reply, { layout, head, wished: [wished], isMarked: false })
 }
 
 async function sendList(context: Context, request: FastifyRequest, reply: FastifyReply, body: ListBody): Promise<void> {
@@ -87,20 +85,18 @@ async function sendList(context: Context, request: FastifyRequest, reply: Fastif
     if ((key === undefined) === (hash === undefined))
       throw new BobbinError('INVALID_ARGUMENT', 'each entry is named by a key or by a hash')
   }
-  const send = async (address?: PackageAddress, opened?: OpenedPackage) => {
+  const send = async (byKeyOf?: (key: string) => Wished) => {
     const { found, release } = await findByHash(context, byHashOnly)
     try {
       let nextHash = 0
       const wished = body.entries.map(({ key, hash }) =>
-        key === undefined ? present(found[nextHash++], hash!) : byKey(context, opened!, key),
+        key === undefined ? present(context, found[nextHash++], hash!) : byKeyOf!(key),
       )
       await sendHeld(context, request, reply, {
         layout: listLayout(body.entries.map((entry, i) => listed(entry, wished[i]!, i))),
         head: { contentType: 'application/x-tar', etag: null },
         wished,
-        address,
         isMarked: body.onMissing === 'mark',
-        hold: async signal => (address === undefined ? () => {} : lease(context, address, wished, signal)),
       })
     } finally {
       release()
@@ -108,7 +104,7 @@ async function sendList(context: Context, request: FastifyRequest, reply: Fastif
   }
   if (byHashOnly.length === body.entries.length) return send()
   const address = addressOf(context, body)
-  return context.packages.use(address, opened => send(address, opened))
+  return context.packages.use(address, opened => send(key => byKey(context, address, opened, key)))
 }
 
 function listed(
@@ -130,13 +126,11 @@ async function sendHeld(
     readonly layout: Layout
     readonly head: AnswerHead
     readonly wished: readonly Wished[]
-    /** Of those that have a key. */
-    readonly address: PackageAddress | undefined
     readonly isMarked: boolean
-    readonly hold: (signal: AbortSignal) => Promise<() => void>
   },
 ): Promise<void> {
-  const { layout, head, wished, address, isMarked, hold } = answer
+  const { layout, head, wished, isMarked } = answer
+  const hold = (signal: AbortSignal) => lease(context, wished, signal)
   await stream(context, request, reply, async signal => {
     const span = negotiate(request.raw, reply.raw, layout.bytes, head)
     if (span === undefined) return
@@ -162,54 +156,84 @@ async function sendHeld(
       outcome = 'delivered'
     } finally {
       for (const release of held) release()
-      const keys = wished.flatMap(({ key, error }) => (key === null || error !== undefined ? [] : key))
-      if (address !== undefined && keys.length > 0 && reply.raw.headersSent)
-        context.deliveries.add({ ...address, keys, as: 'entry', outcome })
+      const sent = reply.raw.headersSent ? byAddress(wished.filter(({ error }) => error === undefined)) : []
+      for (const [address, those] of sent)
+        context.deliveries.add({ ...address, keys: those.map(({ place }) => place.key), as: 'entry', outcome })
     }
   })
 }
 
-async function lease(
-  { objects }: Context,
-  address: PackageAddress,
-  wished: readonly Wished[],
-  signal: AbortSignal,
-): Promise<() => void> {
-  const inos = wished.flatMap(({ ino }) => (ino === null ? [] : [ino]))
-  const held = await objects.lease(address, inos, { priority: 'demand', signal })
-  for (const one of wished) {
-    const error = one.ino === null ? undefined : held.failed.get(one.ino)
-    if (error !== undefined) one.error = error
+/** One lease per package. */
+async function lease({ objects }: Context, wished: readonly Wished[], signal: AbortSignal): Promise<() => void> {
+  const held: Lease[] = []
+  const release = () => {
+    for (const one of held) one.release()
   }
-  return () => held.release()
+  try {
+    for (const [address, those] of byAddress(wished)) {
+      const inos = those.map(({ place }) => place.ino)
+      const leased = await objects.lease([address], inos, { priority: 'demand', signal })
+      held.push(leased)
+      for (const one of those) {
+        const error = leased.failed.get(one.place.ino)
+        if (error !== undefined) one.error = error
+      }
+    }
+  } catch (error) {
+    release()
+    throw error
+  }
+  return release
 }
 
-function byKey({ options }: Context, opened: OpenedPackage, key: string): Wished {
+type PlacedWish = Wished & { readonly place: EntryPlace }
+
+/** Those that are of a package, in groups of one package each. */
+function byAddress(wished: readonly Wished[]): (readonly [PackageAddress, readonly PlacedWish[]])[] {
+  const groups = new Map<string, PlacedWish[]>()
+  for (const one of wished) {
+    if (!isPlaced(one)) continue
+    const { registry, package: name, topHash } = one.place.address
+    const key = `${registry} ${name} ${topHash}`
+    const group = groups.get(key)
+    if (group === undefined) groups.set(key, [one])
+    else group.push(one)
+  }
+  return [...groups.values()].map(group => [group[0]!.place.address, group] as const)
+}
+
+function isPlaced(wished: Wished): wished is PlacedWish {
+  return wished.place !== undefined
+}
+
+function byKey(context: Context, address: PackageAddress, opened: OpenedPackage, key: string): Wished {
   const node = opened.index.find(key)
   if (node === undefined)
     throw new BobbinError('ENTRY_NOT_FOUND', `no entry ${JSON.stringify(key)} in ${opened.name}@${opened.topHash}`)
-  const entry = opened.index.entry(node.ino)
-  return {
-    key: entry.key,
-    hash: entry.hash,
-    size: entry.size,
-    path: objectPath(options.daemon.cacheDir, objectId(entry)),
-    ino: node.ino,
-  }
+  return { ...entryAt(context, address, opened, node.ino), key: opened.index.key(node.ino) }
 }
 
-function present(found: Wished | undefined, hash: string): Wished {
+function entryAt({ options }: Context, address: PackageAddress, { index }: OpenedPackage, ino: number): Wished {
+  const { hash, size, physicalKey } = index.object(ino)
+  const path = objectPath(options.daemon.cacheDir, objectId({ hash, size, physicalKey }))
+  return { key: null, hash, size, path, place: { address, ino, key: index.key(ino) } }
+}
+
+function present({ door }: Context, found: Wished | undefined, hash: string): Wished {
   if (found !== undefined) return found
-  throw new BobbinError('ENTRY_NOT_FOUND', `the store has no object ${hash}: ask for it by its key`)
+  const error = new BobbinError('ENTRY_NOT_FOUND', `the store has no object ${hash}: ask for it by its key`)
+  throw door.isOwners ? error : door.found(error)
 }
 
 /** In the order of the hashes; `undefined` for what is not there. */
 async function findByHash(
-  { objects, options }: Context,
+  context: Context,
   hashes: readonly string[],
 ): Promise<{ readonly found: readonly (Wished | undefined)[]; release(): void }> {
   if (hashes.length === 0) return { found: [], release() {} }
   const types = ['sha2-256-chunked', 'SHA256'] as const
+  if (!context.door.isOwners) return { found: await findServed(context, hashes), release() {} }
+  const { objects, options } = context
   const ids = types.flatMap(type => hashes.map(hash => `${type.toLowerCase()}/${hash}` as ObjectId))
   const { found, release } = await objects.find(ids)
   const wishedAt = (i: number): Wished | undefined => {
@@ -221,15 +245,28 @@ async function findByHash(
       hash,
       size: object.size,
       path: objectPath(options.daemon.cacheDir, object.id as ObjectId),
-      ino: null,
     }
   }
   return { found: hashes.map((_, i) => wishedAt(i) ?? wishedAt(hashes.length + i)), release }
 }
 
-/** Of a package that is open, or that a plan was made of. */
-function knownAddress({ packages, plans }: Context, topHash: string): PackageAddress | undefined {
-  return packages.addressOf(topHash) ?? plans.addresses().find(address => address.topHash === topHash)
+/** Of others than the owner: what the packages have that are served, be it in the store or not. */
+async function findServed(context: Context, hashes: readonly string[]): Promise<(Wished | undefined)[]> {
+  const { byHash, packages } = context
+  const found: (Wished | undefined)[] = []
+  for (const hash of hashes) {
+    const entry = await byHash.find(hash)
+    found.push(
+      entry && (await packages.use(entry.address, async opened => entryAt(context, entry.address, opened, entry.ino))),
+    )
+  }
+  return found
+}
+
+/** Of a package that is open, that is served by its name, or that a plan was made of. */
+function knownAddress({ packages, plans, door }: Context, topHash: string): PackageAddress | undefined {
+  const isIt = (address: PackageAddress) => address.topHash === topHash
+  return packages.addressOf(topHash) ?? door.served.revisions.find(isIt) ?? plans.addresses().find(isIt)
 }
 
 function addressOf(context: Context, body: ListBody): PackageAddress {

@@ -10,14 +10,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
 import { ensureDaemon } from '../../daemon/control/launch.js'
+import type { LeaseBody } from '../../daemon/control/schema.js'
 import { BobbinError, ERROR_CODES, hasCode, type Log, throwIfAborted } from '../../daemon/model/index.js'
+import type { Places, RevisionAddress } from '../../daemon/quilt/served.js'
+import type { Door } from './door.js'
 
 /** Which package, as the daemon wants it. */
-export interface PackageAddress {
-  readonly registry: string
-  readonly package: string
-  readonly topHash: string
-}
+export type PackageAddress = RevisionAddress
 
 export type Priority = 'demand' | 'ahead'
 
@@ -36,7 +35,7 @@ export interface FoundObject {
 }
 
 interface Held {
-  readonly address: PackageAddress
+  readonly places: readonly PackageAddress[]
   readonly inos: readonly number[]
 }
 
@@ -67,6 +66,7 @@ export class Objects {
   constructor(
     private readonly daemon: DaemonOptions,
     private readonly facts: { readonly pid: number; readonly socket: string },
+    private readonly door: Door,
     private readonly log: Log,
   ) {
     this.#timer = setInterval(() => void this.#renew(), RENEW_MS)
@@ -110,17 +110,18 @@ export class Objects {
 
   /**
    * Waits until every object is here or has failed. Throws INTERRUPTED, DAEMON_UNAVAILABLE (after a minute without
-   * one), and what concerns the whole package (PACKAGE_REFUSED, REVISION_NOT_FOUND, …).
+   * one), and what concerns the whole package (PACKAGE_REFUSED, REVISION_NOT_FOUND, …). What the first place does not have
+   * is asked of the next one.
    */
   async lease(
-    address: PackageAddress,
+    places: readonly PackageAddress[],
     inos: readonly number[],
     options: { readonly priority: Priority; readonly signal?: AbortSignal | undefined },
   ): Promise<Lease> {
     const id = `${this.#owner}.${++this.#leases}`
     const { priority, signal } = options
-    const failed = await this.#fill(id, address, inos, priority, signal)
-    this.#held.set(id, { address, inos })
+    const failed = await this.#fill(id, places, inos, priority, signal)
+    this.#held.set(id, { places, inos })
     let isHeld = true
     return {
       id,
@@ -158,19 +159,50 @@ export class Objects {
 
   async #fill(
     lease: string,
-    address: PackageAddress,
+    places: readonly PackageAddress[],
     inos: readonly number[],
     priority: Priority,
     signal: AbortSignal | undefined,
   ): Promise<Map<number, BobbinError>> {
-    const body = { owner: this.#owner, lease, ...address, inos: [...inos], priority }
+    let failed: Map<number, BobbinError> | undefined
+    let failure: unknown
     try {
-      const { failed } = await this.#call(client => client.leaseObjects(body, signal), { signal })
-      return new Map(failed.map(({ ino, code, detail }) => [ino, errorOf(code, detail)]))
+      for (const place of places) {
+        const wanted = failed === undefined ? [...inos] : [...failed.keys()]
+        try {
+          const answer = await this.#fillFrom(place, { owner: this.#owner, lease, inos: wanted, priority }, signal)
+          // What the first place said of an entry is told when the others have it neither.
+          for (const ino of failed?.keys() ?? []) if (!answer.has(ino)) failed?.delete(ino)
+          failed ??= answer
+        } catch (error) {
+          if (hasCode(error, 'INTERRUPTED', 'DAEMON_UNAVAILABLE')) throw error
+          failure ??= error
+        }
+        if (failed?.size === 0) break
+      }
+      if (failed === undefined) throw failure
+      return failed
     } catch (error) {
       // The daemon may have it, or have it in a moment.
       this.#release(lease)
       throw error
+    }
+  }
+
+  async #fillFrom(
+    { registry, package: name, topHash }: PackageAddress,
+    wish: Pick<LeaseBody, 'owner' | 'lease' | 'inos' | 'priority'>,
+    signal: AbortSignal | undefined,
+  ): Promise<Map<number, BobbinError>> {
+    const { door } = this
+    const within = door.placesOf({ registry, package: name, topHash })
+    const places = within && { folders: [...within.folders], buckets: bucketsOf(within) }
+    const body = { ...wish, registry, package: name, topHash, ...(places && { places }) }
+    try {
+      const { failed } = await this.#call(client => client.leaseObjects(body, signal), { signal })
+      return new Map(failed.map(({ ino, code, detail }) => [ino, door.found(errorOf(code, detail))]))
+    } catch (error) {
+      throw door.found(error)
     }
   }
 
@@ -232,9 +264,9 @@ export class Objects {
       const held = before.filter(([lease]) => this.#held.has(lease))
       if (leases >= held.length) return
       this.log.warn({ leases: held.length }, 'the daemon is another one: what is in use is leased again')
-      for (const [lease, { address, inos }] of held) {
+      for (const [lease, { places, inos }] of held) {
         if (!this.#held.has(lease)) continue
-        await this.#fill(lease, address, inos, 'demand', undefined)
+        await this.#fill(lease, places, inos, 'demand', undefined)
         if (!this.#held.has(lease)) this.#release(lease)
       }
     } catch (error) {
@@ -242,6 +274,10 @@ export class Objects {
       this.#client = undefined
     }
   }
+}
+
+function bucketsOf({ buckets }: Places): 'any' | string[] {
+  return buckets === 'any' ? buckets : [...buckets]
 }
 
 function errorOf(code: string, detail: string): BobbinError {

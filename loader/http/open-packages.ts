@@ -1,7 +1,8 @@
 /** Packages that single entries were asked of lately, kept open: opening one costs more than serving an entry. */
 import { parsePackageName } from '../../daemon/model/index.js'
-import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
+import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
+import type { Door } from './door.js'
 import type { PackageAddress } from './objects.js'
 
 interface Use {
@@ -16,7 +17,10 @@ const OPEN_MAX = 8
 export class OpenPackages {
   readonly #uses = new Map<string, Use>()
 
-  constructor(private readonly options: OpenOptions) {}
+  constructor(
+    private readonly door: Door,
+    private readonly options: OpenOptions,
+  ) {}
 
   /** One that is open, by its top hash alone. */
   addressOf(topHash: string): PackageAddress | undefined {
@@ -53,7 +57,7 @@ export class OpenPackages {
 
   #open({ registry, package: name, topHash }: PackageAddress): Promise<OpenedPackage> {
     const revision = { kind: 'hash', prefix: topHash } as const
-    return openPackage({ registry: parseRegistry(registry), name: parsePackageName(name), revision }, this.options)
+    return this.door.open({ registry: parseRegistry(registry), name: parsePackageName(name), revision }, this.options)
   }
 
   #closeIdle(most: number): void {

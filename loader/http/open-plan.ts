@@ -74,12 +74,17 @@ export class OpenPlan {
   constructor(
     readonly id: PlanId,
     readonly document: PlanDocument,
-    readonly address: PackageAddress,
+    /** Where its objects may be had: at least one place, the first one first. */
+    readonly places: readonly PackageAddress[],
     private readonly opened: OpenedPackage,
     private table: SampleTable,
     private readonly objectsFolder: string,
     private readonly rebuildTable: () => Promise<SampleTable>,
   ) {}
+
+  get address(): PackageAddress {
+    return this.places[0]!
+  }
 
   get facts() {
     return this.table.facts

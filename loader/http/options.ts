@@ -1,8 +1,11 @@
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
+import type { Served } from '../../daemon/quilt/served.js'
 
 export interface LoaderOptions {
   readonly daemon: DaemonOptions
   readonly defaultRegistry?: string | undefined
+  /** What every door gives. Everything: then there is only a socket that this user alone may open. */
+  readonly served: Served
   /** Where to listen; `undefined`: not on a unix socket. */
   readonly socketPath?: string | undefined
   /** Sockets that somebody else listens on for us (systemd). */

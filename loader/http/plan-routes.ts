@@ -66,7 +66,7 @@ async function refuseTooLarge({ objects }: Context, { maxStepBytes }: TableFacts
   )
 }
 
-async function factsOf({ plans, options }: Context, plan: OpenPlan): Promise<PlanFacts> {
+async function factsOf({ plans, options, door }: Context, plan: OpenPlan): Promise<PlanFacts> {
   const { samples, entries, bytes, maxStepBytes } = plan.facts
   const { stepsPerEpoch, address } = plan
   const perShard = stepsPerShard(stepsPerEpoch, plan.document.batch.global)
@@ -78,7 +78,8 @@ async function factsOf({ plans, options }: Context, plan: OpenPlan): Promise<Pla
     samples,
     entries,
     bytes,
-    bytesCached: entries > COUNTED_MAX ? null : cachedBytes(options.daemon.cacheDir, plan),
+    // What is here is nobody's business but the owner's.
+    bytesCached: entries > COUNTED_MAX || !door.isOwners ? null : cachedBytes(options.daemon.cacheDir, plan),
     stepsPerEpoch,
     maxStepBytes,
     shardsPerEpoch: Math.ceil(stepsPerEpoch / perShard),

@@ -2,8 +2,11 @@
  * The plans that this sidecar knows: their documents and sample tables lie in the cache, so they are known
  * again after a restart.
  *
- *   <cache>/loader/v1/<plan id>.json    the document, and where the package is
+ *   <cache>/loader/v1/<plan id>.json    the document, and the places where the package is
  *   <cache>/loader/v1/<plan id>.table   which inodes each sample has (loader/plan/sample-table.ts)
+ *
+ * Whoever posts a plan that is known, of another registry, adds a place to it and moves nothing: others go on reading
+ * where they did. Loaders of one cache share these files; each uses of a plan's places those that it serves.
  */
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -19,7 +22,7 @@ import {
   systemCode,
   WORKER_FLAGS,
 } from '../../daemon/model/index.js'
-import { type OpenedPackage, openPackage } from '../../daemon/quilt/package-cache.js'
+import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { TableTask } from '../batch/table-worker.js'
@@ -32,6 +35,7 @@ import {
   planIdOf,
 } from '../plan/plan-document.js'
 import { SampleTable, type TableFacts } from '../plan/sample-table.js'
+import type { Door } from './door.js'
 import type { PackageAddress } from './objects.js'
 import { OpenPlan } from './open-plan.js'
 
@@ -40,12 +44,18 @@ export interface PlansOptions {
   readonly source: Source
   readonly offline: boolean
   readonly defaultRegistry: string | undefined
+  readonly door: Door
+  /** Of several places of a plan, these come first. */
+  readonly preferred?: readonly PackageAddress[]
   readonly log: Log
 }
 
 interface StoredPlan {
   readonly document: PlanDocument
+  /** Where it was made of. */
   readonly address: PackageAddress
+  /** Other places of the same revision, the newest last. */
+  readonly others?: readonly PackageAddress[]
 }
 
 interface Use {
@@ -55,6 +65,8 @@ interface Use {
 
 /** Open at once, but for those in use; each holds four descriptors and up to 80 MiB. */
 const OPEN_MAX = 8
+/** Of one plan, besides the first. */
+const OTHERS_MAX = 7
 /** In the cache; the oldest go. */
 const STORED_MAX = 1000
 
@@ -79,7 +91,7 @@ export class Plans {
     }
   }
 
-  get #openOptions(): { readonly cacheDir: string; readonly source: Source; readonly offline: boolean } {
+  get #openOptions(): OpenOptions {
     const { cacheDir, source, offline } = this.options
     return { cacheDir, source, offline }
   }
@@ -98,14 +110,14 @@ export class Plans {
       ...(body.topHash != null && { topHash: body.topHash }),
       ...(defaultRegistry !== undefined && { defaultRegistry }),
     })
-    const opened = await openPackage(reference, this.#openOptions)
+    const opened = await this.options.door.open(reference, this.#openOptions)
     try {
       const document = normalisePlan(body, opened.topHash)
       const id = planIdOf(document)
       const address = { registry: formatRegistry(opened.registry), package: opened.name, topHash: opened.topHash }
-      const known = this.#read(id)?.address
+      const known = this.#read(id)
       if (known !== undefined) {
-        if (known.registry !== address.registry || known.package !== address.package) this.#move(id, document, address)
+        this.#addPlace(id, known, address)
         return { id, isNew: false }
       }
       let building = this.#building.get(id)
@@ -153,9 +165,12 @@ export class Plans {
     throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${prefix}…: post it to /v1/plans first`)
   }
 
-  /** Of all plans, the newest first. */
+  /** Of all plans that are served here, the newest first. */
   addresses(): PackageAddress[] {
-    return this.#stored().flatMap(({ id }) => this.#read(id)?.address ?? [])
+    return this.#stored().flatMap(({ id }) => {
+      const stored = this.#read(id)
+      return stored === undefined ? [] : this.#placesOf(stored).slice(0, 1)
+    })
   }
 
   async close(): Promise<void> {
@@ -203,18 +218,22 @@ export class Plans {
 
   #openKnown(id: PlanId): Use {
     const stored = this.#read(id)
-    if (stored === undefined)
+    const places = stored === undefined ? [] : this.#placesOf(stored)
+    if (stored === undefined || places.length === 0)
       throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${id}: post it to /v1/plans first`)
-    return { opening: this.#openStored(id, stored), users: 0 }
+    return { opening: this.#openStored(id, stored.document, places), users: 0 }
   }
 
-  async #openStored(id: PlanId, { document, address }: StoredPlan): Promise<OpenPlan> {
-    const reference = {
-      registry: parseRegistry(address.registry),
-      name: parsePackageName(address.package),
-      revision: { kind: 'hash', prefix: address.topHash },
-    } as const
-    const opened = await openPackage(reference, this.#openOptions)
+  /** Those that are served here. */
+  #placesOf({ address, others = [] }: StoredPlan): PackageAddress[] {
+    const { door, preferred = [] } = this.options
+    const served = [address, ...others].filter(place => door.admits(place))
+    const isPreferred = (place: PackageAddress) => preferred.some(one => isSamePlace(one, place))
+    return [...served.filter(isPreferred), ...served.filter(place => !isPreferred(place))]
+  }
+
+  async #openStored(id: PlanId, document: PlanDocument, places: readonly PackageAddress[]): Promise<OpenPlan> {
+    const opened = await this.#openFirst(places)
     const path = this.#path(id, 'table')
     const makeTable = async () => {
       await this.#makeTable(opened, document, path)
@@ -230,11 +249,26 @@ export class Plans {
       }
       const now = new Date()
       utimesSync(this.#path(id, 'json'), now, now)
-      return new OpenPlan(id, document, address, opened, table, this.objectsFolder, makeTable)
+      return new OpenPlan(id, document, places, opened, table, this.objectsFolder, makeTable)
     } catch (error) {
       opened.close()
       throw error
     }
+  }
+
+  /** Of the first place that has it; throws what the first one threw. */
+  async #openFirst(places: readonly PackageAddress[]): Promise<OpenedPackage> {
+    let failure: unknown
+    for (const { registry, package: name, topHash } of places) {
+      const revision = { kind: 'hash', prefix: topHash } as const
+      const reference = { registry: parseRegistry(registry), name: parsePackageName(name), revision }
+      try {
+        return await this.options.door.open(reference, this.#openOptions)
+      } catch (error) {
+        failure ??= error
+      }
+    }
+    throw failure
   }
 
   #closeIdle(): void {
@@ -250,13 +284,15 @@ export class Plans {
     if (users === 0) void opening.then(plan => plan.close()).catch(() => {})
   }
 
-  /** Its package is to be had elsewhere; whoever uses it at the moment goes on with where it was. */
-  #move(id: PlanId, document: PlanDocument, address: PackageAddress): void {
-    this.#write(id, { document, address })
+  /** Its package is to be had elsewhere, too; whoever uses it at the moment goes on without. */
+  #addPlace(id: PlanId, known: StoredPlan, place: PackageAddress): void {
+    const { address, others = [] } = known
+    if ([address, ...others].some(one => isSamePlace(one, place))) return
+    this.#write(id, { ...known, others: [...others, place].slice(-OTHERS_MAX) })
     const use = this.#open.get(id)
     this.#open.delete(id)
     if (use !== undefined) this.#closeUnused(use)
-    this.options.log.info({ plan: id, ...address }, 'moved a plan')
+    this.options.log.info({ plan: id, ...place }, 'a plan has another place')
   }
 
   #write(id: PlanId, stored: StoredPlan): void {
@@ -296,4 +332,8 @@ export class Plans {
   #path(id: string, kind: 'json' | 'table'): string {
     return join(this.#folder, `${id}.${kind}`)
   }
+}
+
+function isSamePlace(a: PackageAddress, b: PackageAddress): boolean {
+  return a.registry === b.registry && a.package === b.package && a.topHash === b.topHash
 }

@@ -73,7 +73,7 @@ export class Resident {
     const rest = use(own)
     const lease = await this.objects
       .lease(
-        plan.address,
+        plan.places,
         missing.map(i => inos[i]!),
         options,
       )

@@ -12,8 +12,10 @@ import { BobbinError, localError } from '../../daemon/model/index.js'
 import { Packing } from '../batch/packing.js'
 import { Ahead } from './ahead.js'
 import { createApp } from './app.js'
+import { ByHash } from './by-hash.js'
 import { type Context, Streams } from './context.js'
 import { Deliveries, type DeliveriesFile, OWN_FILE_BYTES_MAX } from './deliveries.js'
+import { Door } from './door.js'
 import { Metrics } from './metrics.js'
 import { Objects } from './objects.js'
 import { OpenPackages } from './open-packages.js'
@@ -34,12 +36,14 @@ export async function runLoader(
 ): Promise<void> {
   const log = pino({ base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
   const { cacheDir, ioTimeoutMs, offline } = options.daemon
-  if (options.socketPath !== undefined) await claimSocket(options.socketPath)
+  if (options.socketPath !== undefined) await claimSocket(options.socketPath, options)
   const source = createSource({ ioTimeoutMs, offline })
-  const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, log)
+  const door = new Door(options.served, log)
+  const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, door, log)
   const storeLimit = await objects.storeLimit()
-  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: options.defaultRegistry, log })
-  const packages = new OpenPackages({ cacheDir, source, offline })
+  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: options.defaultRegistry, door, log })
+  const packages = new OpenPackages(door, { cacheDir, source, offline })
+  const byHash = new ByHash(door, packages, plans)
   const bytesMax = options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(storeLimit / 4))
   const resident = new Resident(objects, bytesMax)
   const ahead = new Ahead(resident, { bytesMax, log })
@@ -57,6 +61,8 @@ export async function runLoader(
   const context: Context = {
     options,
     log,
+    door,
+    byHash,
     plans,
     packages,
     objects,
@@ -82,7 +88,13 @@ export async function runLoader(
       apps.push(app)
       await new Promise<void>((resolve, reject) => {
         app.server.once('error', error => reject(localError(`listen on ${what}`, error)))
-        app.server.listen(where, resolve)
+        // The file of a unix socket is made in this very call, and must never be wider than it will be.
+        const umask = process.umask(0o777 & ~socketMode(options))
+        try {
+          app.server.listen(where, resolve)
+        } finally {
+          process.umask(umask)
+        }
       })
       // Of a unix socket: its path, or null where somebody else has made it.
       const address = app.server.address()
@@ -91,11 +103,7 @@ export async function runLoader(
         throw new BobbinError('INVALID_ARGUMENT', `${what} is TCP, which needs a token: ${TOKEN_HELP}`)
       addresses.push('host' in where && typeof address === 'object' ? `http://${where.host}:${address?.port}` : what)
     }
-    if (options.socketPath !== undefined) {
-      await listen(`unix:${options.socketPath}`, { path: options.socketPath })
-      // The cache's group, as the objects are; the folder keeps others out.
-      chmodSync(options.socketPath, 0o660)
-    }
+    if (options.socketPath !== undefined) await listen(`unix:${options.socketPath}`, { path: options.socketPath })
     for (const fd of options.listenFds) await listen(`descriptor ${fd}`, { fd })
     if (options.listen !== undefined)
       await listen(`http://${options.listen.host}:${options.listen.port}`, options.listen)
@@ -125,16 +133,37 @@ export async function runLoader(
   if (!isAllWritten) throw new BobbinError('LOCAL_IO', 'some deliveries are not written down, and nothing says which')
 }
 
+/** Whoever may write there can put a socket of their own in the place of ours. */
+function refuseSharedFolder(folder: string): void {
+  const { uid, mode } = statSync(folder)
+  if (uid === process.getuid?.() && (mode & 0o022) === 0) return
+  throw new BobbinError(
+    'ACCESS_DENIED',
+    `${folder} is not this user's alone, and the socket in it would give all that this user may read: choose a folder that only you may write (chmod 700), or say what others may have (--serve, --allow)`,
+  )
+}
+
 function deliveriesFile({ deliveriesPath: path, daemon: { cacheDir } }: LoaderOptions): DeliveriesFile | false {
   if (path === false) return false
   if (path !== undefined) return { path, bytesMax: Number.POSITIVE_INFINITY }
   return { path: join(cacheDir, 'loader', 'v1', 'deliveries.ndjson'), bytesMax: OWN_FILE_BYTES_MAX }
 }
 
-/** Makes the folder, and removes a socket that nobody listens on. Throws CACHE_IN_USE. */
-async function claimSocket(path: string): Promise<void> {
+/** Everything is for one user; what is named is for the cache's group, as the objects are. */
+function socketMode({ served }: LoaderOptions): number {
+  return served.isEverything ? 0o600 : 0o660
+}
+
+/** Makes the folder, and removes a socket that nobody listens on. Throws CACHE_IN_USE, ACCESS_DENIED. */
+async function claimSocket(path: string, { served, daemon: { cacheDir } }: LoaderOptions): Promise<void> {
+  const folder = dirname(path)
+  const folderMode = served.isEverything ? 0o700 : 0o750
   try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o750 })
+    mkdirSync(folder, { recursive: true, mode: folderMode })
+    // The cache's own folder may be one that an earlier version, or a loader for others, has made.
+    if (folder === join(cacheDir, 'loader') && statSync(folder).uid === process.getuid?.())
+      chmodSync(folder, folderMode)
+    if (served.isEverything) refuseSharedFolder(folder)
     const stats = statSync(path, { throwIfNoEntry: false })
     if (stats === undefined) return
     if (!stats.isSocket()) throw new BobbinError('INVALID_ARGUMENT', `${path} is there, and is no socket`)

@@ -16,7 +16,10 @@ t.test('engines read batches', async t => {
   const tokenFile = join(folder, 'token')
   writeFileSync(tokenFile, `${TOKEN}\n`)
   const loader = await startLoader(t, {
-    args: ['--socket', join(folder, 'loader.sock'), '--listen', '127.0.0.1:0', '--token-file', tokenFile],
+    args: [
+      ...['--socket', join(folder, 'loader.sock'), '--listen', '127.0.0.1:0', '--token-file', tokenFile],
+      ...['--serve', written.reference],
+    ],
   })
   const tcp = loader.addresses.find(address => address.startsWith('http:'))!
   const options = { reference: written.reference, keys, tcp: tcp.replace('http://', `http://bobbin:${TOKEN}@`) }

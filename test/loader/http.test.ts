@@ -257,7 +257,7 @@ t.test('any number of plans can be in use at once', async t => {
   }
 })
 
-t.test('a plan that is posted with another address is read from there', async t => {
+t.test('a plan that is posted with another address is read from there, too, and stays where it was made', async t => {
   const [first, second] = [join(folder, 'first'), join(folder, 'second')]
   const mirrors = [await writeSamples(first, 8, { bytes: 1000 }), await writeSamples(second, 8, { bytes: 1000 })]
   const [before, after] = [
@@ -269,7 +269,7 @@ t.test('a plan that is posted with another address is read from there', async t 
   const answer = await loader.ask(`/v1/plans/${before.planId}/batches`)
   t.equal(answer.status, 200, answer.status === 200 ? '' : answer.body.toString())
   checkTar(t, answer.body, mirrors[1]!)
-  t.match((await loader.ask(`/v1/plans/${before.planId}`)).json(), { package: mirrors[1]!.reference })
+  t.match((await loader.ask(`/v1/plans/${before.planId}`)).json(), { package: mirrors[0]!.reference })
 })
 
 t.test('shards of foreign plans, top hashes and places are refused', async t => {

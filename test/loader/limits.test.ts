@@ -79,7 +79,8 @@ t.test('over TCP nobody gets anything without the token (S34)', async t => {
   const token = 'correct-horse-battery'
   const tokenFile = join(folder, 'token')
   writeFileSync(tokenFile, `${token}\n`)
-  const loader = await startLoader(t, { args: ['--listen', '127.0.0.1:0', '--token-file', tokenFile] })
+  const named = ['--serve', written.reference]
+  const loader = await startLoader(t, { args: ['--listen', '127.0.0.1:0', '--token-file', tokenFile, ...named] })
   const [base] = loader.addresses
   t.match(base, /^http:\/\/127\.0\.0\.1:[1-9]\d*$/)
   t.notOk(existsSync(loader.socket), 'the unix socket is opened when it is asked for')
@@ -373,6 +374,8 @@ t.test(
         process.execPath,
         bobbinPath,
         'loader',
+        '--allow',
+        written.registry,
       ],
       { stdio: 'ignore', env: { ...process.env, BOBBIN_CACHE: cacheDir } },
     )
@@ -410,13 +413,13 @@ t.test(
     for (const given of [undefined, token]) {
       const port = await freePort()
       const [command, ...before] = AS_USERS_DO
-      const names = ['BOBBIN_CACHE', ...(given === undefined ? [] : ['BOBBIN_LOADER_TOKEN'])]
+      const names = ['BOBBIN_CACHE', 'BOBBIN_ALLOW', ...(given === undefined ? [] : ['BOBBIN_LOADER_TOKEN'])]
       const words = [...names.map(name => `--setenv=${name}`), `--listen=127.0.0.1:${port}`]
       const loader = [process.execPath, bobbinPath, 'loader']
       const child = started(
         spawn(command!, [...before, 'systemd-socket-activate', ...words, ...loader], {
           stdio: ['ignore', 'pipe', 'pipe'],
-          env: { ...process.env, BOBBIN_CACHE: cacheDir, BOBBIN_LOADER_TOKEN: token },
+          env: { ...process.env, BOBBIN_CACHE: cacheDir, BOBBIN_LOADER_TOKEN: token, BOBBIN_ALLOW: 's3://any-bucket' },
         }),
       )
       t.teardown(() => child.process.kill('SIGKILL'))

@@ -200,7 +200,8 @@ t.test('a killed sidecar costs time, and nothing else, also when it has forgotte
 })
 
 t.test('over TCP, through a line that cuts, damages and refuses', async t => {
-  const tcp = await startLoader(t, { args: ['--listen', '127.0.0.1:0'], env: { BOBBIN_LOADER_TOKEN: TOKEN } })
+  const args = ['--listen', '127.0.0.1:0', '--serve', written.reference]
+  const tcp = await startLoader(t, { args, env: { BOBBIN_LOADER_TOKEN: TOKEN } })
   const proxy = await startFaultProxy(tcp.addresses[0]!)
   t.teardown(() => proxy.stop())
   const stranger = new LoaderClient(proxy.endpoint)

@@ -1,0 +1,39 @@
+/** What a loader serves: all that its user may read, or what flags and settings name, at the revisions of this moment. */
+import { createSource } from '../daemon/fetch/source/index.js'
+import { BobbinError } from '../daemon/model/index.js'
+import { resolveTopHash } from '../daemon/quilt/package-cache.js'
+import { formatRegistry, parseReference, parseRegistry } from '../daemon/quilt/reference.js'
+import { type RevisionAddress, Served } from '../daemon/quilt/served.js'
+import { sourceConfigOf } from './context.js'
+import type { Settings } from './settings.js'
+
+/** Instead of a package: a loader that serves nothing, such as that of a run without mounts. */
+export const SERVE_NOTHING = 'none'
+
+/** Throws INVALID_ARGUMENT, and what resolving a package throws: a full top hash is taken as it is, without a request. */
+export async function servedBy(settings: Settings): Promise<Served> {
+  const { serve, allow } = settings
+  if (serve.length === 0 && allow.length === 0) return Served.everything
+  const source = createSource(sourceConfigOf(settings))
+  try {
+    const revisions: RevisionAddress[] = []
+    for (const text of serve) {
+      if (text === SERVE_NOTHING) continue
+      const reference = parseReference(text, { defaultRegistry: settings.registry })
+      const topHash = await resolveTopHash(reference, { ...settings, source })
+      revisions.push({ registry: formatRegistry(reference.registry), package: reference.name, topHash })
+    }
+    return Served.named(revisions, allow.map(parseRegistry))
+  } finally {
+    source.close()
+  }
+}
+
+/** Throws INVALID_ARGUMENT where others than the user could ask for everything. */
+export function refuseOpenDoor(served: Served, where: string): void {
+  if (!served.isEverything) return
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `others can ask at ${where}, and this loader reads whatever its user may read: say what they may have, with --serve PKG (a package) or --allow REGISTRY (all of a registry), several times if need be, or in BOBBIN_SERVE or BOBBIN_ALLOW`,
+  )
+}
