@@ -40,10 +40,10 @@ export async function doctor(flags: CommonFlags): Promise<void> {
     ]
     for (const { check, ok, found, fix, isOptional } of checks) {
       const mark = ok ? 'ok  ' : isOptional ? 'note' : 'FAIL'
-      await context.output.row(
-        { check, ok, found, fix },
-        `${mark}  ${check.padEnd(12)} ${found}${fix === '' ? '' : `\n                  → ${fix}`}`,
-      )
+      await context.output.row({ check, ok, found, fix }, [
+        `${mark}  ${check.padEnd(12)} ${found}`,
+        ...(fix === '' ? [] : [`                  → ${fix}`]),
+      ])
     }
     const failed = checks.filter(({ ok, isOptional }) => !ok && !isOptional)
     if (failed.length === 0) return

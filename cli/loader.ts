@@ -60,7 +60,10 @@ export async function loader(flags: LoaderFlags): Promise<void> {
   }
   await runLoader(options, addresses => {
     void output
-      .row({ addresses, pid: process.pid }, addresses.map(address => `listening on ${address}`).join('\n'))
+      .row(
+        { addresses, pid: process.pid },
+        addresses.map(address => `listening on ${address}`),
+      )
       .then(() => output.flush())
   })
 }

@@ -5,7 +5,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
-import { BobbinError } from '../daemon/model/index.js'
+import { BobbinError, escapeMessage } from '../daemon/model/index.js'
 import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
 import { allowFlag, RIGHT_NAMES, RIGHTS } from './run/rights.js'
 
@@ -263,9 +263,14 @@ reproduction
   .addHelpText('after', REPRODUCE_HELP)
   .action(async (text, flags) => (await import('./reproduce.js')).reproduce(text, { ...flags, version }))
 
+/** What was typed is quoted in it. */
+function outputError(text: string, write: (text: string) => void): void {
+  write(`${escapeMessage(text.trimEnd().replace(/\n(?=\(Did you mean)/, '\n  '))}\n`)
+}
+
 for (const command of [...program.commands, ...record.commands])
-  command.exitOverride().configureHelp({ sortOptions: false })
-program.exitOverride()
+  command.exitOverride().configureHelp({ sortOptions: false }).configureOutput({ outputError })
+program.exitOverride().configureOutput({ outputError })
 
 try {
   await program.parseAsync()
@@ -283,11 +288,11 @@ async function exitCodeFor(error: unknown): Promise<number> {
       process.stderr.write('bobbin: interrupted\n')
       return ENDING_SIGNALS[endingSignal]
     }
-    process.stderr.write(`bobbin: ${error.message}\n`)
+    process.stderr.write(`bobbin: ${escapeMessage(error.message)}\n`)
     return exitCodeOf(error.code)
   }
   process.stderr.write(
-    `bobbin: this is a bug, please report it\n${error instanceof Error ? error.stack : String(error)}\n`,
+    `bobbin: this is a bug, please report it\n${escapeMessage(String(error instanceof Error ? error.stack : error))}\n`,
   )
   return 1
 }

@@ -43,10 +43,10 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
     if (facts.transport === 'fuse-native')
       output.note(`bobbin: mounted through fuse-native, which is slow: ${whyNotNative()}`)
     else if (facts.openModeReason !== undefined) output.note(`bobbin: ${facts.openModeReason}`)
-    await output.row(
-      facts,
-      `${topHash}\nmounted on ${facts.mountpoint}: ${entries.toLocaleString('en')} entries, ${formatBytes(bytes)} (${facts.transport}, ${facts.openMode})`,
-    )
+    await output.row(facts, [
+      topHash,
+      `mounted on ${facts.mountpoint}: ${entries.toLocaleString('en')} entries, ${formatBytes(bytes)} (${facts.transport}, ${facts.openMode})`,
+    ])
   })
 }
 

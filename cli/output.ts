@@ -1,9 +1,11 @@
 /**
  * stdout carries results, stderr everything else. With `--json` a result is one JSON document, and a
- * list is one JSON line a row.
+ * list is one JSON line per row. Names and messages in them may be a stranger's, so what a terminal would obey is escaped
+ * here (daemon/model/terminal.ts): on stderr always, on stdout when it is a terminal, and in JSON always.
  */
 import { once } from 'node:events'
 import type { Writable } from 'node:stream'
+import { escapeControls, escapeJson } from '../daemon/model/index.js'
 import type { CommonFlags } from './settings.js'
 
 /** Whose readers have gone. */
@@ -39,16 +41,22 @@ export class Output {
     process.stderr.on('error', () => unread.add(process.stderr))
   }
 
-  /** One result, or one row of a list: the document (a string is JSON text) with `--json`, else the text. */
-  async row(document: unknown, text: string): Promise<void> {
-    if (!this.isJson) await this.line(text)
+  /** One result, or one row of a list: the document (a string is JSON text) with `--json`, else a line or several. */
+  async row(document: unknown, text: string | readonly string[]): Promise<void> {
+    if (!this.isJson) await this.line(...(typeof text === 'string' ? [text] : text))
     else await this.line(typeof document === 'string' ? document : JSON.stringify(document))
   }
 
-  /** Lines are gathered, and written at the pace of the reader. */
-  async line(text: string): Promise<void> {
-    this.#pending += `${text}\n`
+  /** Lines are gathered, and written at the pace of the reader. On a terminal each stays one line, whatever is in it. */
+  async line(...lines: readonly string[]): Promise<void> {
+    for (const line of lines) this.#pending += `${this.#shown(line)}\n`
     if (this.#pending.length > 64 * 1024) await this.flush()
+  }
+
+  /** Scripts get the bytes of a name as they are; JSON is the same document for them either way. */
+  #shown(line: string): string {
+    if (this.isJson) return escapeJson(line)
+    return process.stdout.isTTY ? escapeControls(line) : line
   }
 
   async flush(): Promise<void> {
@@ -59,21 +67,19 @@ export class Output {
 
   /** A remark for a person. */
   note(text: string): void {
-    if (!this.isQuiet && !unread.has(process.stderr)) process.stderr.write(`${text}\n`)
+    if (!this.isQuiet && !unread.has(process.stderr)) process.stderr.write(`${escapeControls(text)}\n`)
   }
 }
 
-/** Columns of text, the last one ragged; numbers to the right. */
-export function table(rows: readonly (readonly string[])[], rightAligned: readonly number[] = []): string {
+/** Lines of columns of text, the last column ragged; numbers to the right. */
+export function table(rows: readonly (readonly string[])[], rightAligned: readonly number[] = []): string[] {
   const widths = rows.reduce<number[]>((found, row) => row.map((cell, i) => Math.max(found[i] ?? 0, cell.length)), [])
-  return rows
-    .map(row =>
-      row
-        .map((cell, i) =>
-          rightAligned.includes(i) ? cell.padStart(widths[i]!) : i === row.length - 1 ? cell : cell.padEnd(widths[i]!),
-        )
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n')
+  return rows.map(row =>
+    row
+      .map((cell, i) =>
+        rightAligned.includes(i) ? cell.padStart(widths[i]!) : i === row.length - 1 ? cell : cell.padEnd(widths[i]!),
+      )
+      .join('  ')
+      .trimEnd(),
+  )
 }

@@ -31,7 +31,7 @@ export async function verify(text: string, flags: CommonFlags & { readonly publi
       : problems.slice(0, SHOWN_MAX)
     if (problems.length > SHOWN_MAX) lines.push(`and ${problems.length - SHOWN_MAX} more`)
     lines.push(...remarks.map(remark => `  but ${remark}`))
-    await output.row({ ok, record: run.path, ...verdict }, lines.join('\n'))
+    await output.row({ ok, record: run.path, ...verdict }, lines)
     await output.flush()
     if (!ok) throw new BobbinError('FOLDER_DIFFERS', `the record ${run.path} is not sound: ${problems.length} problems`)
   })

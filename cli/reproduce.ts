@@ -73,6 +73,7 @@ async function again(
       code: codeDir === undefined ? undefined : await restoredCode(codeDir, facts.code!),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
       withLoader: facts.loaderSocket !== null,
+      isForeign: true,
       key: runKey(),
       onMounted: (client, mounts, aborted) => void prefetch(record, client, mounts, context, aborted),
     },
@@ -94,10 +95,7 @@ async function again(
         : `not the same: ${differing.length} of ${outputs.length} outputs differ`,
     `record: ${folder.path}`,
   ]
-  await output.row(
-    { equal, outputs, runId: found.runId, exitCode: found.exitCode, record: folder.path },
-    lines.join('\n'),
-  )
+  await output.row({ equal, outputs, runId: found.runId, exitCode: found.exitCode, record: folder.path }, lines)
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
 }

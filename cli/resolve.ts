@@ -36,7 +36,7 @@ export async function resolve(reference: string, flags: PackageFlags): Promise<v
     // In a script `$(bobbin resolve …)` should give the hash and nothing else.
     await output.row(
       jsonWith(summary, { metadata: metadata ?? 'null' }),
-      process.stdout.isTTY ? lines.join('\n') : summary.topHash,
+      process.stdout.isTTY ? lines : summary.topHash,
     )
   })
 }

@@ -34,7 +34,7 @@ export async function runs(id: string | undefined, flags: CommonFlags): Promise<
       return
     }
     if (id !== undefined) {
-      for (const { folder, facts } of found) await output.line(described(folder, facts))
+      for (const { folder, facts } of found) await output.line(...described(folder, facts))
       return
     }
     if (found.length === 0) return output.note(`bobbin: no runs in ${state}`)
@@ -48,7 +48,7 @@ export async function runs(id: string | undefined, flags: CommonFlags): Promise<
       facts.code === undefined ? '-' : `${facts.code.commit.slice(0, 12)}${facts.code.isDirty ? '+' : ''}`,
       commandLine(facts.command).slice(0, 60),
     ])
-    await output.line(table([['run', 'started', 'state', 'data', 'code', 'command'], ...rows]))
+    await output.line(...table([['run', 'started', 'state', 'data', 'code', 'command'], ...rows]))
   })
 }
 
@@ -97,10 +97,10 @@ function dataOf({ mounts, loaded = [] }: RunFacts) {
   return [...mounts, ...loaded]
 }
 
-function described(folder: RunFolder, facts: RunFacts): string {
+function described(folder: RunFolder, facts: RunFacts): string[] {
   const { runId, startedOn, finishedOn, command, env, code, image, mounts, loaded = [], outputs, nodes } = facts
   const took = finishedOn === undefined ? '' : `, for ${formatDuration(Date.parse(finishedOn) - Date.parse(startedOn))}`
-  const lines = [
+  return [
     `run      ${runId}`,
     `state    ${stateOf(facts)}; started ${startedOn}${took}`,
     ...(nodes === undefined ? [] : nodes.map(node => `node     ${node.host}, run ${node.runId}`)),
@@ -121,5 +121,4 @@ function described(folder: RunFolder, facts: RunFacts): string {
       : []),
     `record   ${folder.path}`,
   ]
-  return lines.join('\n')
 }

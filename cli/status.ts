@@ -28,7 +28,7 @@ export async function status(flags: CommonFlags): Promise<void> {
             `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
         ),
       mounts.length === 0 ? 'mounts   none' : 'mounts',
-      table(
+      ...table(
         mounts.map(mount => [
           `  ${mount.mountpoint}`,
           `${mount.package}@${mount.topHash.slice(0, 12)}`,
@@ -44,6 +44,6 @@ export async function status(flags: CommonFlags): Promise<void> {
       lines.push(
         `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
       )
-    await output.row({ ...facts, runs }, lines.filter(line => line !== '').join('\n'))
+    await output.row({ ...facts, runs }, lines)
   })
 }

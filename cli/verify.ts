@@ -30,7 +30,7 @@ export async function verify(
       ...shown('missing', missing),
       ...shown('extra', extra),
     ]
-    await output.row({ ...found, ok, extra, topHash }, lines.join('\n'))
+    await output.row({ ...found, ok, extra, topHash }, lines)
     await output.flush()
     if (!ok) {
       throw new BobbinError(

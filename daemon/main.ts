@@ -1,13 +1,13 @@
 /** The daemon's process: its options are the one argument, as JSON (control/launch.ts writes it). */
 import { type DaemonOptions, runDaemon } from './control/daemon.js'
-import { hasCode } from './model/index.js'
+import { escapeJson, hasCode } from './model/index.js'
 
 try {
   await runDaemon(JSON.parse(process.argv[2] ?? '') as DaemonOptions)
   process.exit(0)
 } catch (error) {
   process.stderr.write(
-    `${JSON.stringify({ level: 60, msg: error instanceof Error ? error.message : String(error) })}\n`,
+    `${escapeJson(JSON.stringify({ level: 60, msg: error instanceof Error ? error.message : String(error) }))}\n`,
   )
   process.exit(hasCode(error, 'CACHE_IN_USE') ? 11 : 1)
 }

@@ -4,8 +4,9 @@ import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import { constants } from 'node:os'
 import type { Readable } from 'node:stream'
+import { StringDecoder } from 'node:string_decoder'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { BobbinError, systemCode } from '../../daemon/model/index.js'
+import { BobbinError, escapeOutput, systemCode } from '../../daemon/model/index.js'
 import { outliveReaders, show } from '../output.js'
 
 const PASSED_ON = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const
@@ -25,13 +26,15 @@ export interface LaunchOptions {
   readonly logs: { readonly stdout: string; readonly stderr: string }
   /** Its stdout belongs to us with `--json`: the command's goes to stderr. */
   readonly isJson: boolean
+  /** The command may be a stranger's: what it prints is escaped on a terminal. The logs have it as it is. */
+  readonly isForeign?: boolean
   /** Told of a log that could not be kept to its end: its name. */
   onLogCut(name: string): void
 }
 
 /** Exit code, or 128 + the number of the signal. Throws INVALID_ARGUMENT when it cannot be started. */
 export async function launch(command: readonly string[], options: LaunchOptions): Promise<number> {
-  const { cwd, env, logs, isJson, onLogCut } = options
+  const { cwd, env, logs, isJson, isForeign = false, onLogCut } = options
   const child = spawn(command[0]!, command.slice(1), {
     stdio: ['inherit', 'pipe', 'pipe'],
     env,
@@ -51,9 +54,10 @@ export async function launch(command: readonly string[], options: LaunchOptions)
   const kept = [
     keep(child.stdout, isJson ? process.stderr : process.stdout, logs.stdout, {
       ended,
+      isForeign,
       onCut: () => onLogCut('stdout.log'),
     }),
-    keep(child.stderr, process.stderr, logs.stderr, { ended, onCut: () => onLogCut('stderr.log') }),
+    keep(child.stderr, process.stderr, logs.stderr, { ended, isForeign, onCut: () => onLogCut('stderr.log') }),
   ]
   const stopPassing = passSignals(child)
   try {
@@ -70,9 +74,10 @@ async function keep(
   pipe: Readable,
   shown: NodeJS.WriteStream,
   path: string,
-  { ended, onCut }: { readonly ended: Promise<unknown>; onCut(): void },
+  { ended, isForeign, onCut }: { readonly ended: Promise<unknown>; readonly isForeign: boolean; onCut(): void },
 ): Promise<void> {
   const file = createWriteStream(path, { mode: 0o644 })
+  const decoder = isForeign && shown.isTTY ? new StringDecoder('utf8') : undefined
   let isBroken = false
   file.on('error', () => {
     // A full disk ends the copy, not the run.
@@ -93,7 +98,7 @@ async function keep(
     for await (const chunk of pipe as AsyncIterable<Buffer>) {
       chunks++
       isWaiting = false
-      await show(shown, chunk)
+      await show(shown, decoder === undefined ? chunk : escapeOutput(decoder.write(chunk)))
       if (!isBroken && !file.write(chunk)) await once(file, 'drain').catch(() => {})
       isWaiting = true
       if (isOver) bytesBehind += chunk.length

@@ -2,8 +2,7 @@
  * What a record asks for beyond a container of its own on its own data. A record may be a stranger's, so `reproduce` shows each
  * of these and starts nothing before the person who typed it has confirmed the kind by its flag.
  */
-import { BobbinError } from '../../daemon/model/index.js'
-import { escapeControls } from '../terminal.js'
+import { BobbinError, escapeControls } from '../../daemon/model/index.js'
 
 /** Each kind with what it means, for `--help`. */
 export const RIGHTS = {

@@ -50,6 +50,8 @@ export interface RunWish {
   /** `own`: in the run's folder. */
   readonly outputDir: string | 'own' | undefined
   readonly withLoader: boolean
+  /** The command comes from a record: a stranger's, perhaps. */
+  readonly isForeign?: boolean
   readonly key: KeyObject | undefined
   /** Told before the command starts. */
   readonly onMounted?: (client: DaemonClient, mounts: readonly RunMount[], signal: AbortSignal) => void
@@ -224,7 +226,7 @@ async function execute(
   const folder = join(wish.state, 'runs', facts.runId)
   const logs = { stdout: join(folder, 'stdout.log'), stderr: join(folder, 'stderr.log') }
   const onLogCut = (name: string) => problems.push(`${name} lacks the end: it could not be written`)
-  const common = { logs, isJson: output.isJson, onLogCut }
+  const common = { logs, isJson: output.isJson, isForeign: wish.isForeign ?? false, onLogCut }
   if (container === undefined) {
     const variables = {
       ...hashes,

@@ -6,7 +6,6 @@
  */
 import { readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { pino } from 'pino'
 import { Fetcher } from '../fetch/fetcher.js'
 import { hashFileOn } from '../fetch/hash-object.js'
 import { createSource } from '../fetch/source/index.js'
@@ -20,6 +19,7 @@ import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../st
 import { findBobbinFuse } from './bobbin-fuse.js'
 import { DOORS, type Door, doorPath } from './doors.js'
 import { Leases } from './leases.js'
+import { createLog } from './log.js'
 import { Mounts } from './mounts.js'
 import type { StatusFacts } from './schema.js'
 import { ServedMounts } from './served-mounts.js'
@@ -45,7 +45,7 @@ export interface DaemonOptions {
 /** Runs until it is told to stop; resolves when everything has been put away. Throws CACHE_IN_USE. */
 export async function runDaemon(options: DaemonOptions): Promise<void> {
   const { cacheDir, ioTimeoutMs, offline } = options
-  const log = pino({ base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
+  const log = createLog()
   const startedAt = Date.now()
   const inherited = takeInherited()
   const socketPath = inherited?.socketPath ?? chooseSocketPath(cacheDir)

@@ -6,7 +6,7 @@ import { chmodSync, mkdirSync, rmSync, statSync } from 'node:fs'
 import { connect } from 'node:net'
 import { dirname, join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
-import { pino } from 'pino'
+import { createLog } from '../../daemon/control/log.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
 import { BobbinError, localError } from '../../daemon/model/index.js'
 import { Packing } from '../batch/packing.js'
@@ -34,7 +34,7 @@ export async function runLoader(
   options: LoaderOptions,
   onReady: (addresses: readonly string[]) => void,
 ): Promise<void> {
-  const log = pino({ base: { pid: process.pid } }, pino.destination({ fd: 2, sync: true }))
+  const log = createLog()
   const { cacheDir, ioTimeoutMs, offline } = options.daemon
   if (options.socketPath !== undefined) await claimSocket(options.socketPath, options)
   const source = createSource({ ioTimeoutMs, offline })

@@ -8,6 +8,8 @@
  */
 
 const LINE_FEED = '\n'
+/** Progress is shown with these. */
+const PRINTED = ['\n', '\r', '\t', '\b']
 const CONTROLS = /[\p{Cc}\p{Bidi_Control}\u2028\u2029\p{Cs}]/gu
 /** What JSON text leaves as it is: it escapes C0 itself, and outside its strings there is none but white space. */
 const CONTROLS_IN_JSON = /[\x7f-\x9f\p{Bidi_Control}\u2028\u2029]/gu
@@ -25,6 +27,11 @@ export function escapeMessage(text: string): string {
   return text.replace(CONTROLS, (found, at: number) =>
     found === LINE_FEED && text.startsWith('  ', at + 1) ? found : escaped(found),
   )
+}
+
+/** What a program of a stranger prints, which may go back, on, and to the next line, and do nothing else. */
+export function escapeOutput(text: string): string {
+  return text.replace(CONTROLS, found => (PRINTED.includes(found) ? found : escaped(found)))
 }
 
 /** The same document: only within strings of JSON can these characters stand, and there this is how they are written. */
