@@ -24,3 +24,4 @@ export { acquireOwnership, type OwnerFacts, type Ownership, readOwner } from './
 export { isAlive } from './recover.js'
 export type { Reservation } from './reservation.js'
 export { parseStamp } from './stamp.js'
+export { withLock } from './with-lock.js'

@@ -5,12 +5,15 @@
  * new credentials come from the catalog's registry (config.yml: registryUrl) for the access token
  * in auth.json. They stay in memory. Only when the access token itself had to be renewed is
  * auth.json written back, as quilt3 does: the catalog may have withdrawn the refresh token that was
- * used, and quilt3's login must go on working.
+ * used, and quilt3's login must go on working. So a refresh token is used once: of all threads and
+ * processes one at a time renews, and those after it find what it has written. quilt3 knows no lock; when it
+ * was quicker, what it has written is taken.
  */
-import { readFile, rename, writeFile } from 'node:fs/promises'
+import { readFile, realpath, stat } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
-import { BobbinError, localError, systemCode } from '../../model/index.js'
+import { BobbinError, hasCode, localError, systemCode } from '../../model/index.js'
+import { withLock, writeDurably } from '../../store/index.js'
 import type { Identity } from './credentials.js'
 
 /** Quilt renews what expires within a minute. */
@@ -98,24 +101,55 @@ async function renew(
 }
 
 async function accessToken(path: string, registryUrl: string, ioTimeoutMs: number, howToHelp: string): Promise<string> {
-  const logins = (await readJson(path)) ?? {}
-  const login = logins[registryUrl]
-  if (!isObject(login) || typeof login.access_token !== 'string') {
-    throw new BobbinError(
-      'ACCESS_DENIED',
-      `Quilt's credentials have expired, and ${path} has no login at ${registryUrl}; ${howToHelp}`,
-    )
+  const login = await readLogin(path, registryUrl, howToHelp)
+  if (isUsable(login)) return login.access_token
+  const lock = { waitMs: 2 * ioTimeoutMs, what: "renewing Quilt's access token" }
+  return withLock(`${path}.lock`, lock, () => renewAccessToken(path, registryUrl, ioTimeoutMs, howToHelp))
+}
+
+async function renewAccessToken(
+  path: string,
+  registryUrl: string,
+  ioTimeoutMs: number,
+  howToHelp: string,
+): Promise<string> {
+  const login = await readLogin(path, registryUrl, howToHelp)
+  // Renewed by whoever had the lock before us.
+  if (isUsable(login)) return login.access_token
+  const body = new URLSearchParams({ refresh_token: login.refresh_token as string })
+  let renewed: JsonObject
+  try {
+    renewed = await ask(`${registryUrl}/api/token`, { method: 'POST', body }, ioTimeoutMs, howToHelp)
+  } catch (error) {
+    if (!hasCode(error, 'ACCESS_DENIED')) throw error
+    const present = await readLogin(path, registryUrl, howToHelp)
+    if (present.refresh_token === login.refresh_token || !isUsable(present)) throw error
+    return present.access_token
   }
-  const { access_token, refresh_token, expires_at } = login
-  const isFresh = typeof expires_at === 'number' && expires_at * 1000 > Date.now() + RENEW_BEFORE_MS
-  if (isFresh || typeof refresh_token !== 'string') return access_token
-  const body = new URLSearchParams({ refresh_token })
-  const renewed = await ask(`${registryUrl}/api/token`, { method: 'POST', body }, ioTimeoutMs, howToHelp)
   if (typeof renewed.access_token !== 'string') {
     throw new BobbinError('ACCESS_DENIED', `${registryUrl}/api/token gave no access token; ${howToHelp}`)
   }
+  // Read once more: quilt3 may have logged in elsewhere meanwhile.
+  const logins = (await readJson(path)) ?? {}
   await replaceFile(path, JSON.stringify({ ...logins, [registryUrl]: { ...login, ...renewed } }))
   return renewed.access_token
+}
+
+type Login = JsonObject & { readonly access_token: string }
+
+async function readLogin(path: string, registryUrl: string, howToHelp: string): Promise<Login> {
+  const login = (await readJson(path))?.[registryUrl]
+  if (isObject(login) && typeof login.access_token === 'string') return login as Login
+  throw new BobbinError(
+    'ACCESS_DENIED',
+    `Quilt's credentials have expired, and ${path} has no login at ${registryUrl}; ${howToHelp}`,
+  )
+}
+
+/** It is good for a while, or cannot be renewed. */
+function isUsable({ expires_at, refresh_token }: Login): boolean {
+  const isFresh = typeof expires_at === 'number' && expires_at * 1000 > Date.now() + RENEW_BEFORE_MS
+  return isFresh || typeof refresh_token !== 'string'
 }
 
 async function ask(url: string, init: RequestInit, ioTimeoutMs: number, howToHelp: string): Promise<JsonObject> {
@@ -188,12 +222,15 @@ async function readConfig(path: string): Promise<{ registryUrl: string | undefin
   return { registryUrl: scalar('registryUrl')?.replace(/\/+$/, ''), region: scalar('region') }
 }
 
+/** Whoever may read it now may read it afterwards, and nobody else. Only with the lock. */
 async function replaceFile(path: string, text: string): Promise<void> {
-  const temporary = `${path}.${process.pid}.tmp`
+  let target: string
+  let mode: number
   try {
-    await writeFile(temporary, text, { mode: 0o600 })
-    await rename(temporary, path)
+    target = await realpath(path)
+    mode = (await stat(target)).mode & 0o777
   } catch (error) {
     throw localError(`write ${path}`, error)
   }
+  await writeDurably(target, text, { mode })
 }
