@@ -10,6 +10,7 @@ import { type CommonFlags, readSettings } from './settings.js'
 
 interface LoaderFlags extends CommonFlags {
   readonly socket?: string
+  readonly state?: string
   readonly listen?: string
   readonly tokenFile?: string
   readonly stepTimeout?: string
@@ -31,18 +32,20 @@ const TOKEN_LENGTH_MIN = 16
 export async function loader(flags: LoaderFlags): Promise<void> {
   const settings = readSettings(flags)
   const output = new Output(flags)
+  const stateDir = flags.state === undefined ? undefined : resolve(flags.state)
   const listenFds = inheritedSockets()
   const listen = flags.listen === undefined ? undefined : parseListen(flags.listen)
   const token = readToken(flags, listen !== undefined)
-  const served = await servedBy(settings)
+  const served = await servedBy({ ...settings, cacheDir: stateDir ?? settings.cacheDir })
   if (listen !== undefined) refuseOpenDoor(served, `${listen.host}:${listen.port}`)
   if (listenFds.length > 0) refuseOpenDoor(served, 'the socket that systemd has passed')
   const isElsewhere = listenFds.length > 0 || (listen !== undefined && flags.socket === undefined)
   const socketPath = isElsewhere
     ? undefined
-    : socketOf(flags.socket ?? join(settings.cacheDir, 'loader', 'loader.sock'))
+    : socketOf(flags.socket ?? join(stateDir ?? settings.cacheDir, 'loader', 'loader.sock'))
   const options: LoaderOptions = {
     daemon: settings,
+    stateDir,
     defaultRegistry: settings.registry,
     served,
     socketPath,

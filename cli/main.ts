@@ -185,6 +185,10 @@ common(
     .description('the streaming service: shuffled, sharded, resumable batches for training, in the foreground'),
 )
   .option('--socket <path>', 'the unix socket to listen on (default: loader/loader.sock in the cache folder)')
+  .option(
+    '--state <folder>',
+    'where its own files are kept, for a user who may only read the cache (default: the cache folder)',
+  )
   .option('--serve <pkg...>', 'a package that others may have, at the revision of now (may be repeated; BOBBIN_SERVE)')
   .option('--allow <registry...>', 'a registry of which others may have all (may be repeated; BOBBIN_ALLOW)')
   .option('--listen <host:port>', 'listen on TCP; needs a token, and --serve or --allow')

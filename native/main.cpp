@@ -32,6 +32,8 @@ and `bobbin daemon`, which start this program.
   --socket PATH         where the owner reaches the daemon (default: DIR/daemon.sock); beside it lie the sockets
                         for the group, PATH with .leases.sock and .status.sock
   --user NAME           becomes this user, and keeps CAP_SYS_ADMIN alone
+  --daemon-user NAME    the daemon is this user, and so are the cache and its sockets; with another --user, the
+                        daemon can neither signal nor trace bobbin-fuse, which keeps what it needs to start it
   --mount-below DIR     mounts only below this folder (may be repeated); give it with --user, since the daemon
                         then asks for mounts that it could not make by itself
   --threads N           threads a mount (default: one a core, 2 to 8)
@@ -49,6 +51,11 @@ BOBBIN_FUSE_WITHOUT=passthrough,resend plays an older kernel; accesses switches 
 int refuse(const std::string& problem) {
   std::fprintf(stderr, "bobbin-fuse: %s (bobbin-fuse --help)\n", problem.c_str());
   return EXIT_USAGE;
+}
+
+int refuseUser(const std::string& name, const std::string& option) {
+  bobbin::log(bobbin::Level::error, "there is no user " + name + " (" + option + ")");
+  return 1;
 }
 
 // Nothing: no number from `min` to `max`.
@@ -73,11 +80,12 @@ int main(int argc, char** argv) {
   options.executable = ownPath();
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
-  std::string user;
-  enum Option { cache = 1, socket, userName, mountBelow, threads, patience, version, help, stateVersion, syncfs };
+  std::optional<bobbin::Account> user;
+  enum Option { cache = 1, socket, userName, daemonUser, mountBelow, threads, patience, version, help, stateVersion, syncfs };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
                           {"user", required_argument, nullptr, userName},
+                          {"daemon-user", required_argument, nullptr, daemonUser},
                           {"mount-below", required_argument, nullptr, mountBelow},
                           {"threads", required_argument, nullptr, threads},
                           {"patience", required_argument, nullptr, patience},
@@ -96,7 +104,12 @@ int main(int argc, char** argv) {
         options.socket = optarg;
         break;
       case userName:
-        user = optarg;
+        user = bobbin::findAccount(optarg);
+        if (!user) return refuseUser(optarg, "--user");
+        break;
+      case daemonUser:
+        options.daemonUser = bobbin::findAccount(optarg);
+        if (!options.daemonUser) return refuseUser(optarg, "--daemon-user");
         break;
       case mountBelow:
         if (optarg[0] != '/') return refuse("--mount-below takes an absolute path");
@@ -138,7 +151,7 @@ int main(int argc, char** argv) {
     options.withoutResend = std::strstr(without, "resend") != nullptr;
     options.withoutAccesses = std::strstr(without, "accesses") != nullptr;
   }
-  if (const std::string problem = bobbin::dropPrivileges(user); !problem.empty()) {
+  if (const std::string problem = bobbin::dropPrivileges(user, options.daemonUser); !problem.empty()) {
     bobbin::log(bobbin::Level::error, problem);
     return 1;
   }

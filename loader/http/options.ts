@@ -3,6 +3,11 @@ import type { Served } from '../../daemon/quilt/served.js'
 
 export interface LoaderOptions {
   readonly daemon: DaemonOptions
+  /**
+   * Where its own files are: plans, their tables, deliveries, manifests. `undefined`: in the daemon's cache. A loader of
+   * another user than the daemon's reads the store there, and cannot write.
+   */
+  readonly stateDir?: string | undefined
   readonly defaultRegistry?: string | undefined
   /** What every door gives. Everything: then there is only a socket that this user alone may open. */
   readonly served: Served

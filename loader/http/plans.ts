@@ -40,7 +40,10 @@ import type { PackageAddress } from './objects.js'
 import { OpenPlan } from './open-plan.js'
 
 export interface PlansOptions {
+  /** Whose store the objects are in. */
   readonly cacheDir: string
+  /** Where plans and manifests are kept. Default: in the cache. */
+  readonly stateDir?: string | undefined
   readonly source: Source
   readonly offline: boolean
   readonly defaultRegistry: string | undefined
@@ -83,7 +86,7 @@ export class Plans {
   })
 
   constructor(private readonly options: PlansOptions) {
-    this.#folder = join(options.cacheDir, 'loader', 'v1')
+    this.#folder = join(options.stateDir ?? options.cacheDir, 'loader', 'v1')
     try {
       mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
     } catch (error) {
@@ -92,8 +95,8 @@ export class Plans {
   }
 
   get #openOptions(): OpenOptions {
-    const { cacheDir, source, offline } = this.options
-    return { cacheDir, source, offline }
+    const { cacheDir, stateDir = cacheDir, source, offline } = this.options
+    return { cacheDir: stateDir, source, offline }
   }
 
   get objectsFolder(): string {

@@ -36,13 +36,14 @@ export async function runLoader(
 ): Promise<void> {
   const log = createLog()
   const { cacheDir, ioTimeoutMs, offline } = options.daemon
+  const stateDir = options.stateDir ?? cacheDir
   if (options.socketPath !== undefined) await claimSocket(options.socketPath, options)
   const source = createSource({ ioTimeoutMs, offline })
   const door = new Door(options.served, log)
   const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, door, log)
   const storeLimit = await objects.storeLimit()
-  const plans = new Plans({ cacheDir, source, offline, defaultRegistry: options.defaultRegistry, door, log })
-  const packages = new OpenPackages(door, { cacheDir, source, offline })
+  const plans = new Plans({ cacheDir, stateDir, source, offline, defaultRegistry: options.defaultRegistry, door, log })
+  const packages = new OpenPackages(door, { cacheDir: stateDir, source, offline })
   const byHash = new ByHash(door, packages, plans)
   const bytesMax = options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(storeLimit / 4))
   const resident = new Resident(objects, bytesMax)
@@ -143,10 +144,14 @@ function refuseSharedFolder(folder: string): void {
   )
 }
 
-function deliveriesFile({ deliveriesPath: path, daemon: { cacheDir } }: LoaderOptions): DeliveriesFile | false {
+function deliveriesFile({
+  deliveriesPath: path,
+  stateDir,
+  daemon: { cacheDir },
+}: LoaderOptions): DeliveriesFile | false {
   if (path === false) return false
   if (path !== undefined) return { path, bytesMax: Number.POSITIVE_INFINITY }
-  return { path: join(cacheDir, 'loader', 'v1', 'deliveries.ndjson'), bytesMax: OWN_FILE_BYTES_MAX }
+  return { path: join(stateDir ?? cacheDir, 'loader', 'v1', 'deliveries.ndjson'), bytesMax: OWN_FILE_BYTES_MAX }
 }
 
 /** Everything is for one user; what is named is for the cache's group, as the objects are. */
@@ -155,13 +160,13 @@ function socketMode({ served }: LoaderOptions): number {
 }
 
 /** Makes the folder, and removes a socket that nobody listens on. Throws CACHE_IN_USE, ACCESS_DENIED. */
-async function claimSocket(path: string, { served, daemon: { cacheDir } }: LoaderOptions): Promise<void> {
+async function claimSocket(path: string, { served, stateDir, daemon }: LoaderOptions): Promise<void> {
   const folder = dirname(path)
   const folderMode = served.isEverything ? 0o700 : 0o750
   try {
     mkdirSync(folder, { recursive: true, mode: folderMode })
-    // The cache's own folder may be one that an earlier version, or a loader for others, has made.
-    if (folder === join(cacheDir, 'loader') && statSync(folder).uid === process.getuid?.())
+    // Our own folder may be one that an earlier version, or a loader for others, has made.
+    if (folder === join(stateDir ?? daemon.cacheDir, 'loader') && statSync(folder).uid === process.getuid?.())
       chmodSync(folder, folderMode)
     if (served.isEverything) refuseSharedFolder(folder)
     const stats = statSync(path, { throwIfNoEntry: false })

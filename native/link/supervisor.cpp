@@ -59,6 +59,7 @@ int Supervisor::start(const std::vector<Inherited>& inherited) {
     for (std::size_t i = 0; i < inherited.size(); i++)
       moved[i] = ::fcntl(inherited[i].fd, F_DUPFD_CLOEXEC, SAFE_FD);
     for (std::size_t i = 0; i < inherited.size(); i++) ::dup2(moved[i], FIRST_FD + static_cast<int>(i));
+    if (!user_.become()) ::_exit(126);
     ::execvpe(argv[0], argv.data(), environment.data());
     ::_exit(127);
   }
@@ -90,7 +91,7 @@ std::optional<int> Supervisor::reap() {
 }
 
 void Supervisor::signal(int number) const {
-  if (child_ > 0) ::kill(child_, number);
+  if (child_ > 0) user_.kill(child_, number);
 }
 
 }  // namespace bobbin::link

@@ -7,6 +7,8 @@
 
 #include <sys/types.h>
 
+#include <csignal>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,10 +23,19 @@ struct Inherited {
   int fd = -1;
 };
 
+// Where the child has a user of its own.
+struct ChildUser {
+  // In the child, before its exec: becomes that user. False: it cannot. Must not allocate.
+  std::function<bool()> become = [] { return true; };
+  // Sends it a signal.
+  std::function<void(pid_t, int)> kill = [](pid_t child, int number) { ::kill(child, number); };
+};
+
 // Owned by the server, on whose thread it is called.
 class Supervisor {
  public:
-  explicit Supervisor(std::vector<std::string> command) : command_(std::move(command)) {}
+  explicit Supervisor(std::vector<std::string> command, ChildUser user = {})
+      : command_(std::move(command)), user_(std::move(user)) {}
 
   // 0 or an errno.
   int start(const std::vector<Inherited>& inherited);
@@ -45,6 +56,7 @@ class Supervisor {
 
  private:
   std::vector<std::string> command_;
+  ChildUser user_;
   pid_t child_ = 0;
   bool hasGreeted_ = false;
   bool hasEverGreeted_ = false;

@@ -19,7 +19,6 @@
 #include <cstring>
 
 #include "link/wire.hpp"
-#include "session/privileges.hpp"
 
 namespace bobbin {
 
@@ -78,10 +77,20 @@ std::string ownerOf(int fd) {
   return at == nullptr ? "another process" : "process " + std::to_string(std::atoi(at + 6));
 }
 
+link::ChildUser childUser(const std::optional<Account>& account) {
+  if (!account || account->uid == ::getuid()) return {};
+  return {.become = [account] { return becomeForExec(*account); },
+          .kill =
+              [](pid_t child, int number) {
+                const CapabilityRaised raised(Capability::kill);
+                ::kill(child, number);
+              }};
+}
+
 }  // namespace
 
 Server::Server(ServerOptions options)
-    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command), doors_(options_.socket) {
+    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command, childUser(options_.daemonUser)), doors_(options_.socket) {
   shared_.threads = options_.threads;
   shared_.mountBelow = options_.mountBelow;
   shared_.withoutPassthrough = options_.withoutPassthrough;
@@ -119,6 +128,7 @@ int Server::run() {
     // Nothing to fall back on: the one that knew it all has gone.
     if (!restore(fd)) return refuse("what the last bobbin-fuse has left cannot be read", EXIT_FAILED);
   } else {
+    const ActingAs owner(options_.daemonUser);
     if (const std::string problem = makeFolders(options_.cache); !problem.empty())
       return refuse(problem, EXIT_FAILED);
     if (const std::string problem = takeCache(); !problem.empty())
@@ -128,6 +138,8 @@ int Server::run() {
     if (const std::string problem = doors_.listen(); !problem.empty())
       return refuse(problem, EXIT_FAILED);
     writeOwner();
+  }
+  if (state == nullptr) {
     recover(link::ServiceManager::stored());
     startDaemon();
   }
@@ -617,6 +629,7 @@ void Server::stopNow() {
 
 void Server::release() {
   mounts_.clear();
+  const ActingAs owner(options_.daemonUser);
   doors_.remove();
   if (owner_) ignoreResult(::ftruncate(owner_.get(), 0));
 }

@@ -13,6 +13,7 @@
 #include "link/supervisor.hpp"
 #include "session/doors.hpp"
 #include "session/mount.hpp"
+#include "session/privileges.hpp"
 
 namespace bobbin {
 
@@ -29,6 +30,8 @@ struct ServerOptions {
   bool withoutResend = false;
   bool withoutAccesses = false;
   std::vector<std::string> command;
+  // The daemon's user, where it has one of its own; the cache is that user's.
+  std::optional<Account> daemonUser;
   // To start again, in place.
   std::string executable;
   std::vector<std::string> arguments;

@@ -26,11 +26,14 @@ import { writeRegistry } from '../support/registry.js'
 
 t.setTimeout(600_000)
 
-const UNIT = join(repository, 'systemd/bobbin.service')
+const unitPath = (name: string) => join(repository, 'systemd', name)
 const LOADER_UNITS = ['bobbin-loader.service', 'bobbin-loader.socket'] as const
 const LOADER_SOCKET = '/run/bobbin-loader/loader.sock'
 const CACHE = '/var/cache/bobbin'
-const USER_ID = 61_234
+const SNIPPETS = ['bobbin.sysusers.conf', 'bobbin.tmpfiles.conf'] as const
+const MOUNTPOINT = '/mnt/bobbin/coco'
+/** What `systemd-analyze security` may say at most, of 10. */
+const EXPOSURE = { 'bobbin.service': 4.3, 'bobbin-loader.service': 1.5 } as const
 const FILE = 'warm.bin'
 const BYTES = noise(3 * 2 ** 20, 1)
 const START_MS = 30_000
@@ -60,14 +63,26 @@ t.test(
   },
 )
 
+t.test(
+  'the units are as closed as visible mounts allow (S72)',
+  { skip: !hasProgram('systemd-analyze') && 'no systemd here' },
+  async t => {
+    for (const [name, most] of Object.entries(EXPOSURE)) {
+      const args = ['security', '--offline=true', `--threshold=${most * 10}`, '--no-pager', unitPath(name)]
+      const { status, stdout } = await runProgram('systemd-analyze', args)
+      t.equal(status, 0, `${name}: ${stdout.split('\n').find(line => line.includes('Overall exposure'))}`)
+    }
+  },
+)
+
 t.test('the unit makes no mount namespace, which would hide the mounts', async t => {
-  const settings = readFileSync(UNIT, 'utf8')
+  const settings = readFileSync(unitPath('bobbin.service'), 'utf8')
     .split('\n')
     .filter(line => /^[A-Z]/.test(line))
   t.ok(settings.includes('Type=notify'))
   t.same(
     settings.filter(line =>
-      /^(?:Private|Protect|ReadOnly|ReadWrite|Inaccessible|Bind|TemporaryFileSystem|Root|Memory|DynamicUser)/.test(
+      /^(?:Private|Protect(?!Clock|Hostname)|ReadOnly|ReadWrite|Inaccessible|Bind|TemporaryFileSystem|Root|MemoryDeny|DynamicUser)/.test(
         line,
       ),
     ),
@@ -103,7 +118,15 @@ function cgroupRoot(): string | undefined {
   return options.split(',').includes('rw') ? path : undefined
 }
 
+interface User {
+  readonly uid: number
+  readonly gid: number
+}
+
 interface Machine {
+  readonly users: Readonly<Record<'bobbin' | 'bobbin-fuse' | 'bobbin-loader', User>>
+  /** As one of them, with the groups that it has. */
+  runAs(user: keyof Machine['users'], command: string, ...args: readonly string[]): Promise<Outcome>
   /** Runs a program beside the units, as root. */
   run(command: string, ...args: readonly string[]): Promise<Outcome>
   spawn(command: string, ...args: readonly string[]): ChildProcess
@@ -116,14 +139,13 @@ async function boot(t: Test, folder: string): Promise<Machine> {
   chmodSync(folder, 0o755)
   const units = join(folder, 'units')
   const bin = join(folder, 'bin')
-  const home = join(folder, 'home')
+  const etc = join(folder, 'root/etc')
   const log = join(folder, 'log')
-  for (const path of [units, bin, home]) mkdirSync(path, { recursive: true })
-  for (const [file, line] of [
-    ['passwd', `bobbin:x:${USER_ID}:${USER_ID}::${home}:/bin/false`],
-    ['group', `bobbin:x:${USER_ID}:`],
-  ] as const)
-    writeFileSync(join(folder, file), `${readFileSync(`/etc/${file}`, 'utf8').trimEnd()}\n${line}\n`)
+  for (const path of [units, bin, etc]) mkdirSync(path, { recursive: true })
+  for (const name of SNIPPETS) copyFileSync(join(repository, 'systemd', name), join(units, name))
+  for (const file of ['passwd', 'group']) copyFileSync(`/etc/${file}`, join(etc, file))
+  const made = await runProgram('systemd-sysusers', [`--root=${join(folder, 'root')}`, join(units, SNIPPETS[0])])
+  if (made.status !== 0) throw new Error(`systemd-sysusers: ${made.stderr}`)
   copyFileSync(program!, join(bin, 'bobbin-fuse'))
   symlinkSync(bobbinPath, join(bin, 'bobbin'))
   symlinkSync(process.execPath, join(bin, 'node'))
@@ -133,7 +155,8 @@ async function boot(t: Test, folder: string): Promise<Machine> {
       unitText(name, found => join(bin, found)),
     )
     mkdirSync(join(units, `${name}.d`))
-    const service = `[Service]\nEnvironment=PATH=${bin}:/usr/bin:/bin BOBBIN_FREE_FLOOR=0\nStandardError=append:${log}\n`
+    const allowed = `BOBBIN_ALLOW=file://${join(folder, 'registry')}`
+    const service = `[Service]\nEnvironment=${allowed} PATH=${bin}:/usr/bin:/bin BOBBIN_FREE_FLOOR=0\nStandardError=append:${log}\n`
     // PrivateTmp= hides /tmp, where this test is.
     const seen = name === 'bobbin-loader.service' ? `BindReadOnlyPaths=${folder} ${repository}\n` : ''
     const settings = `[Unit]\nDefaultDependencies=no\n${name.endsWith('.service') ? service + seen : ''}`
@@ -171,8 +194,25 @@ async function boot(t: Test, folder: string): Promise<Machine> {
     return ['-t', init(), '--mount', '--pid', '--', command, ...args]
   }
   const run = (command: string, ...args: readonly string[]) => runProgram('nsenter', inside(command, args))
+  const passwd = readFileSync(join(etc, 'passwd'), 'utf8').split('\n')
+  const userNamed = (name: string): User => {
+    const [, , uid, gid] = passwd.find(line => line.startsWith(`${name}:`))!.split(':')
+    return { uid: Number(uid), gid: Number(gid) }
+  }
+  const users = {
+    bobbin: userNamed('bobbin'),
+    'bobbin-fuse': userNamed('bobbin-fuse'),
+    'bobbin-loader': userNamed('bobbin-loader'),
+  }
   return {
+    users,
     run,
+    runAs: (user, command, ...args) =>
+      run(
+        'setpriv',
+        ...[`--reuid=${user}`, `--regid=${users[user].gid}`, '--init-groups', '--reset-env', command],
+        ...args,
+      ),
     spawn: (command, ...args) => spawn('nsenter', inside(command, args), { stdio: ['pipe', 'pipe', 'inherit'] }),
     show: async property =>
       (await run('systemctl', 'show', '--value', `--property=${property}`, 'bobbin')).stdout.trim(),
@@ -207,9 +247,7 @@ function nextLine(child: ChildProcess): Promise<string> {
   })
 }
 
-t.test('the unit, run by a real systemd', { skip: cannotMount() }, async t => {
-  const why = cannotBoot()
-  if (why !== undefined) return void t.comment(`skipped: ${why}`)
+t.test('the unit, run by a real systemd', { skip: cannotMount() || (cannotBoot() ?? false) }, async t => {
   const folder = testFolder(t)
   const machine = await boot(t, folder)
   t.teardown(() => {
@@ -219,21 +257,43 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() }, async t => {
   const mainPid = () => machine.show('MainPID')
   const first = await mainPid()
 
-  const status = (await machine.run('cat', `/proc/${first}/status`)).stdout
-  t.match(status, new RegExp(`^Uid:\\s+${USER_ID}\\b`, 'm'), 'it is not root')
-  t.match(status, /^CapEff:\s+0*200000$/m, 'it has CAP_SYS_ADMIN and nothing else')
+  const { users } = machine
+  const statusOf = async (pid: string) => (await machine.run('cat', `/proc/${pid}/status`)).stdout
+  t.match(await statusOf(first), new RegExp(`^Uid:(?:\\s+${users['bobbin-fuse'].uid}){4}$`, 'm'), 'it is not root')
+  t.match(await statusOf(first), new RegExp(`^Gid:(?:\\s+${users.bobbin.gid}){4}$`, 'm'), 'it reads the store by group')
+  t.match(await statusOf(first), /^CapEff:\s+0*200000$/m, 'CAP_SYS_ADMIN is in effect and nothing else (S25)')
 
   const written = await writeRegistry(join(folder, 'registry'), 'test/small', { [FILE]: BYTES, other: 'other' })
-  const mountpoint = join(folder, 'mnt')
-  mkdirSync(mountpoint)
-  const bobbin = (...args: string[]) => {
-    const user = [`--reuid=${USER_ID}`, `--regid=${USER_ID}`, '--clear-groups', '--reset-env']
-    const command = ['env', `BOBBIN_CACHE=${CACHE}`, join(folder, 'bin/node'), bobbinPath, ...args]
-    return machine.run('setpriv', ...user, ...command)
-  }
-  const mounted = await bobbin('mount', written.reference, mountpoint, '--allow-other', '--json')
+  const mountpoint = MOUNTPOINT
+  const bobbinOf = (user: keyof Machine['users'], ...args: string[]) =>
+    machine.runAs(user, 'env', `BOBBIN_CACHE=${CACHE}`, join(folder, 'bin/node'), bobbinPath, ...args)
+  const bobbin = (...args: string[]) => bobbinOf('bobbin', ...args)
+
+  await t.test('the daemon has a user of its own, and no power over bobbin-fuse (S72)', async t => {
+    const { daemon } = JSON.parse((await bobbin('status', '--json')).stdout) as StatusFacts
+    const status = await statusOf(String(daemon.pid))
+    t.match(status, new RegExp(`^Uid:(?:\\s+${users.bobbin.uid}){4}$`, 'm'))
+    t.match(status, /^CapPrm:\s+0+$/m, 'the daemon has no capability')
+    for (const signal of ['STOP', 'KILL', 'TERM', 'USR2']) {
+      const killed = await machine.runAs('bobbin', 'kill', `-${signal}`, first)
+      t.match(killed, { status: 1, stderr: /not permitted/ }, signal)
+    }
+    t.notMatch(await statusOf(first), /^State:\s+T/m)
+    t.equal(await mainPid(), first)
+    t.not((await machine.runAs('bobbin', 'cat', `/proc/${first}/environ`)).status, 0, 'nor does it look into it')
+  })
+
+  await t.test('mounts are made below /mnt/bobbin, and nowhere else (S72)', async t => {
+    const elsewhere = join(folder, 'elsewhere')
+    mkdirSync(elsewhere)
+    const refused = await bobbin('mount', written.reference, elsewhere, '--allow-other')
+    t.match(refused, { status: 2, stderr: /--mount-below/ })
+    t.notMatch((await machine.run('cat', '/proc/mounts')).stdout, elsewhere)
+  })
+
+  const mounted = await bobbin('mount', written.reference, mountpoint, '--mkdir', '--allow-other', '--json')
   if (!t.equal(mounted.status, 0, 'it mounts', { stderr: mounted.stderr })) return
-  t.match(JSON.parse(mounted.stdout), { transport: 'native' })
+  t.match(JSON.parse(mounted.stdout), { transport: 'native', openMode: 'passthrough' })
   t.equal((await machine.run('cat', join(mountpoint, 'other'))).stdout, 'other', 'root reads what is mounted')
   t.ok(Number(await machine.show('NFileDescriptorStore')) >= 3, 'systemd holds its connection')
 
@@ -273,9 +333,9 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() }, async t => {
   })
 
   await t.test('the loader is started by its socket, and is no more than its clients need', async t => {
-    const asBobbin = ['--reuid', String(USER_ID), '--regid', String(USER_ID), '--clear-groups', '--reset-env']
+    const member = ['--reuid=65534', `--regid=${users.bobbin.gid}`, '--clear-groups', '--reset-env']
     const curl = (...args: string[]) =>
-      machine.run('setpriv', ...asBobbin, 'curl', '-sSf', '--max-time', '30', '--unix-socket', LOADER_SOCKET, ...args)
+      machine.run('setpriv', ...member, 'curl', '-sSf', '--max-time', '30', '--unix-socket', LOADER_SOCKET, ...args)
     const property = async (name: string) =>
       (await machine.run('systemctl', 'show', '--value', `--property=${name}`, 'bobbin-loader')).stdout.trim()
     t.equal((await machine.run('systemctl', 'start', 'bobbin-loader.socket')).status, 0)
@@ -304,15 +364,20 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() }, async t => {
     const { planId } = JSON.parse(plan.stdout) as { planId: string }
     const pid = await property('MainPID')
     const facts = (await machine.run('cat', `/proc/${pid}/status`)).stdout
-    t.match(facts, new RegExp(`^Uid:\\s+${USER_ID}\\b`, 'm'), 'it is not root')
+    t.match(facts, new RegExp(`^Uid:(?:\\s+${users['bobbin-loader'].uid}){4}$`, 'm'), 'its user is a third one')
     t.match(facts, /^CapEff:\s+0+$/m, 'it has no capability')
     const shard = ['-o', '/dev/null', '-w', '%{size_download}', `http://loader/v1/plans/${planId}/batches`]
     t.ok(Number((await curl(...shard)).stdout) > BYTES.length)
+    for (const path of ['objects/v1/x', 'loader/x', 'x'])
+      t.not((await machine.runAs('bobbin-loader', 'touch', join(CACHE, path))).status, 0, `it cannot write ${path}`)
+    t.match(await bobbinOf('bobbin-loader', 'umount', mountpoint, '--force'), { status: 12 }, 'it may not unmount')
+    t.match(await bobbinOf('bobbin-loader', 'status'), { status: 0 })
     t.not(
       (
         await machine.run(
           'setpriv',
           '--reuid=65534',
+          '--regid=65534',
           '--clear-groups',
           'curl',
           '--unix-socket',
@@ -338,6 +403,6 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() }, async t => {
     t.equal(await machine.show('Result'), 'success')
     t.equal(await machine.show('NFileDescriptorStore'), '0')
     t.notMatch((await machine.run('cat', '/proc/mounts')).stdout, mountpoint)
-    t.notMatch((await machine.run('ps', '-eo', 'user:20,args')).stdout, /^bobbin /m)
+    t.notMatch((await machine.run('ps', '-eo', 'user:20,args')).stdout, /^bobbin(?:-fuse|-loader)? /m)
   })
 })
