@@ -1,5 +1,4 @@
-/** What runs in a thread of its own: the walk over a package that makes a plan's sample table. */
-import { type ErrorCode, localError } from '../../daemon/model/index.js'
+/** What makes a plan's sample table, in a process of its own (daemon/quilt/confined.ts): the walk over a package. */
 import { PackageIndex } from '../../daemon/quilt/package-index.js'
 import type { PlanDocument } from '../plan/plan-document.js'
 import { buildSampleTable, type TableFacts } from '../plan/sample-table.js'
@@ -12,18 +11,12 @@ export interface TableTask {
   readonly path: string
 }
 
-// A default export is what piscina asks for.
-export default async function build(task: TableTask): Promise<TableFacts | { code: ErrorCode; message: string }> {
+// A default export is what runConfined asks for.
+export default async function build(task: TableTask): Promise<TableFacts> {
+  const index = new PackageIndex(task.indexPath, task.manifestPath)
   try {
-    const index = new PackageIndex(task.indexPath, task.manifestPath)
-    try {
-      return await buildSampleTable(index, task.document, task.path)
-    } finally {
-      index.close()
-    }
-  } catch (error) {
-    // An error's class does not survive the way to another thread.
-    const { code, message } = localError('make a plan', error)
-    return { code, message }
+    return await buildSampleTable(index, task.document, task.path)
+  } finally {
+    index.close()
   }
 }

@@ -1,5 +1,5 @@
 /** Plans and cursors. */
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { BobbinError, formatBytes } from '../../daemon/model/index.js'
 import { findObject } from '../../daemon/store/index.js'
 import { parseCursor } from '../plan/cursor.js'
@@ -8,6 +8,7 @@ import type { TableFacts } from '../plan/sample-table.js'
 import { shardNameTemplate, stepsPerShard } from '../plan/shard-name.js'
 import type { Context } from './context.js'
 import type { OpenPlan } from './open-plan.js'
+import type { Caller } from './plans.js'
 import { CursorBody, CursorFacts, PlanFacts, PlanParams } from './schema.js'
 
 /** Looking at more files takes too long for an answer. */
@@ -20,7 +21,8 @@ export function planRoutes(app: FastifyInstance, context: Context): void {
     '/v1/plans',
     { schema: { body: PlanBody, response: { 200: PlanFacts, 201: PlanFacts }, summary: 'Makes a plan, or finds it' } },
     async (request, reply) => {
-      const { id, isNew } = await plans.create(request.body, facts => refuseTooLarge(context, facts))
+      const admit = (facts: TableFacts) => refuseTooLarge(context, facts)
+      const { id, isNew } = await plans.create(request.body, admit, callerOf(app, request, reply))
       return reply.code(isNew ? 201 : 200).send(await plans.use(id, plan => factsOf(context, plan)))
     },
   )
@@ -54,6 +56,14 @@ export function planRoutes(app: FastifyInstance, context: Context): void {
         }
       }),
   )
+}
+
+function callerOf(app: FastifyInstance, { socket }: FastifyRequest, reply: FastifyReply): Caller {
+  const gone = new AbortController()
+  reply.raw.once('close', () => {
+    if (!reply.raw.writableFinished) gone.abort()
+  })
+  return { client: { listener: app, name: socket.remoteAddress ?? socket }, signal: gone.signal }
 }
 
 /** Better now than in the middle of an epoch. */

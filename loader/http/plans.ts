@@ -9,9 +9,7 @@
  * where they did. Loaders of one cache share these files; each uses of a plan's places those that it serves.
  */
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import { Piscina } from 'piscina'
+import { basename, join } from 'node:path'
 import {
   BobbinError,
   hasCode,
@@ -20,11 +18,12 @@ import {
   parsePackageName,
   type Source,
   systemCode,
-  WORKER_FLAGS,
 } from '../../daemon/model/index.js'
+import { runConfined } from '../../daemon/quilt/confined.js'
 import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
 import { objectsFolder } from '../../daemon/store/index.js'
+import { selectionLimits } from '../batch/selection-limits.js'
 import type { TableTask } from '../batch/table-worker.js'
 import {
   normalisePlan,
@@ -35,6 +34,7 @@ import {
   planIdOf,
 } from '../plan/plan-document.js'
 import { SampleTable, type TableFacts } from '../plan/sample-table.js'
+import { Builders, type Client } from './builders.js'
 import type { Door } from './door.js'
 import type { PackageAddress } from './objects.js'
 import { OpenPlan } from './open-plan.js'
@@ -66,6 +66,19 @@ interface Use {
   users: number
 }
 
+/** Who asks, and whether they still wait. */
+export interface Caller {
+  readonly client: Client
+  readonly signal: AbortSignal
+}
+
+/** A plan that is being made. When nobody waits for it any more, it is given up. */
+interface Building {
+  readonly made: Promise<void>
+  readonly givingUp: AbortController
+  clients: number
+}
+
 /** Open at once, but for those in use; each holds four descriptors and up to 80 MiB. */
 const OPEN_MAX = 8
 /** Of one plan, besides the first. */
@@ -75,15 +88,13 @@ const STORED_MAX = 1000
 
 export class Plans {
   readonly #open = new Map<PlanId, Use>()
-  readonly #building = new Map<PlanId, Promise<void>>()
+  readonly #building = new Map<PlanId, Building>()
   readonly #folder: string
-  /** A thread of its own: a plan of a million entries takes seconds. */
-  readonly #builder = new Piscina<TableTask, TableFacts>({
-    filename: fileURLToPath(new URL('../batch/table-worker.js', import.meta.url)),
-    minThreads: 0,
-    maxThreads: 1,
-    execArgv: WORKER_FLAGS,
-  })
+  readonly #builders = new Builders()
+  /** Begun so far. */
+  #tasks = 0
+  /** Ends what is under way. */
+  readonly #closing = new AbortController()
 
   constructor(private readonly options: PlansOptions) {
     this.#folder = join(options.stateDir ?? options.cacheDir, 'loader', 'v1')
@@ -107,7 +118,11 @@ export class Plans {
    * Throws INVALID_ARGUMENT (a plan that makes no sense, with what is wrong), and what resolving and opening the
    * package throw. `admit` may refuse the plan before it is kept.
    */
-  async create(body: PlanBody, admit: (facts: TableFacts) => Promise<void>): Promise<{ id: PlanId; isNew: boolean }> {
+  async create(
+    body: PlanBody,
+    admit: (facts: TableFacts) => Promise<void>,
+    caller: Caller,
+  ): Promise<{ id: PlanId; isNew: boolean }> {
     const { defaultRegistry } = this.options
     const reference = parseReference(body.package, {
       ...(body.topHash != null && { topHash: body.topHash }),
@@ -123,13 +138,12 @@ export class Plans {
         this.#addPlace(id, known, address)
         return { id, isNew: false }
       }
-      let building = this.#building.get(id)
-      const isNew = building === undefined
-      if (building === undefined) {
-        building = this.#build(id, { document, address }, opened, admit).finally(() => this.#building.delete(id))
-        this.#building.set(id, building)
-      }
-      await building
+      const isNew = !this.#building.has(id)
+      await this.#join(
+        this.#building.get(id) ?? this.#begin(id, { document, address }, opened, admit, caller),
+        id,
+        caller,
+      )
       return { id, isNew }
     } finally {
       opened.close()
@@ -177,8 +191,45 @@ export class Plans {
   }
 
   async close(): Promise<void> {
-    await this.#builder.destroy()
+    this.#closing.abort()
+    await Promise.allSettled([...this.#building.values()].map(({ made }) => made))
     for (const { opening } of this.#open.values()) (await opening.catch(() => undefined))?.close()
+  }
+
+  #begin(
+    id: PlanId,
+    stored: StoredPlan,
+    opened: OpenedPackage,
+    admit: (facts: TableFacts) => Promise<void>,
+    { client }: Caller,
+  ): Building {
+    const givingUp = new AbortController()
+    const signal = AbortSignal.any([givingUp.signal, this.#closing.signal])
+    const made = this.#build(id, stored, opened, admit, { client, signal })
+    const building = { made, givingUp, clients: 0 }
+    this.#building.set(id, building)
+    const forget = () => {
+      if (this.#building.get(id) === building) this.#building.delete(id)
+    }
+    givingUp.signal.addEventListener('abort', forget)
+    void made.finally(forget).catch(() => {})
+    return building
+  }
+
+  async #join(building: Building, id: PlanId, { signal }: Caller): Promise<void> {
+    building.clients++
+    const leave = () => {
+      if (--building.clients > 0) return
+      this.options.log.info({ plan: id }, 'gave up a plan that nobody waits for')
+      building.givingUp.abort()
+    }
+    if (signal.aborted) leave()
+    else signal.addEventListener('abort', leave, { once: true })
+    try {
+      await building.made
+    } finally {
+      signal.removeEventListener('abort', leave)
+    }
   }
 
   async #build(
@@ -186,11 +237,12 @@ export class Plans {
     stored: StoredPlan,
     opened: OpenedPackage,
     admit: (facts: TableFacts) => Promise<void>,
+    caller: Caller,
   ): Promise<void> {
     const { log } = this.options
     const path = this.#path(id, 'table')
     const started = Date.now()
-    const facts = await this.#makeTable(opened, stored.document, path)
+    const facts = await this.#makeTable(opened, stored.document, path, caller)
     try {
       await admit(facts)
     } catch (error) {
@@ -202,21 +254,40 @@ export class Plans {
     log.info({ plan: id, ...stored.address, samples: facts.samples, ms: Date.now() - started }, 'made a plan')
   }
 
-  async #makeTable(opened: OpenedPackage, document: PlanDocument, path: string): Promise<TableFacts> {
-    const run = () => this.#runTask({ indexPath: opened.indexPath, manifestPath: opened.manifestPath, document, path })
-    try {
-      return await run()
-    } catch (error) {
-      if (!hasCode(error, 'INDEX_DAMAGED')) throw error
-      await opened.rebuild()
-      return run()
-    }
+  async #makeTable(
+    opened: OpenedPackage,
+    document: PlanDocument,
+    path: string,
+    { client, signal }: Caller,
+  ): Promise<TableFacts> {
+    const { indexPath, manifestPath, index } = opened
+    const run = () => this.#runTask({ indexPath, manifestPath, document, path }, index.facts.entries, signal)
+    return this.#builders.run(client, signal, async () => {
+      try {
+        return await run()
+      } catch (error) {
+        if (!hasCode(error, 'INDEX_DAMAGED')) throw error
+        await opened.rebuild()
+        return await run()
+      }
+    })
   }
 
-  async #runTask(task: TableTask): Promise<TableFacts> {
-    const outcome = (await this.#builder.run(task)) as TableFacts | { code: BobbinError['code']; message: string }
-    if ('code' in outcome) throw new BobbinError(outcome.code, outcome.message)
-    return outcome
+  /** In a process of its own: what is selected is said by whoever asks, and a plan of a million entries takes seconds. */
+  async #runTask(task: TableTask, entries: number, signal: AbortSignal): Promise<TableFacts> {
+    // Its own name, since a process that is ended leaves what it has written so far.
+    const path = `${task.path}.${process.pid}-${++this.#tasks}`
+    try {
+      const options = { what: 'make the plan', signal, ...selectionLimits(entries) }
+      const module = new URL('../batch/table-worker.js', import.meta.url)
+      const facts = await runConfined<TableFacts>(module, { ...task, path }, options)
+      renameSync(path, task.path)
+      return facts
+    } catch (error) {
+      const left = readdirSync(this.#folder).filter(name => name.startsWith(basename(path)))
+      for (const name of left) rmSync(join(this.#folder, name), { force: true })
+      throw error
+    }
   }
 
   #openKnown(id: PlanId): Use {
@@ -239,7 +310,8 @@ export class Plans {
     const opened = await this.#openFirst(places)
     const path = this.#path(id, 'table')
     const makeTable = async () => {
-      await this.#makeTable(opened, document, path)
+      const client = { listener: this, name: id }
+      await this.#makeTable(opened, document, path, { client, signal: this.#closing.signal })
       return new SampleTable(path, id)
     }
     try {

@@ -59,15 +59,43 @@ export class Selector {
   }
 }
 
+/** Functions that make text of any length out of a number. */
+const REFUSED_FUNCTIONS = ['pad_left', 'pad_right', 'replace']
+const WHERE_CHARACTERS_MAX = 65_536
+/** A thousand alternatives (`a || b || …`) lie in each other. */
+const NESTING_MAX = 1000
+
+/** Throws INVALID_ARGUMENT. What it costs to apply is bounded by where it is applied (daemon/quilt/confined.ts). */
 function compiled(where: string): ReturnType<typeof compile> {
-  try {
-    return compile(where)
-  } catch (error) {
+  if (where.length > WHERE_CHARACTERS_MAX)
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      `"where" is no JMESPath expression: ${error instanceof Error ? error.message : error} in ${where}`,
+      `"where" has ${where.length} characters, at most ${WHERE_CHARACTERS_MAX}: name entries by globs ("select")`,
+    )
+  let expression: ReturnType<typeof compile>
+  try {
+    expression = compile(where)
+  } catch (error) {
+    const shown = where.length > 1000 ? `${where.slice(0, 1000)}…` : where
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `"where" is no JMESPath expression: ${error instanceof Error ? error.message : error} in ${shown}`,
     )
   }
+  refuseParts(expression, 0)
+  return expression
+}
+
+function refuseParts(node: unknown, depth: number): void {
+  if (typeof node !== 'object' || node === null) return
+  if (depth > NESTING_MAX)
+    throw new BobbinError('INVALID_ARGUMENT', `"where" has more than ${NESTING_MAX} expressions in each other`)
+  const { type, name } = node as { readonly type?: unknown; readonly name?: unknown }
+  if (type === 'Literal') return
+  if (type === 'Function' && REFUSED_FUNCTIONS.includes(String(name)))
+    throw new BobbinError('INVALID_ARGUMENT', `"where" must not call ${name}(), which makes text of any length`)
+  // A list of children is no level of its own.
+  for (const part of Object.values(node)) refuseParts(part, Array.isArray(node) ? depth : depth + 1)
 }
 
 function isTrue(value: JSONValue): boolean {
