@@ -1,4 +1,6 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
+import { findDaemon } from '../daemon/control/client.js'
+import { daemonRoom } from '../daemon/control/room-holds.js'
 import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
 import type { Source } from '../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage } from '../daemon/quilt/package-cache.js'
@@ -75,7 +77,8 @@ export function openNamed(
 ): Promise<OpenedPackage> {
   const { cacheDir, offline } = settings
   const onProgress: OpenOptions['onProgress'] = ({ phase, done, total }) => progress.update(phase, done, total)
-  return openPackage(reference, { cacheDir, source, offline, quarantine, signal, onProgress })
+  const room = daemonRoom(cacheDir, () => findDaemon(cacheDir))
+  return openPackage(reference, { cacheDir, source, offline, quarantine, room, signal, onProgress })
 }
 
 /** Runs a verb on one revision. */

@@ -18,6 +18,7 @@ export async function status(flags: CommonFlags): Promise<void> {
     const lines = [
       `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}, for ${age}`,
       `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
+      `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
       `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
       `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
       // One that has ended without a word is forgotten after a while; what it leased is let go then.

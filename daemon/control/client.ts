@@ -18,6 +18,7 @@ import type {
   ReleaseBody,
   RenewAnswer,
   RenewBody,
+  RoomBody,
   StatusFacts,
 } from './schema.js'
 
@@ -73,6 +74,10 @@ export class DaemonClient {
 
   findObjects(body: FindBody, signal?: AbortSignal): Promise<FindAnswer> {
     return this.#call('leases', 'POST', '/v1/objects/find', body, TIMEOUT_MS, signal)
+  }
+
+  async askRoom(body: RoomBody): Promise<void> {
+    await this.#call('leases', 'POST', '/v1/room', body)
   }
 
   async isAlive(): Promise<boolean> {

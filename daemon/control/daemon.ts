@@ -21,6 +21,7 @@ import { DOORS, type Door, doorPath } from './doors.js'
 import { Leases } from './leases.js'
 import { createLog } from './log.js'
 import { Mounts } from './mounts.js'
+import { RoomHolds } from './room-holds.js'
 import type { StatusFacts } from './schema.js'
 import { ServedMounts } from './served-mounts.js'
 import { startServer } from './server.js'
@@ -81,6 +82,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     cacheDir,
     source,
     offline,
+    room: store,
     transport,
     openMode: options.openMode ?? 'auto',
     objects: {
@@ -92,7 +94,9 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const leases = new Leases({ cacheDir, source, offline, fetcher, store, workers, log })
   const servedMounts = new ServedMounts(() => mounts.list(), options.allow ?? [])
   native?.start(verifiedObjects(store))
+  const roomHolds = new RoomHolds(store, log)
   await mounts.begin()
+  void store.settle()
   const stopping = new Promise<string>(resolve => {
     for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve(signal))
     void native?.gone.then(() => resolve('bobbin-fuse has gone'))
@@ -101,6 +105,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       listenFds: inherited?.doorFds,
       mounts,
       leases,
+      roomHolds,
       servedMounts,
       log,
       status,
@@ -124,7 +129,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
 
   async function status(): Promise<StatusFacts> {
     const { hits = 0, pinnedBytes: pinnedElsewhere = 0 } = (await transport.stats?.()) ?? {}
-    const { bytes, limitBytes, objects, pinnedBytes, evictions, lost } = store.stats()
+    const { bytes, limitBytes, objects, pinnedBytes, evictions, lost, usage } = store.stats()
     const fetched = fetcher.stats()
     return {
       daemon: {
@@ -137,7 +142,18 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
         log: join(cacheDir, 'daemon.log'),
       },
       mounts: mounts.list(),
-      cache: { bytes, limitBytes, objects, pinnedBytes: pinnedBytes + pinnedElsewhere, evictions, lost },
+      cache: {
+        bytes,
+        limitBytes,
+        objects,
+        pinnedBytes: pinnedBytes + pinnedElsewhere,
+        evictions,
+        lost,
+        packagesBytes: usage.packages,
+        plansBytes: usage.plans,
+        logsBytes: usage.logs,
+        otherBytes: usage.other + usage.underWay,
+      },
       fetch: { ...fetched, hits: fetched.hits + hits },
       loader: leases.facts(),
       runs: [],
@@ -151,6 +167,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   else await mounts.close()
   for (const server of servers) await server.close()
   leases.close()
+  roomHolds.close()
   await native?.close({ isFinal: reason === 'stop' })
   await fetcher.close()
   await store.close()

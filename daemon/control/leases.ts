@@ -268,13 +268,13 @@ export class Leases {
     const key = `${address.registry} ${address.package} ${address.topHash}`
     let use = this.#packages.get(key)
     if (use === undefined) {
-      const { cacheDir, source, offline } = this.options
+      const { cacheDir, source, offline, store: room } = this.options
       const reference = {
         registry: parseRegistry(address.registry),
         name: parsePackageName(address.package),
         revision: { kind: 'hash', prefix: address.topHash },
       } as const
-      use = { opening: openPackage(reference, { cacheDir, source, offline, quarantine: true }), users: 0 }
+      use = { opening: openPackage(reference, { cacheDir, source, offline, room, quarantine: true }), users: 0 }
       this.#packages.set(key, use)
     } else {
       // The last in the map is the one that was used last.

@@ -9,6 +9,7 @@ import { BobbinError, type Log, parsePackageName, type Source } from '../model/i
 import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
 import type { FuseTransport, ObjectProvider, OpenModeWish, SurvivingMount, TransportMount } from '../mount/transport.js'
 import { unmountPath } from '../mount/unmount.js'
+import type { CacheRoom } from '../quilt/cache-room.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { formatRegistry, parseRegistry } from '../quilt/reference.js'
 import type { MountBody, MountFacts } from './schema.js'
@@ -31,6 +32,8 @@ export interface MountsOptions {
   readonly cacheDir: string
   readonly source: Source
   readonly offline: boolean
+  /** For a package that has to be compiled. */
+  readonly room?: CacheRoom | undefined
   readonly transport: FuseTransport
   /** Where a mount does not say. */
   readonly openMode: OpenModeWish
@@ -118,14 +121,14 @@ export class Mounts {
   }
 
   #open(body: MountBody): Promise<OpenedPackage> {
-    const { cacheDir, source, offline } = this.options
+    const { cacheDir, source, offline, room } = this.options
     return openPackage(
       {
         registry: parseRegistry(body.registry),
         name: parsePackageName(body.package),
         revision: { kind: 'hash', prefix: body.topHash },
       },
-      { cacheDir, source, offline, quarantine: body.quarantine ?? false },
+      { cacheDir, source, offline, room, quarantine: body.quarantine ?? false },
     )
   }
 

@@ -98,6 +98,18 @@ export const FindBody = Type.Object(
 )
 export type FindBody = Static<typeof FindBody>
 
+export const RoomBody = Type.Object(
+  {
+    hold: Word,
+    /** Named where there is no room. */
+    what: Type.String({ pattern: '^[\\x20-\\x7e]{1,200}$' }),
+    /** In all; 0: no more. */
+    bytes: Type.Integer({ minimum: 0, maximum: 2 ** 50 }),
+  },
+  Closed,
+)
+export type RoomBody = Static<typeof RoomBody>
+
 export const FindAnswer = Type.Object({
   found: Type.Array(Type.Union([Type.Object({ id: Type.String(), size: Type.Integer() }), Type.Null()])),
 })
@@ -152,6 +164,11 @@ export const StatusFacts = Type.Object({
     objects: Type.Integer(),
     pinnedBytes: Type.Integer(),
     evictions: Type.Integer(),
+    /** What lies beside the objects, as it was measured last; all of it counts against the limit. Bytes. */
+    packagesBytes: Type.Integer(),
+    plansBytes: Type.Integer(),
+    logsBytes: Type.Integer(),
+    otherBytes: Type.Integer(),
     lost: Type.Integer({ description: 'objects given up because the disk had lost what was written to it' }),
   }),
   fetch: Type.Object({

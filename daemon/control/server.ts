@@ -10,6 +10,7 @@ import { PROBLEM_TYPE, problemOf } from './errors.js'
 import type { Leases } from './leases.js'
 import { formatMetrics, METRICS_TYPE } from './metrics.js'
 import type { Mounts } from './mounts.js'
+import type { RoomHolds } from './room-holds.js'
 import {
   FindAnswer,
   FindBody,
@@ -19,6 +20,7 @@ import {
   ReleaseBody,
   RenewAnswer,
   RenewBody,
+  RoomBody,
   StatusFacts,
   StopBody,
   UnmountBody,
@@ -32,6 +34,7 @@ export interface ServerOptions {
   readonly listenFds?: Readonly<Record<Door, number>> | undefined
   readonly mounts: Mounts
   readonly leases: Leases
+  readonly roomHolds: RoomHolds
   /** What is leased at the door of the group. */
   readonly servedMounts: ServedMounts
   readonly log: Log
@@ -155,7 +158,7 @@ const routesOf: Readonly<Record<Right, Routes>> = {
     })
   },
 
-  leases(app, { leases, servedMounts }, door) {
+  leases(app, { leases, roomHolds, servedMounts }, door) {
     const served = () => (door === 'control' ? Served.everything : servedMounts.now)
     app.post<{ Body: LeaseBody }>(
       '/v1/objects/lease',
@@ -182,6 +185,10 @@ const routesOf: Readonly<Record<Right, Routes>> = {
       async ({ body }, reply) =>
         leases.find({ ...body, owner: ownerAt(door, body.owner) }, whileConnected(reply), served()),
     )
+    app.post<{ Body: RoomBody }>('/v1/room', { schema: { body: RoomBody } }, async ({ body }, reply) => {
+      await roomHolds.ask({ ...body, hold: ownerAt(door, body.hold) })
+      return reply.code(204).send()
+    })
   },
 }
 

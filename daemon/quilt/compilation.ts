@@ -52,6 +52,7 @@ export class Compilation {
   readonly #topHash = createHash('sha256')
   #spans: Partial<Record<HeaderSpanName, CheckedSpan>> = {}
   readonly #quarantined: Quarantined[] = []
+  /** Bytes. */
   #quarantinedKeyBytes = 0
   /** The key before this one in tree order, sound or not. */
   #last: KeyPlace | undefined
@@ -173,6 +174,12 @@ export class Compilation {
     this.#quarantinedKeyBytes += to - from
     if (this.#quarantinedKeyBytes > QUARANTINED_KEY_BYTES_MAX)
       refuseRow(row, `keys of over ${QUARANTINED_KEY_BYTES_MAX} bytes would have to be left out`)
+  }
+
+  /** What the index and its scratch file take, when it is finished now. */
+  get diskBytes(): number {
+    // A line has row and reason beside its key, whose escapes may take six bytes each.
+    return this.writer.diskBytes + this.#quarantined.length * 400 + this.#quarantinedKeyBytes * 6
   }
 
   finish(file: { sha256: string; bytes: number }): Compiled {

@@ -28,10 +28,24 @@ export interface CompileOptions extends CompilationOptions {
   /** The manifest's size where it is known. */
   readonly manifestBytes?: number | undefined
   readonly onBytes?: ((bytes: number) => void) | undefined
+  /** Waited for before the files that are written, all of them, take more than so many bytes. */
+  readonly beforeBytes?: ((bytes: number) => Promise<void>) | undefined
   readonly signal?: AbortSignal | undefined
   /** Bytes of directory metadata's keys that are kept in memory; only tests set it. */
   readonly directoryBytesMax?: number
 }
+
+/**
+ * Room is asked for so far ahead of what is written: an honest piece of a manifest makes less of index, scratch file and
+ * manifest. One that is made to be large makes up to 5 MiB, and is over its room until the next piece.
+ */
+const ROOM_AHEAD_BYTES = 1024 * 1024
+/** The same for a manifest whose end is near: per byte of what is left. */
+const ROOM_PER_BYTE = 4
+/** Directories that are still open have their nodes last. */
+const ROOM_BYTES_MIN = 128 * 1024
+/** So much more is asked for each time, so that a large package asks some twenty times. */
+const ROOM_MORE_PART = 1 / 8
 
 const DIRECTORY_BYTES_MAX = 32 * 1024 * 1024
 /** Sorted rows are gathered to pieces of about this many bytes. */
@@ -57,6 +71,27 @@ export async function compileManifest(options: CompileOptions): Promise<Compiled
   }
 }
 
+/** Asks for room before it is taken. */
+class RoomAhead {
+  #asked = 0
+
+  constructor(
+    private readonly options: CompileOptions,
+    private readonly manifestBytes: number,
+  ) {}
+
+  /** `bytes`: what is written, when `read` bytes of the manifest are. */
+  async need(bytes: number, read: number): Promise<void> {
+    const { beforeBytes } = this.options
+    if (beforeBytes === undefined) return
+    const left = Math.max(0, this.manifestBytes - read)
+    const ahead = Math.min(ROOM_AHEAD_BYTES, left * ROOM_PER_BYTE + ROOM_BYTES_MIN)
+    if (bytes + ahead <= this.#asked) return
+    this.#asked = Math.ceil(bytes * (left > 0 ? 1 + ROOM_MORE_PART : 1) + ahead)
+    await beforeBytes(this.#asked)
+  }
+}
+
 async function compileInOrder(options: CompileOptions, spillPath: string): Promise<Compiled> {
   const { manifestPath, arriving, signal } = options
   const manifestBytes = options.manifestBytes ?? (arriving ? Number.POSITIVE_INFINITY : (await stat(manifestPath)).size)
@@ -64,6 +99,7 @@ async function compileInOrder(options: CompileOptions, spillPath: string): Promi
     ? await ManifestReader.receive(manifestPath, arriving)
     : await ManifestReader.open(manifestPath)
   const compilation = new Compilation(options, spillPath)
+  const room = new RoomAhead(options, manifestBytes)
   const pool = await startScanPool(options.registry.kind, manifestBytes)
   try {
     const directories = new DirectoryRows(options.directoryBytesMax ?? DIRECTORY_BYTES_MAX)
@@ -79,8 +115,11 @@ async function compileInOrder(options: CompileOptions, spillPath: string): Promi
       options.onBytes?.(piece.offset + piece.bytes.length)
       pool.release(piece)
     }
+    await room.need(0, 0)
     const pieces = reader.pieces(pool.memoryFor, signal)
     for await (const piece of withoutHeader(pieces, compilation)) {
+      const read = piece.offset + piece.bytes.length
+      await room.need(compilation.diskBytes + (arriving ? read : 0), read)
       const scanning = pool.scan(piece)
       // Looked at in its turn; until then a failure is not an unhandled one.
       scanning.catch(() => {})
@@ -89,9 +128,12 @@ async function compileInOrder(options: CompileOptions, spillPath: string): Promi
       while (underWay.length >= pool.width) await takeNext()
     }
     while (underWay.length > 0) await takeNext()
-    return compilation.finish(reader.finish())
+    const file = reader.finish()
+    await room.need(compilation.diskBytes + (arriving ? file.bytes : 0), file.bytes)
+    return compilation.finish(file)
   } catch (error) {
-    if (error instanceof OutOfOrder && arriving) await reader.drain(signal)
+    if (error instanceof OutOfOrder && arriving)
+      await reader.drain(bytes => room.need(compilation.diskBytes + bytes, bytes), signal)
     throw error
   } finally {
     await pool.close()
@@ -146,15 +188,20 @@ async function compileSorted(options: CompileOptions, scratch: string): Promise<
   const { signal } = options
   const reader = await ManifestReader.open(options.manifestPath)
   const compilation = new Compilation(options, `${scratch}.spill`)
+  const manifestBytes = (await stat(options.manifestPath)).size
+  const room = new RoomAhead(options, manifestBytes)
+  const ownBytes = options.arriving ? manifestBytes : 0
   const files = new KeySorter(`${scratch}.files`)
   const directories = new KeySorter(`${scratch}.directories`)
   try {
+    await room.need(ownBytes, 0)
     // The second look at the rows takes about as long as the first, so each counts for half.
     const memory = new ArrayBuffer(PIECE_BYTES)
     const pieces = reader.pieces(bytes => (bytes <= PIECE_BYTES ? memory : new ArrayBuffer(bytes)), signal)
     for await (const piece of withoutHeader(pieces, compilation)) {
       sortPiece(piece, compilation, files, directories)
       options.onBytes?.((piece.offset + piece.bytes.length) / 2)
+      await room.need(ownBytes + files.bytes + directories.bytes, piece.offset + piece.bytes.length)
     }
     const file = reader.finish()
     compilation.writer.setDirectoryMetas(sortedDirectories(reader, directories, options.registry.kind))
@@ -168,8 +215,10 @@ async function compileSorted(options: CompileOptions, scratch: string): Promise<
       )
       done += bytes.length
       options.onBytes?.((file.bytes + done) / 2)
+      await room.need(ownBytes + files.bytes + directories.bytes + compilation.diskBytes, done)
       await new Promise(resolve => setImmediate(resolve))
     }
+    await room.need(ownBytes + files.bytes + directories.bytes + compilation.diskBytes, file.bytes)
     return compilation.finish(file)
   } finally {
     await reader.close()

@@ -103,6 +103,7 @@ export class IndexWriter {
   #nextMeta: DirectoryMeta | undefined
   #lastFileSize = 0
   #directories = 0
+  #namesBytes = 0
   /** What the rows so far must have in the manifest: what they have beside their keys, and those. */
   #rowBytes = 0
 
@@ -238,9 +239,16 @@ export class IndexWriter {
     view[at + NODE.kinds] = (nameEnd - nameStart) << 16
     putU64(view, at + NODE.nameOffset, streams.names.bytes)
     streams.names.append(key, nameStart, nameEnd)
+    this.#namesBytes += nameEnd - nameStart
     streams.count++
     this.#nodes++
     return { view, at }
+  }
+
+  /** What the index would take now, with its scratch file beside it. */
+  get diskBytes(): number {
+    const body = this.#body.bytes + this.#nodes * NODE_BYTES + this.#namesBytes
+    return HEADER_BYTES + body + Math.ceil(body / BLOCK_BYTES) * 4 + this.#scratch.bytes
   }
 
   /** Writes what was collected. The index is complete, but not yet under its final name. */

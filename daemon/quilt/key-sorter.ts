@@ -51,6 +51,11 @@ export class KeySorter {
     this.#filled += RECORD_BYTES + keyBytes
   }
 
+  /** What the scratch file takes when all that was added is in it. */
+  get bytes(): number {
+    return this.#end + this.#filled
+  }
+
   #keyAt(at: number): Buffer {
     return this.#records.subarray(at + RECORD_BYTES, at + RECORD_BYTES + this.#records.readUInt32LE(at))
   }

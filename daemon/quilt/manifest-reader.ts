@@ -108,10 +108,13 @@ export class ManifestReader {
     return length
   }
 
-  /** Lets the rest pass, so that the file is whole. */
-  async drain(signal?: AbortSignal): Promise<void> {
+  /** Lets the rest pass, so that the file is whole. `before` is told how long the file may be after the next piece. */
+  async drain(before: (bytes: number) => Promise<void>, signal?: AbortSignal): Promise<void> {
     const buffer = Buffer.allocUnsafe(PIECE_BYTES)
-    while ((await this.#take(buffer, 0)) > 0) throwIfAborted(signal)
+    do {
+      throwIfAborted(signal)
+      await before(this.#filled + PIECE_BYTES)
+    } while ((await this.#take(buffer, 0)) > 0)
   }
 
   /** After the last piece: the SHA-256 (hex) and the number of the file's bytes. */

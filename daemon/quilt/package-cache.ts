@@ -26,7 +26,9 @@ import {
   systemCode,
   type TopHash,
 } from '../model/index.js'
+import { type CacheRoom, unownedRoom } from './cache-room.js'
 import { compileManifest } from './compile.js'
+import { markUsed } from './compiled-files.js'
 import { PackageIndex } from './package-index.js'
 import { formatRegistry, type PackageReference } from './reference.js'
 import { findTimestampMs, manifestKey, resolveRevision } from './registry.js'
@@ -45,6 +47,8 @@ export interface OpenOptions {
   readonly offline?: boolean
   /** Leave hostile rows out instead of refusing the package. */
   readonly quarantine?: boolean
+  /** Where the manifest and the index take their room from. Default: unownedRoom. */
+  readonly room?: CacheRoom | undefined
   readonly onProgress?: ((progress: OpenProgress) => void) | undefined
   readonly signal?: AbortSignal | undefined
 }
@@ -152,6 +156,7 @@ class CachedPackage implements OpenedPackage {
   readonly registry: Registry
   readonly name: PackageName
   #rebuilding: Promise<void> | undefined
+  readonly #stopMarking: () => void
 
   constructor(
     reference: PackageReference,
@@ -162,6 +167,7 @@ class CachedPackage implements OpenedPackage {
   ) {
     this.registry = reference.registry
     this.name = reference.name
+    this.#stopMarking = markUsed(() => this.indexPath)
   }
 
   get index(): PackageIndex {
@@ -189,6 +195,7 @@ class CachedPackage implements OpenedPackage {
   }
 
   close(): void {
+    this.#stopMarking()
     this.current.close()
   }
 }
@@ -268,6 +275,7 @@ class RevisionFiles {
   async #compile(manifestPath: string, sha256: string | undefined, reading?: Reading): Promise<string> {
     const { onProgress, signal, quarantine } = this.options
     const temporary = await this.registryFolder.temporary('index')
+    const hold = (this.options.room ?? unownedRoom(this.options.cacheDir)).hold(`the package ${this.topHash}`)
     const total = reading ? reading.objectBytes : await fileBytes(manifestPath)
     try {
       const compiled = await compileManifest({
@@ -279,6 +287,7 @@ class RevisionFiles {
         registry: this.registryFolder.registry,
         quarantine: quarantine ?? false,
         onBytes: onProgress && (done => onProgress({ phase: 'manifest', done, total: total ?? 0 })),
+        beforeBytes: bytes => hold.grow(bytes),
         signal,
       })
       if (sha256 !== undefined && compiled.manifestSha256 !== sha256) {
@@ -289,6 +298,7 @@ class RevisionFiles {
       return compiled.manifestSha256
     } finally {
       await rm(temporary, { force: true })
+      hold.end()
     }
   }
 }

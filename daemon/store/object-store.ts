@@ -24,6 +24,7 @@ import {
   openSync,
   renameSync,
   rmSync,
+  writeFileSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import {
@@ -37,15 +38,18 @@ import {
   systemCode,
   throwIfAborted,
 } from '../model/index.js'
+import { type CacheRoom, keepShare, limitsPath, type RoomHold } from '../quilt/cache-room.js'
+import { pruneCompiled } from '../quilt/compiled-files.js'
 import { EvictionOrder } from './eviction-order.js'
 import { type HashFile, type HashFileOptions, hashFile } from './hash-file.js'
 import { currentBootId, Journal, type JournalEntry } from './journal.js'
 import { type ObjectId, objectId, objectPath, objectsFolder, temporaryFolder } from './layout.js'
 import { recoverObjects } from './recover.js'
 import { Reservation } from './reservation.js'
-import { Room } from './room.js'
+import { type HeldRoom, Room } from './room.js'
 import { type Stamp, stampOf } from './stamp.js'
 import { Unsynced } from './unsynced.js'
+import { type CacheUsage, measureUsage } from './usage.js'
 import { WriteBack } from './write-back.js'
 
 /** An open object: its bytes were checked. */
@@ -75,7 +79,7 @@ export interface Pin {
 }
 
 export interface StoreOptions {
-  /** Quota: all objects and what is being fetched. Bytes. Default: four fifths of what the disk could give. */
+  /** Quota: all objects, what is being fetched, and what lies in the cache beside them. Bytes. Default: four fifths of what the disk could give. */
   readonly bytesMax?: number | undefined
   /** What is left to others on the disk. Bytes. Default: a twentieth of the disk, at most 2 GiB. */
   readonly freeBytesMin?: number | undefined
@@ -104,6 +108,8 @@ export interface StoreStats {
   readonly pinnedObjects: number
   /** Room that fetches under way have taken. */
   readonly reservedBytes: number
+  /** What lies in the cache beside objects, as it was measured last. */
+  readonly usage: CacheUsage
   readonly evictions: number
   /** Objects in the store that turned out not to be what their name says. */
   readonly refused: number
@@ -126,7 +132,9 @@ export async function openStore(cacheDir: string, options: StoreOptions = {}): P
   const writeBack = new WriteBack(folder, options.syncProgram)
   const journalPath = join(folder, 'journal')
   const { entries, isComplete } = await recoverObjects(cacheDir, journalPath, bootId, log)
-  const store = new ObjectStore(cacheDir, entries, new Journal(journalPath, bootId, log), writeBack, options)
+  const journal = new Journal(journalPath, bootId, log)
+  const usage = await measureUsage(cacheDir)
+  const store = new ObjectStore(cacheDir, entries, journal, writeBack, usage, options)
   store.begin(isComplete)
   return store
 }
@@ -155,8 +163,10 @@ interface ObjectRecord {
 const DEAD_LINES_MAX = 10_000
 /** Objects that are asked for at once before they are deleted. */
 const EVICT_BATCH = 256
+/** Others write to the cache, too: logs, and packages that were compiled while no daemon ran. */
+const SETTLE_MS = 60_000
 
-export class ObjectStore {
+export class ObjectStore implements CacheRoom {
   readonly #records = new Map<ObjectId, ObjectRecord>()
   readonly #resting = new EvictionOrder<ObjectRecord>()
   readonly #room: Room
@@ -176,6 +186,7 @@ export class ObjectStore {
   #refused = 0
   #lost = 0
   #temporaries = 0
+  readonly #settling: NodeJS.Timeout
 
   /** For `openStore`. Entries: least recently used first. */
   constructor(
@@ -183,6 +194,7 @@ export class ObjectStore {
     entries: ReadonlyMap<ObjectId, JournalEntry>,
     journal: Journal,
     writeBack: WriteBack,
+    usage: CacheUsage,
     options: StoreOptions,
   ) {
     this.#cacheDir = cacheDir
@@ -210,13 +222,28 @@ export class ObjectStore {
       this.#resting.add(record)
       this.#bytes += size
     }
-    this.#room = new Room(cacheDir, this.#bytes, options)
+    this.#room = new Room(cacheDir, this.#bytes, usage, options)
+    this.#settling = setInterval(() => void this.settle(), SETTLE_MS)
+    this.#settling.unref()
   }
 
   /** For `openStore`: starts the journal of this session. */
   begin(isComplete: boolean): void {
+    this.#sayLimits()
     if (isComplete) this.#journal.resume()
     else this.#journal.rewrite(this.#entriesByLastUse())
+  }
+
+  /** For those who write to the cache while no daemon runs, or cannot reach it. */
+  #sayLimits(): void {
+    const { bytesMax: limitBytes, freeBytesMin } = this.#room
+    const path = limitsPath(this.#cacheDir)
+    try {
+      writeFileSync(`${path}.new`, `${JSON.stringify({ limitBytes, freeBytesMin })}\n`, { mode: 0o640 })
+      renameSync(`${path}.new`, path)
+    } catch (error) {
+      this.#log.warn({ path, error: String(error) }, 'cannot write down the limits of the cache')
+    }
   }
 
   /** What is known of an object, without touching the disk. */
@@ -297,14 +324,82 @@ export class ObjectStore {
   }
 
   async #reserve(bytes: number, signal: AbortSignal | undefined): Promise<Reservation> {
+    await this.#makeRoom(bytes, `${bytes} bytes`, signal)
+    return this.#makeReservation(bytes)
+  }
+
+  async #makeRoom(bytes: number, what: string, signal: AbortSignal | undefined): Promise<void> {
     for (;;) {
       throwIfAborted(signal)
       const missing = this.#room.missing(bytes, this.#bytes)
-      if (missing <= 0) return this.#makeReservation(bytes)
+      if (missing <= 0) return
       // A reservation is over soon, though its object may then stay open.
       if (missing <= this.#bytes - this.#pinnedBytes && (await this.#evict(missing)) > 0) continue
       if (this.#room.reservations.size > 0) await this.#room.change(signal)
-      else throw this.#room.fullError(bytes, this.#bytes, this.#pinnedBytes)
+      else if ((await this.#prune(missing)) === 0)
+        throw this.#room.fullError(what, bytes, this.#bytes, this.#pinnedBytes)
+    }
+  }
+
+  /** Compiled packages and plans that nobody uses; says what came free. */
+  async #prune(bytes: number): Promise<number> {
+    const freed = await pruneCompiled(this.#cacheDir, bytes)
+    if (freed > 0) {
+      this.#log.info({ bytes: freed }, `deleted ${formatBytes(freed)} of compiled packages and plans that nobody uses`)
+      await this.#measure()
+    }
+    return freed
+  }
+
+  /** Room for files that are no objects; whoever writes them asks first (quilt/cache-room.ts). */
+  hold(what: string): RoomHold {
+    const held: HeldRoom = { bytes: 0, unwrittenBytes: 0 }
+    this.#room.holds.add(held)
+    return {
+      grow: async bytes => {
+        if (bytes <= held.bytes) return
+        let elsewhere = 0
+        for (const other of this.#room.holds) if (other !== held) elsewhere += other.bytes
+        await keepShare(this.#cacheDir, bytes, what, elsewhere)
+        const turn = this.#lastTurn.then(async () => {
+          const before = held.bytes
+          held.bytes = bytes
+          held.unwrittenBytes = bytes - before
+          try {
+            await this.#makeRoom(0, `${what} (${formatBytes(bytes)})`, undefined)
+          } catch (error) {
+            held.bytes = before
+            held.unwrittenBytes = 0
+            throw error
+          }
+        })
+        this.#lastTurn = turn.catch(() => {})
+        await turn
+      },
+      end: () => {
+        if (!this.#room.holds.has(held)) return
+        // It counts until the files have been seen where they lie.
+        void this.#measure().finally(() => {
+          this.#room.holds.delete(held)
+          this.#room.changed()
+        })
+      },
+    }
+  }
+
+  /** Looks at what lies in the cache beside objects, and makes room where that has become too much. Each minute, and when asked. */
+  async settle(): Promise<void> {
+    await this.#measure()
+    const turn = this.#lastTurn.then(() => this.#makeRoom(0, 'what lies in it', undefined))
+    this.#lastTurn = turn.catch(() => {})
+    await turn.catch(error => this.#log.warn({ error: String(error) }, 'the cache is over its limit'))
+  }
+
+  async #measure(): Promise<void> {
+    try {
+      this.#room.usage = await measureUsage(this.#cacheDir)
+    } catch (error) {
+      this.#log.warn({ error: String(error) }, 'cannot look at what the cache takes')
     }
   }
 
@@ -357,6 +452,7 @@ export class ObjectStore {
       pinnedBytes: this.#pinnedBytes,
       pinnedObjects: this.#pinnedObjects,
       reservedBytes: this.#room.reservedBytes,
+      usage: this.#room.usage,
       evictions: this.#evictions,
       refused: this.#refused,
       lost: this.#lost,
@@ -365,6 +461,7 @@ export class ObjectStore {
 
   /** Ends well: waits until the disk has everything, so that nothing needs a check after the next boot. */
   async close(): Promise<void> {
+    clearInterval(this.#settling)
     for (const reservation of [...this.#room.reservations]) reservation.discard()
     this.#journal.rewrite(this.#entriesByLastUse())
     if ((await this.#unsynced.close()) === 'synced') this.#journal.clean()

@@ -19,6 +19,7 @@ import {
   type Source,
   systemCode,
 } from '../../daemon/model/index.js'
+import { type CacheRoom, unownedRoom } from '../../daemon/quilt/cache-room.js'
 import { runConfined } from '../../daemon/quilt/confined.js'
 import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
@@ -33,7 +34,7 @@ import {
   parsePlanId,
   planIdOf,
 } from '../plan/plan-document.js'
-import { SampleTable, type TableFacts } from '../plan/sample-table.js'
+import { SampleTable, type TableFacts, tableBytesMax } from '../plan/sample-table.js'
 import { Builders, type Client } from './builders.js'
 import type { Door } from './door.js'
 import type { PackageAddress } from './objects.js'
@@ -51,6 +52,8 @@ export interface PlansOptions {
   /** Of several places of a plan, these come first. */
   readonly preferred?: readonly PackageAddress[]
   readonly log: Log
+  /** Where packages and tables take their room from. Default: unownedRoom. */
+  readonly room?: CacheRoom | undefined
 }
 
 interface StoredPlan {
@@ -105,9 +108,9 @@ export class Plans {
     }
   }
 
-  get #openOptions(): OpenOptions {
-    const { cacheDir, stateDir = cacheDir, source, offline } = this.options
-    return { cacheDir: stateDir, source, offline }
+  get #openOptions(): OpenOptions & { readonly room: CacheRoom } {
+    const { cacheDir, stateDir = cacheDir, source, offline, room = unownedRoom(stateDir) } = this.options
+    return { cacheDir: stateDir, source, offline, room }
   }
 
   get objectsFolder(): string {
@@ -263,12 +266,16 @@ export class Plans {
     const { indexPath, manifestPath, index } = opened
     const run = () => this.#runTask({ indexPath, manifestPath, document, path }, index.facts.entries, signal)
     return this.#builders.run(client, signal, async () => {
+      const hold = this.#openOptions.room.hold(`a plan of the package ${opened.topHash}`)
       try {
+        await hold.grow(tableBytesMax(index.facts.entries))
         return await run()
       } catch (error) {
         if (!hasCode(error, 'INDEX_DAMAGED')) throw error
         await opened.rebuild()
         return await run()
+      } finally {
+        hold.end()
       }
     })
   }

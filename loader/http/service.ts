@@ -6,9 +6,12 @@ import { chmodSync, mkdirSync, rmSync, statSync } from 'node:fs'
 import { connect } from 'node:net'
 import { dirname, join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
+import { findDaemon } from '../../daemon/control/client.js'
 import { createLog } from '../../daemon/control/log.js'
+import { daemonRoom } from '../../daemon/control/room-holds.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
 import { BobbinError, localError } from '../../daemon/model/index.js'
+import { unownedRoom } from '../../daemon/quilt/cache-room.js'
 import { Packing } from '../batch/packing.js'
 import { Ahead } from './ahead.js'
 import { createApp } from './app.js'
@@ -42,8 +45,11 @@ export async function runLoader(
   const door = new Door(options.served, log)
   const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, door, log)
   const storeLimit = await objects.storeLimit()
-  const plans = new Plans({ cacheDir, stateDir, source, offline, defaultRegistry: options.defaultRegistry, door, log })
-  const packages = new OpenPackages(door, { cacheDir: stateDir, source, offline })
+  // A folder of the loader's own is no part of the daemon's cache.
+  const room = stateDir === cacheDir ? daemonRoom(cacheDir, () => findDaemon(cacheDir)) : unownedRoom(stateDir)
+  const { defaultRegistry } = options
+  const plans = new Plans({ cacheDir, stateDir, source, offline, defaultRegistry, door, log, room })
+  const packages = new OpenPackages(door, { cacheDir: stateDir, source, offline, room })
   const byHash = new ByHash(door, packages, plans)
   const bytesMax = options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(storeLimit / 4))
   const resident = new Resident(objects, bytesMax)

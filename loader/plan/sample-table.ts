@@ -16,6 +16,7 @@ import { crc32 } from 'node:zlib'
 import { LRUCache } from 'lru-cache'
 import TinyQueue from 'tinyqueue'
 import { BobbinError, localError, throwIfAborted } from '../../daemon/model/index.js'
+import { markUsed } from '../../daemon/quilt/compiled-files.js'
 import type { PackageIndex } from '../../daemon/quilt/package-index.js'
 import { type PlanDocument, type PlanId, planIdOf } from './plan-document.js'
 import { findSamples } from './samples.js'
@@ -39,6 +40,12 @@ const BLOCK_BYTES = 65_536
 /** 8 MiB a table: small ones are wholly in memory once they were read. */
 const CACHED_BLOCKS = 128
 const SAMPLES_A_TURN = 5000
+
+/** What the table of a plan takes on the disk while it is made, at most: the inodes twice, and a sample an entry. */
+export function tableBytesMax(entries: number): number {
+  const bytes = 8 * (entries + 1) + 4 * entries
+  return HEADER_BYTES + bytes + 4 * Math.ceil(bytes / BLOCK_BYTES) + 4 * entries
+}
 
 /** Appends numbers to a file, through a buffer. */
 class NumberWriter {
@@ -173,6 +180,7 @@ export class SampleTable {
   readonly #bodyBytes: number
   readonly #checksums: Buffer
   readonly #blocks = new LRUCache<number, Buffer>({ max: CACHED_BLOCKS })
+  readonly #stopMarking: () => void
 
   /** Throws INDEX_DAMAGED: not a table, damaged, or of another plan. */
   constructor(
@@ -197,6 +205,7 @@ export class SampleTable {
       if (fstatSync(this.#fd).size !== HEADER_BYTES + this.#bodyBytes + checksumBytes)
         this.#damaged('it is shorter or longer than it says')
       this.#checksums = this.#read(HEADER_BYTES + this.#bodyBytes, checksumBytes)
+      this.#stopMarking = markUsed(() => path)
     } catch (error) {
       closeSync(this.#fd)
       throw error
@@ -215,6 +224,7 @@ export class SampleTable {
   }
 
   close(): void {
+    this.#stopMarking()
     closeSync(this.#fd)
   }
 

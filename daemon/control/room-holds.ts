@@ -1,0 +1,104 @@
+/**
+ * Room that other processes hold in the cache, for packages and plans that they compile: by a name of their choosing,
+ * until they let go or are not heard of for HOLD_MS. Both sides of it are here: the daemon's, and the asker's.
+ */
+import { randomBytes } from 'node:crypto'
+import { BobbinError, hasCode, type Log } from '../model/index.js'
+import { type CacheRoom, type RoomHold, unownedRoom } from '../quilt/cache-room.js'
+import type { DaemonClient } from './client.js'
+import type { RoomBody } from './schema.js'
+
+const HOLD_MS = 120_000
+const RENEW_MS = 30_000
+const HOLDS_MAX = 1000
+
+export class RoomHolds {
+  readonly #holds = new Map<string, { readonly hold: RoomHold; seenMs: number }>()
+  readonly #timer: NodeJS.Timeout
+
+  constructor(
+    private readonly room: CacheRoom,
+    private readonly log: Log,
+  ) {
+    this.#timer = setInterval(() => this.#sweep(), RENEW_MS)
+    this.#timer.unref()
+  }
+
+  /** 0 bytes: it lets go. Throws STORE_FULL, BUSY. */
+  async ask({ hold: name, what, bytes }: RoomBody): Promise<void> {
+    const known = this.#holds.get(name)
+    if (bytes === 0) {
+      this.#holds.delete(name)
+      known?.hold.end()
+      return
+    }
+    if (known === undefined && this.#holds.size >= HOLDS_MAX)
+      throw new BobbinError('BUSY', `${HOLDS_MAX} processes hold room in the cache already`)
+    const held = known ?? { hold: this.room.hold(what), seenMs: 0 }
+    this.#holds.set(name, held)
+    held.seenMs = Date.now()
+    await held.hold.grow(bytes)
+  }
+
+  #sweep(): void {
+    for (const [name, { hold, seenMs }] of this.#holds) {
+      if (Date.now() - seenMs < HOLD_MS) continue
+      this.log.warn({ hold: name }, 'a process that holds room in the cache was not heard of, and loses it')
+      this.#holds.delete(name)
+      hold.end()
+    }
+  }
+
+  close(): void {
+    clearInterval(this.#timer)
+    for (const { hold } of this.#holds.values()) hold.end()
+    this.#holds.clear()
+  }
+}
+
+/** Asks the daemon that owns the cache, which can evict objects, where there is one; what else there is to look at, too. */
+export function daemonRoom(cacheDir: string, find: () => DaemonClient | undefined): CacheRoom {
+  return {
+    hold: what => {
+      const client = find()
+      const own = unownedRoom(cacheDir).hold(what)
+      return client === undefined ? own : new DaemonHold(own, client, what)
+    },
+  }
+}
+
+class DaemonHold implements RoomHold {
+  readonly #name = randomBytes(12).toString('hex')
+  readonly #timer = setInterval(() => void this.#ask(this.#bytes).catch(() => {}), RENEW_MS)
+  #bytes = 0
+
+  constructor(
+    private readonly own: RoomHold,
+    private readonly client: DaemonClient,
+    private readonly what: string,
+  ) {
+    this.#timer.unref()
+  }
+
+  async grow(bytes: number): Promise<void> {
+    if (bytes <= this.#bytes) return
+    // First, since objects may have to make the room that is looked for then.
+    await this.#ask(bytes)
+    this.#bytes = bytes
+    await this.own.grow(bytes)
+  }
+
+  end(): void {
+    clearInterval(this.#timer)
+    this.own.end()
+    if (this.#bytes > 0) void this.#ask(0).catch(() => {})
+    this.#bytes = 0
+  }
+
+  /** One that has gone, or does not know of this, measures what is here when it looks next. */
+  async #ask(bytes: number): Promise<void> {
+    await this.client.askRoom({ hold: this.#name, what: this.what, bytes }).catch((error: unknown) => {
+      if (hasCode(error, 'STORE_FULL')) throw error
+    })
+  }
+}
