@@ -6,7 +6,7 @@ import { BobbinError } from '../model/index.js'
 import type { ObjectId } from '../store/index.js'
 import { OBJECT_FOLDERS } from '../store/layout.js'
 
-export const LINK_VERSION = 2
+export const LINK_VERSION = 3
 export const FRAME_HEADER_BYTES = 8
 const PAYLOAD_BYTES_MAX = 4 * 2 ** 20
 export const OBJECT_BYTES = 33 + 32
@@ -20,7 +20,7 @@ export const EVICT_OUTCOMES = ['gone', 'open', 'used'] as const
 export type EvictOutcome = (typeof EVICT_OUTCOMES)[number]
 export const MOUNT_FAILURES = ['', 'unavailable', 'mountpoint', 'other'] as const
 export type MountFailure = Exclude<(typeof MOUNT_FAILURES)[number], ''>
-export const UNMOUNT_OUTCOMES = ['done', 'busy', 'failed'] as const
+export const UNMOUNT_OUTCOMES = ['done', 'busy', 'failed', 'covered'] as const
 export type UnmountOutcome = (typeof UNMOUNT_OUTCOMES)[number]
 
 /** What an object's file looked like when its bytes were checked. Times in ns since 1970. */

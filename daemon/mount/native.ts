@@ -193,8 +193,8 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       )
     }
     if (outcome === 'done') return
-    const code = /is mounted on top/.test(message) ? 'ALREADY_MOUNTED' : 'LOCAL_IO'
-    throw new BobbinError(code, code === 'LOCAL_IO' ? `cannot unmount ${mountpoint}: ${message}` : message)
+    const code = outcome === 'covered' ? 'ALREADY_MOUNTED' : 'LOCAL_IO'
+    throw new BobbinError(code, `cannot unmount ${mountpoint}: ${message}`)
   }
 
   // What bobbin-fuse asks and tells.

@@ -12,7 +12,7 @@
 
 namespace bobbin::link {
 
-inline constexpr std::uint32_t VERSION = 2;
+inline constexpr std::uint32_t VERSION = 3;
 inline constexpr std::size_t FRAME_HEADER_BYTES = 8;
 inline constexpr std::uint32_t PAYLOAD_BYTES_MAX = 4U << 20;
 
@@ -130,7 +130,7 @@ struct Access {
   std::uint64_t bytes = 0;
 };
 enum class MountFailure : std::uint8_t { unavailable = 1, mountpoint = 2, other = 3 };
-enum class UnmountOutcome : std::uint8_t { done = 0, busy = 1, failed = 2 };
+enum class UnmountOutcome : std::uint8_t { done = 0, busy = 1, failed = 2, covered = 3 };
 
 struct Stats {
   // Opens (without opens: first reads) that needed no daemon.

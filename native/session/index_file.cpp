@@ -51,20 +51,21 @@ void installMappingGuard() {
   ::sigaction(SIGBUS, &action, nullptr);
 }
 
-std::unique_ptr<IndexFile> IndexFile::open(const std::string& indexPath, const std::string& manifestPath,
-                                           std::string& reason) {
+std::unique_ptr<IndexFile> IndexFile::open(const CacheFolder& cache, const std::string& indexPath,
+                                           const std::string& manifestPath, std::string& reason) {
   std::unique_ptr<IndexFile> opened(new IndexFile);
   opened->indexPath_ = indexPath;
   opened->manifestPath_ = manifestPath;
-  opened->manifest_.reset(::open(manifestPath.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  int error = 0;
+  opened->manifest_ = cache.openFile(manifestPath, error);
   if (!opened->manifest_) {
-    reason = "cannot open " + manifestPath + ": " + errorText(errno);
+    reason = "cannot open " + manifestPath + ": " + errorText(error);
     return nullptr;
   }
-  const Fd file(::open(indexPath.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  const Fd file = cache.openFile(indexPath, error);
   struct stat stats {};
   if (!file || ::fstat(file.get(), &stats) != 0 || !S_ISREG(stats.st_mode) || stats.st_size <= 0) {
-    reason = "cannot open " + indexPath + ": " + (file ? "it is no file with bytes" : errorText(errno));
+    reason = "cannot open " + indexPath + ": " + (file ? "it is no file with bytes" : errorText(error));
     return nullptr;
   }
   opened->mappedBytes_ = static_cast<std::size_t>(stats.st_size);

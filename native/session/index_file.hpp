@@ -10,15 +10,16 @@
 
 #include "index/index_view.hpp"
 #include "link/system.hpp"
+#include "session/cache_folder.hpp"
 
 namespace bobbin {
 
 // Owned by a mount and kept until its end; any thread may read it.
 class IndexFile {
  public:
-  // Nothing: `reason` says why.
-  static std::unique_ptr<IndexFile> open(const std::string& indexPath, const std::string& manifestPath,
-                                         std::string& reason);
+  // Both lie below the cache. Nothing: `reason` says why.
+  static std::unique_ptr<IndexFile> open(const CacheFolder& cache, const std::string& indexPath,
+                                         const std::string& manifestPath, std::string& reason);
   ~IndexFile();
   IndexFile(const IndexFile&) = delete;
   IndexFile& operator=(const IndexFile&) = delete;

@@ -116,32 +116,31 @@ std::unique_ptr<Mount> Mount::create(std::uint32_t id, link::Mount request, Shar
     failed = {link::MountFailure::other, "memory for the table of open files: " + errorText(error)};
     return nullptr;
   }
-  Fd device = mountFuse(asked, shared.mountBelow, failed);
-  if (!device) return nullptr;
-  mount->channels_.push_back(std::move(device));
+  Fd connection;
+  auto attachment = attach(asked, shared.roots, connection, failed);
+  if (!attachment) return nullptr;
+  mount->attachment_ = std::move(*attachment);
+  mount->record_.mountId = mount->attachment_.mountId;
+  mount->record_.device = mount->attachment_.device;
+  mount->channels_.push_back(std::move(connection));
   if (mount->begin(failed)) return mount;
-  unmountPath(asked.mountpoint, true);
+  mount->unmount(true);
   return nullptr;
 }
 
 bool Mount::begin(MountFailed& failed) {
-  const auto mounted = mountAt(readMountTable(), record_.request.mountpoint);
-  if (!mounted) {
-    failed = {link::MountFailure::other, "the mount on " + record_.request.mountpoint + " vanished at once"};
-    return false;
-  }
-  record_.mountId = mounted->id;
-  record_.device = mounted->device;
   if (!answerInit(failed) || !chooseMode(failed)) return false;
   addClones();
   readAhead();
   return true;
 }
 
-std::unique_ptr<Mount> Mount::adopt(MountRecord record, std::vector<Fd> channels, Fd openTable,
+std::unique_ptr<Mount> Mount::adopt(MountRecord record, std::vector<Fd> channels, Fd openTable, Fd folder,
                                     Shared& shared, std::string& reason) {
   std::unique_ptr<Mount> mount(new Mount(std::move(record), shared));
   mount->channels_ = std::move(channels);
+  mount->attachment_ = {
+      .folder = std::move(folder), .mountId = mount->record_.mountId, .device = mount->record_.device};
   int error = 0;
   mount->openTable_ = OpenTable::adopt(std::move(openTable), error);
   if (mount->openTable_ == nullptr) {
@@ -207,8 +206,9 @@ bool Mount::answerInit(MountFailed& failed) {
 
 int Mount::tryPassthrough() {
   // The index lies on the cache's filesystem, and is there.
-  const Fd file(::open(record_.request.index.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file) return errno;
+  int error = 0;
+  const Fd file = shared_.cache.openFile(record_.request.index, error);
+  if (!file) return error;
   const fuse::BackingMap map{.fd = file.get(), .flags = 0, .padding = 0};
   const int id = ::ioctl(channels_[0].get(), fuse::IOCTL_BACKING_OPEN, &map);
   if (id < 0) return errno;
@@ -294,6 +294,16 @@ void Mount::pause() {
   workers_.clear();
 }
 
+bool Mount::isMounted(const std::vector<MountedAt>& table) const {
+  const auto mounted = mountWithId(table, record_.mountId);
+  return mounted && mounted->device == record_.device;
+}
+
+void Mount::hasLeft() {
+  record_.isClosed = true;
+  attachment_.folder.reset();
+}
+
 void Mount::resend() {
   if (!record_.agreement.has(fuse::init::HAS_RESEND)) return;
   const fuse::ReplyHeader notice{.len = sizeof notice, .error = fuse::NOTIFY_RESEND, .unique = 0};
@@ -323,7 +333,7 @@ void Mount::work(std::uint32_t channel) {
 }
 
 bool Mount::replaceIndex(const std::string& indexPath, const std::string& manifestPath, std::string& reason) {
-  auto index = IndexFile::open(indexPath, manifestPath, reason);
+  auto index = IndexFile::open(shared_.cache, indexPath, manifestPath, reason);
   if (index == nullptr) return false;
   const IndexFile* current = index_.get();
   // Positions and node ids are those of the tree, so another tree must never take their place.

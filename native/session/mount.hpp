@@ -19,6 +19,7 @@
 #include "link/frames.hpp"
 #include "protocol/negotiate.hpp"
 #include "session/access_queue.hpp"
+#include "session/attachment.hpp"
 #include "session/mount_table.hpp"
 #include "session/names.hpp"
 #include "session/object_files.hpp"
@@ -29,6 +30,7 @@ namespace bobbin {
 
 // What mounts share. Every member may be used by any thread, and lives longer than the mounts.
 struct Shared {
+  CacheFolder cache;
   KnownObjects known;
   ObjectFiles files{known};
   ParkedMisses parked;
@@ -38,7 +40,7 @@ struct Shared {
   std::function<void(std::uint32_t mount)> onEnded;
   unsigned threads = 2;
   // Folders that mountpoints must lie in; empty: anywhere.
-  std::vector<std::string> mountBelow;
+  std::vector<MountRoot> roots;
   // Descriptors that may be kept for readers, over all mounts.
   std::size_t descriptorsMax = 256;
   // Kernels that lack something, played: for tests.
@@ -81,7 +83,7 @@ class Mount {
                                        MountFailed& failed);
   // Goes on with a connection that another bobbin-fuse has left. Null: its index cannot be read, `reason`
   // says.
-  static std::unique_ptr<Mount> adopt(MountRecord record, std::vector<Fd> channels, Fd openTable,
+  static std::unique_ptr<Mount> adopt(MountRecord record, std::vector<Fd> channels, Fd openTable, Fd folder,
                                       Shared& shared, std::string& reason);
   // Ends the connection, if there still is one: open files fail from then on.
   ~Mount();
@@ -98,6 +100,12 @@ class Mount {
   // Asks the kernel to send again what was read and not answered. Only where that was agreed.
   void resend();
   bool hasEnded() const { return hasEnded_.load(); }
+
+  // Whether it is still mounted, by a table that was just read.
+  bool isMounted(const std::vector<MountedAt>& table) const;
+  Detached unmount(bool isLazy) const { return detach(attachment_, isLazy); }
+  // It has left its mountpoint; files that are open go on.
+  void hasLeft();
 
   // The server's thread, while the workers are paused: the daemon has made the index again. False: it
   // cannot be read, and the old one stays; `reason` says.
@@ -120,6 +128,8 @@ class Mount {
   AccessQueue& accesses() { return accesses_; }
 
   const std::vector<Fd>& channels() const { return channels_; }
+  // -1: it has left its mountpoint.
+  int folder() const { return attachment_.folder.get(); }
   int openTableMemory() const { return openTable_->memory(); }
   link::Buffer saveNames() const;
   bool restoreNames(std::span<const std::uint8_t> saved);
@@ -159,6 +169,7 @@ class Mount {
   MountRecord record_;
   Shared& shared_;
   MountOptions options_;
+  Attachment attachment_;
   // [0] made the connection; the others are its clones. A request is answered on the one it was read from.
   std::vector<Fd> channels_;
   std::unique_ptr<OpenTable> openTable_;

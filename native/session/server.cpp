@@ -92,7 +92,6 @@ link::ChildUser childUser(const std::optional<Account>& account) {
 Server::Server(ServerOptions options)
     : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command, childUser(options_.daemonUser)), doors_(options_.socket) {
   shared_.threads = options_.threads;
-  shared_.mountBelow = options_.mountBelow;
   shared_.withoutPassthrough = options_.withoutPassthrough;
   shared_.withoutResend = options_.withoutResend;
   shared_.withoutAccesses = options_.withoutAccesses;
@@ -128,12 +127,14 @@ int Server::run() {
     // Nothing to fall back on: the one that knew it all has gone.
     if (!restore(fd)) return refuse("what the last bobbin-fuse has left cannot be read", EXIT_FAILED);
   } else {
+    if (const std::string problem = openMountRoots(options_.mountBelow, shared_.roots); !problem.empty())
+      return refuse(problem, EXIT_FAILED);
     const ActingAs owner(options_.daemonUser);
     if (const std::string problem = makeFolders(options_.cache); !problem.empty())
       return refuse(problem, EXIT_FAILED);
     if (const std::string problem = takeCache(); !problem.empty())
       return refuse(problem, exitCodeOf(problem));
-    if (const int error = shared_.files.openFolder(options_.cache); error != 0)
+    if (const int error = openCache(); error != 0)
       return refuse("open the store of " + options_.cache + ": " + errorText(error), EXIT_FAILED);
     if (const std::string problem = doors_.listen(); !problem.empty())
       return refuse(problem, EXIT_FAILED);
@@ -236,6 +237,12 @@ std::string Server::takeCache() {
   }
   return "the cache " + options_.cache + " belongs to " + ownerOf(owner_.get()) +
          ": stop that, or name another cache with --cache";
+}
+
+// 0 or an errno.
+int Server::openCache() {
+  const int error = shared_.cache.open(options_.cache);
+  return error != 0 ? error : shared_.files.openFolder(options_.cache);
 }
 
 // For whoever looks for the daemon from now on: the socket takes callers before the daemon does. It
@@ -379,17 +386,13 @@ void Server::onTick() {
 void Server::onMountTable() {
   const auto table = readMountTable();
   for (auto& [id, mount] : mounts_) {
-    const MountRecord& record = mount->record();
-    const bool isThere = std::any_of(table.begin(), table.end(), [&](const MountedAt& mounted) {
-      return mounted.id == record.mountId && mounted.device == record.device;
-    });
-    if (!isThere) close(*mount);
+    if (!mount->isMounted(table)) close(*mount);
   }
 }
 
 void Server::close(Mount& mount) {
   if (mount.record().isClosed) return;
-  mount.record().isClosed = true;
+  mount.hasLeft();
   channel_.send(link::closed(mount.id()));
 }
 
@@ -506,7 +509,7 @@ void Server::take(const link::Mount& frame) {
     if (mount != nullptr) mount->start();
   } catch (const std::exception& error) {
     // No memory, no threads: this mount is not made, the others go on.
-    if (mount != nullptr) unmountPath(frame.mountpoint, true);
+    if (mount != nullptr) mount->unmount(true);
     mount.reset();
     failed = {link::MountFailure::other,
               std::string("cannot serve ") + frame.mountpoint + ": " + error.what()};
@@ -531,20 +534,9 @@ void Server::take(const link::Unmount& frame) {
     return;
   }
   Mount& mount = *found->second;
-  const std::string& path = mount.record().request.mountpoint;
-  const auto top = mountAt(readMountTable(), path);
-  if (top && top->id != mount.record().mountId) {
-    channel_.send(link::unmountDone(
-        frame.request, link::UnmountOutcome::failed,
-        top->source + " (" + top->type + ") is mounted on top of " + path + ": umount that first"));
-    return;
-  }
-  const int error = top ? unmountPath(path, frame.isForced) : 0;
-  if (error == 0) close(mount);
-  const auto outcome = error == 0       ? link::UnmountOutcome::done
-                       : error == EBUSY ? link::UnmountOutcome::busy
-                                        : link::UnmountOutcome::failed;
-  channel_.send(link::unmountDone(frame.request, outcome, error == 0 ? "" : errorText(error)));
+  const Detached detached = mount.unmount(frame.isForced);
+  if (detached.outcome == link::UnmountOutcome::done) close(mount);
+  channel_.send(link::unmountDone(frame.request, detached.outcome, detached.message));
 }
 
 void Server::take(const link::Index& frame) {
@@ -608,16 +600,17 @@ void Server::stopNow() {
   isStopping_ = true;
   manager_.notify("STOPPING=1");
   sendAccesses();
-  const auto table = readMountTable();
   for (auto& [id, mount] : mounts_) {
-    const MountRecord& record = mount->record();
-    const auto top = mountAt(table, record.request.mountpoint);
-    if (record.isClosed || !top || top->id != record.mountId) continue;
-    const int error = unmountPath(record.request.mountpoint, false);
-    if (error == 0) continue;
-    log(Level::warn, "a mount is in use and is detached: its open files end with us",
-        field("mountpoint", record.request.mountpoint) + "," + field("error", errorText(error)));
-    unmountPath(record.request.mountpoint, true);
+    const auto fields = [&](const Detached& detached) {
+      return field("mountpoint", mount->record().request.mountpoint) + "," + field("error", detached.message);
+    };
+    Detached detached = mount->unmount(false);
+    if (detached.outcome == link::UnmountOutcome::busy) {
+      log(Level::warn, "a mount is in use and is detached: its open files end with us", fields(detached));
+      detached = mount->unmount(true);
+    }
+    if (detached.outcome != link::UnmountOutcome::done)
+      log(Level::error, "a mount stays, and every call on it fails from now on: umount it", fields(detached));
   }
   for (const auto& [id, mount] : mounts_) removeDescriptors(*mount);
   killAt_ = Clock::now() + END_MAX;
@@ -669,6 +662,13 @@ void putBlob(wire::Writer& out, const link::Buffer& blob) {
 
 std::span<const std::uint8_t> takeBlob(wire::Reader& in) { return in.raw(in.number<std::uint64_t>()); }
 
+// One that was left to us; -1 stands for none.
+Fd takeDescriptor(wire::Reader& in) {
+  Fd inherited(in.number<int>());
+  if (inherited) setInherited(inherited.get(), false);
+  return inherited;
+}
+
 }  // namespace
 
 void Server::storeDescriptors(const Mount& mount) {
@@ -678,6 +678,7 @@ void Server::storeDescriptors(const Mount& mount) {
   const Fd record = memoryOf(mount.record().save());
   if (record) manager_.store(nameOf(mount.id(), "record"), record.get());
   manager_.store(nameOf(mount.id(), "open"), mount.openTableMemory());
+  manager_.store(nameOf(mount.id(), "folder"), mount.folder());
   for (std::size_t i = 0; i < mount.channels().size(); i++)
     manager_.store(nameOf(mount.id(), "fuse-" + std::to_string(i)), mount.channels()[i].get());
 }
@@ -686,6 +687,7 @@ void Server::removeDescriptors(const Mount& mount) {
   if (!manager_.isThere()) return;
   manager_.remove(nameOf(mount.id(), "record"));
   manager_.remove(nameOf(mount.id(), "open"));
+  manager_.remove(nameOf(mount.id(), "folder"));
   for (std::size_t i = 0; i < mount.channels().size(); i++)
     manager_.remove(nameOf(mount.id(), "fuse-" + std::to_string(i)));
 }
@@ -698,17 +700,19 @@ void Server::recover(std::map<std::string, Fd> stored) {
     if (std::sscanf(name.c_str(), "mount-%u-", &id) != 1 || name != nameOf(id, "record")) continue;
     auto record = MountRecord::restore(readMemory(fd.get()));
     const auto table = stored.find(nameOf(id, "open"));
+    const auto folder = stored.find(nameOf(id, "folder"));
     std::vector<Fd> channels;
     for (std::size_t i = 0;; i++) {
       const auto channel = stored.find(nameOf(id, "fuse-" + std::to_string(i)));
       if (channel == stored.end()) break;
       channels.push_back(std::move(channel->second));
     }
-    if (!record || table == stored.end() || channels.empty()) continue;
+    if (!record || table == stored.end() || folder == stored.end() || channels.empty()) continue;
     lastMount_ = std::max(lastMount_, id);
     std::string reason;
     auto mount =
-        Mount::adopt(std::move(*record), std::move(channels), std::move(table->second), shared_, reason);
+        Mount::adopt(std::move(*record), std::move(channels), std::move(table->second),
+                     std::move(folder->second), shared_, reason);
     if (mount == nullptr) {
       log(Level::error, "a mount of the last bobbin-fuse cannot go on", field("reason", reason));
       continue;
@@ -733,12 +737,14 @@ Fd Server::saveState() const {
   putBlob(out, {reader_.rest().begin(), reader_.rest().end()});
   putBlob(out, shared_.known.save());
   putBlob(out, shared_.parked.save());
+  out.number(static_cast<std::uint32_t>(shared_.roots.size()));
+  for (const auto& root : shared_.roots) out.text(root.path).number(root.folder.get());
   out.number(static_cast<std::uint32_t>(mounts_.size()));
   for (const auto& [id, mount] : mounts_) {
     putBlob(out, mount->record().save());
     putBlob(out, mount->saveNames());
     putBlob(out, mount->accesses().save());
-    out.number(mount->openTableMemory()).number(static_cast<std::uint32_t>(mount->channels().size()));
+    out.number(mount->openTableMemory()).number(mount->folder()).number(static_cast<std::uint32_t>(mount->channels().size()));
     for (const auto& channel : mount->channels()) out.number(channel.get());
   }
   return memoryOf(out.bytes());
@@ -751,8 +757,8 @@ bool Server::restore(int fd) {
   if (in.number<std::uint32_t>() != STATE_VERSION) return false;
   const auto child = in.number<pid_t>();
   const bool hasGreeted = in.number<std::uint8_t>() != 0;
-  Fd link(in.number<int>());
-  owner_.reset(in.number<int>());
+  Fd link = takeDescriptor(in);
+  owner_ = takeDescriptor(in);
   doors_.restore(in);
   const bool isOpen = in.number<std::uint8_t>() != 0;
   isReady_ = in.number<std::uint8_t>() != 0;
@@ -761,25 +767,25 @@ bool Server::restore(int fd) {
   const auto unsent = takeBlob(in);
   const auto unread = takeBlob(in);
   if (!shared_.known.restore(takeBlob(in)) || !shared_.parked.restore(takeBlob(in))) return false;
-  if (shared_.files.openFolder(options_.cache) != 0) return false;
-  for (const int inherited : {link.get(), owner_.get()}) {
-    if (inherited >= 0) setInherited(inherited, false);
+  if (openCache() != 0) return false;
+  for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
+    std::string path = in.text();
+    shared_.roots.push_back({.path = std::move(path), .folder = takeDescriptor(in)});
   }
   for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
     auto record = MountRecord::restore(takeBlob(in));
     const auto names = takeBlob(in);
     const auto accesses = takeBlob(in);
-    Fd table(in.number<int>());
-    setInherited(table.get(), false);
+    Fd table = takeDescriptor(in);
+    Fd folder = takeDescriptor(in);
     std::vector<Fd> channels;
-    for (auto left = in.number<std::uint32_t>(); left > 0 && in.isWhole(); left--) {
-      channels.emplace_back(in.number<int>());
-      setInherited(channels.back().get(), false);
-    }
+    for (auto left = in.number<std::uint32_t>(); left > 0 && in.isWhole(); left--)
+      channels.push_back(takeDescriptor(in));
     if (!record) return false;
     const std::uint32_t id = record->id;
     std::string reason;
-    auto mount = Mount::adopt(std::move(*record), std::move(channels), std::move(table), shared_, reason);
+    auto mount = Mount::adopt(std::move(*record), std::move(channels), std::move(table), std::move(folder),
+                              shared_, reason);
     if (mount == nullptr) {
       // Its readers get ENOTCONN; the others go on.
       log(Level::error, "a mount cannot go on", field("reason", reason));
@@ -839,8 +845,10 @@ std::vector<int> Server::inheritedDescriptors() const {
   for (const int fd : {channel_.fd(), owner_.get()}) {
     if (fd >= 0) inherited.push_back(fd);
   }
+  for (const auto& root : shared_.roots) inherited.push_back(root.folder.get());
   for (const auto& [id, mount] : mounts_) {
     inherited.push_back(mount->openTableMemory());
+    if (mount->folder() >= 0) inherited.push_back(mount->folder());
     for (const auto& channel : mount->channels()) inherited.push_back(channel.get());
   }
   return inherited;

@@ -48,6 +48,7 @@ class Server {
  private:
   // Each says what is wrong, or nothing.
   std::string takeCache();
+  int openCache();
   void writeOwner();
   std::string watch();
   bool restore(int state);
@@ -121,6 +122,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 4;
+inline constexpr std::uint32_t STATE_VERSION = 5;
 
 }  // namespace bobbin

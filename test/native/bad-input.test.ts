@@ -198,7 +198,10 @@ test('a mountpoint outside --mount-below, or behind a link that appeared, is ref
   const options = JSON.stringify({ cacheDir, ioTimeoutMs: 5000, offline: false, freeBytesMin: 0 })
   const main = new URL('../../daemon/main.js', import.meta.url).pathname
   const daemon = [process.execPath, main, options]
-  const child = spawn(found.path!, ['--cache', cacheDir, '--mount-below', join(folder, 'in/'), '--', ...daemon])
+  const command = ['--cache', cacheDir, '--mount-below', join(folder, 'in/'), '--', ...daemon]
+  t.match(await run(found.path!, command), { status: 1, stderr: /open .*in \(--mount-below\): No such file/ })
+  await mkdir(join(folder, 'in'))
+  const child = spawn(found.path!, command)
   const ended = new Promise(resolve => child.once('exit', resolve))
   t.teardown(async () => {
     child.kill('SIGTERM')

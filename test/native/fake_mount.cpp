@@ -86,6 +86,7 @@ Bytes requestOf(fuse::Opcode opcode, std::uint64_t nodeid, std::string_view body
 
 FakeMount::FakeMount(const PackageFolder& folder, link::OpenMode openMode, unsigned channels)
     : folder_(folder), channels_(channels) {
+  shared_.cache.open(folder.path);
   shared_.files.openFolder(folder.path);
   shared_.send = [this](const link::Buffer& frame) {
     const std::lock_guard lock(framesMutex_);
@@ -111,7 +112,7 @@ FakeMount::FakeMount(const PackageFolder& folder, link::OpenMode openMode, unsig
   const auto table = OpenTable::create(error);
   require(table != nullptr, "no table");
   std::string reason;
-  mount_ = Mount::adopt(std::move(record), std::move(files), Fd(::dup(table->memory())), shared_, reason);
+  mount_ = Mount::adopt(std::move(record), std::move(files), Fd(::dup(table->memory())), Fd(), shared_, reason);
   require(mount_ != nullptr, "no mount");
   // It makes the table of first reads; the workers end at once.
   if (openMode == link::OpenMode::none) mount_->start();

@@ -52,7 +52,7 @@ const PATHS = {
 
 /** What the vectors from the daemon say, in their order. */
 const FRAMES: readonly ToFuse[] = [
-  { kind: 'hello', version: 2, pid: 4321, program: 'bobbin 0.1.0' },
+  { kind: 'hello', version: 3, pid: 4321, program: 'bobbin 0.1.0' },
   { kind: 'ready', request: 7, object: ONE },
   { kind: 'failed', request: Number.MAX_SAFE_INTEGER, errno: 5 },
   { kind: 'working', requests: [1, 2, 3] },

@@ -1,0 +1,25 @@
+// The cache's folder, held open, and files below it. Their paths are the daemon's word: no link and no other
+// mount is followed, so that a path can lead neither out of the cache nor into a mount of ours, where this
+// process would wait for itself.
+#pragma once
+
+#include <string>
+
+#include "link/system.hpp"
+
+namespace bobbin {
+
+// Opened once by the server; any thread may use it then.
+class CacheFolder {
+ public:
+  // 0 or an errno.
+  int open(const std::string& path);
+  // For reading. Not open: `error` says why; EXDEV: it does not lie below.
+  Fd openFile(const std::string& path, int& error) const;
+
+ private:
+  std::string path_;
+  Fd folder_;
+};
+
+}  // namespace bobbin
