@@ -5,10 +5,9 @@
  * Everything here throws INVALID_ARGUMENT, for rules that are broken, and for rules that cannot be read: a registry
  * with rules takes nothing that was not checked.
  */
-import { Ajv, type ValidateFunction } from 'ajv'
-import { parse } from 'yaml'
 import {
   BobbinError,
+  formatBytes,
   formatPhysicalKey,
   hasCode,
   type PackageName,
@@ -18,14 +17,21 @@ import {
   type RegistryWriter,
   type Source,
 } from '../model/index.js'
+import { runConfined } from './confined.js'
 import { formatRegistry } from './reference.js'
 import { type RegistryOptions, workflowConfigKey } from './registry.js'
-import { WORKFLOW_CONFIG_SCHEMA, type WorkflowConfig, type WorkflowRules } from './workflow-config-schema.js'
+import type { WorkflowConfig, WorkflowRules } from './workflow-config-schema.js'
+import type { RulesTask, SchemaText } from './workflow-rules.js'
 
-/** quilt3's `CONFIG_DATA_VERSION`: newer ones may have rules that we would not keep. */
-const VERSION_MAX: readonly number[] = [1, 1, 0]
-const DRAFT_7 = 'http://json-schema.org/draft-07/schema#'
-const DOCUMENT_BYTES_MAX = 16 * 2 ** 20
+/** Of `config.yml`, and of a schema; those of Quilt's catalog have a few kilobytes. */
+const DOCUMENT_BYTES_MAX = 2 ** 20
+/** Starting, and a schema that is large. */
+const CHECK_MS = 30_000
+/** Per entry, which is compared with the schema in some microseconds. */
+const ENTRY_MS = 0.1
+const HEAP_MIB = 512
+/** An entry and its metadata, which are all in memory for their schema. */
+const ENTRY_MIB = 4 / 1024
 
 /** What a revision is said to be, before its entries are known. */
 export interface RevisionWords {
@@ -51,7 +57,7 @@ export interface Workflow {
   readonly header: string
   /** There is a schema for entries; all of them have to be in memory for it. */
   readonly checksEntries: boolean
-  checkEntries(entries: readonly WorkflowEntry[]): void
+  checkEntries(entries: readonly WorkflowEntry[]): Promise<void>
 }
 
 /** Checks all but the entries; `undefined`: the registry has no rules. */
@@ -61,19 +67,14 @@ export async function findWorkflow(
   words: RevisionWords,
   options: RegistryOptions = {},
 ): Promise<Workflow | undefined> {
-  const found = await findRules(source, writer, words, options)
+  const found = await findRules(source, writer, words, options, words.userMeta ?? 'null')
   if (found === undefined) return undefined
-  const { checkMetadata, checkEntries } = found
-  if (checkMetadata !== undefined) {
-    const userMeta: unknown = JSON.parse(words.userMeta ?? 'null') ?? {}
-    if (!checkMetadata(userMeta)) throw refused(words, `the metadata does not fit ${problem(checkMetadata)}`)
-  }
+  const { header, entries: schema } = found
   return {
-    header: found.header,
-    checksEntries: checkEntries !== undefined,
-    checkEntries(entries) {
-      if (checkEntries === undefined || checkEntries(entries)) return
-      throw refused(words, `the entries do not fit ${problem(checkEntries)}`)
+    header,
+    checksEntries: schema !== undefined,
+    async checkEntries(values) {
+      if (schema !== undefined) await work(words, { kind: 'entries', entries: schema, values }, options, values.length)
     },
   }
 }
@@ -89,51 +90,58 @@ export async function checkWorkflow(
 }
 
 interface FoundRules extends Pick<Workflow, 'header'> {
-  readonly checkMetadata: ValidateFunction | undefined
-  readonly checkEntries: ValidateFunction | undefined
+  readonly entries: SchemaText | undefined
 }
 
+/** `userMeta`: JSON text; `undefined`: it is not known yet. */
 async function findRules(
   source: Source,
   writer: RegistryWriter,
   words: RevisionWords,
   options: RegistryOptions,
+  userMeta?: string,
 ): Promise<FoundRules | undefined> {
-  const documents = new Documents(source, writer, options)
+  const documents = new Documents(source, writer, words, options)
   const found = await documents.read(workflowConfigKey(words.registry))
   if (found === undefined) {
     if (words.workflow === undefined) return undefined
     throw refused(words, 'a workflow is named, but the registry has no .quilt/workflows/config.yml')
   }
-  const config = parseConfig(found, words)
+  const config = await work<WorkflowConfig>(words, { kind: 'config', text: found.text }, options)
   const { id, rules } = chooseWorkflow(config, words)
+  if (rules.is_message_required && !words.message) throw refused(words, 'a message is required')
   const schemas = new Schemas(documents, config, words)
-  const checkMetadata = await schemas.find(rules.metadata_schema)
-  const checkEntries = await schemas.find(rules.entries_schema)
-  checkWords(rules, words)
+  const metadata = await schemas.find(rules.metadata_schema)
+  const entries = await schemas.find(rules.entries_schema)
+  const { name } = words
+  const handlePattern = rules.handle_pattern
+  await work(words, { kind: 'check', name, handlePattern, metadata, entries, userMeta }, options)
   const header = {
     id,
     config: formatPhysicalKey(found.key),
     ...(schemas.used.size > 0 && { schemas: Object.fromEntries(schemas.used) }),
   }
-  return { header: JSON.stringify(header), checkMetadata, checkEntries }
+  return { header: JSON.stringify(header), entries }
 }
 
-function parseConfig({ text }: Document, words: RevisionWords): WorkflowConfig {
-  let config: unknown
-  try {
-    // PyYAML, which quilt3 reads it with, knows YAML 1.1.
-    config = parse(text, { version: '1.1' })
-  } catch (error) {
-    throw refused(words, `config.yml is not YAML: ${reasonOf(error)}`)
+/** Throws INVALID_ARGUMENT with what is wrong, also when that cannot be found out in time. */
+async function work<Result = null>(
+  words: RevisionWords,
+  task: RulesTask,
+  { signal }: RegistryOptions,
+  entries = 0,
+): Promise<Result> {
+  const limits = {
+    deadlineMs: CHECK_MS + Math.ceil(entries * ENTRY_MS),
+    heapMib: HEAP_MIB + Math.ceil(entries * ENTRY_MIB),
   }
-  const check = new Ajv({ strict: false }).compile<WorkflowConfig>(WORKFLOW_CONFIG_SCHEMA)
-  if (!check(config)) throw refused(words, `config.yml is not valid: ${problem(check)}`)
-  const { version } = config
-  const numbers = (typeof version === 'string' ? version : version.base).split('.').map(Number)
-  const isNewer = VERSION_MAX.reduce((order, max, i) => order || (numbers[i] ?? 0) - max, 0) > 0
-  if (isNewer) throw refused(words, `config.yml has version ${numbers.join('.')}, which this Bobbin does not know`)
-  return config
+  try {
+    const module = new URL('workflow-rules.js', import.meta.url)
+    return await runConfined<Result>(module, task, { what: 'apply them', signal, ...limits })
+  } catch (error) {
+    if (hasCode(error, 'INVALID_ARGUMENT')) throw refused(words, error.message)
+    throw error
+  }
 }
 
 function chooseWorkflow(
@@ -154,24 +162,10 @@ function chooseWorkflow(
   return { id, rules: config.workflows[id]! }
 }
 
-function checkWords({ handle_pattern, is_message_required }: WorkflowRules, words: RevisionWords): void {
-  if (is_message_required && !words.message) throw refused(words, 'a message is required')
-  // Python's `search`: anywhere in the name.
-  if (handle_pattern && !regExp(handle_pattern).test(words.name)) {
-    throw refused(words, `the package's name does not fit the pattern ${handle_pattern}`)
-  }
-}
-
-/** Compiled schemas by their ids, and which of them a revision was checked with. */
+/** Schemas by their ids, and which of them a revision was checked with. */
 class Schemas {
   /** Addresses, with versions, by id. */
   readonly used = new Map<string, string>()
-  readonly #ajv = new Ajv({
-    strict: false,
-    // Python's validator does not look at formats either, unless it is told to.
-    validateFormats: false,
-    code: { regExp: Object.assign(regExp, { code: 'regExp' }) },
-  })
 
   constructor(
     private readonly documents: Documents,
@@ -179,7 +173,7 @@ class Schemas {
     private readonly words: RevisionWords,
   ) {}
 
-  async find(id: string | undefined): Promise<ValidateFunction | undefined> {
+  async find(id: string | undefined): Promise<SchemaText | undefined> {
     if (!id) return undefined
     const url = this.config.schemas?.[id]?.url
     if (url === undefined) throw refused(this.words, `config.yml has no schema ${JSON.stringify(id)}`)
@@ -187,20 +181,7 @@ class Schemas {
     const found = await this.documents.read(key)
     if (found === undefined) throw refused(this.words, `the schema ${url} is not there`)
     this.used.set(id, formatPhysicalKey(found.key))
-    try {
-      const schema: unknown = JSON.parse(found.text, (name, value: unknown) => {
-        if (name === '$ref') throw new Error('Quilt does not support $ref')
-        return value
-      })
-      if (typeof schema !== 'boolean' && (typeof schema !== 'object' || schema === null)) {
-        throw new Error('it is no schema')
-      }
-      const meta = typeof schema === 'object' && '$schema' in schema ? schema.$schema : DRAFT_7
-      if (meta !== DRAFT_7) throw new Error(`its $schema is not ${DRAFT_7}`)
-      return this.#ajv.compile(schema)
-    } catch (error) {
-      throw refused(this.words, `the schema ${url} cannot be used: ${reasonOf(error)}`)
-    }
+    return { url, text: found.text }
   }
 
   #keyOf(url: string): PhysicalKey {
@@ -222,6 +203,7 @@ class Documents {
   constructor(
     private readonly source: Source,
     private readonly writer: RegistryWriter,
+    private readonly words: RevisionWords,
     private readonly options: RegistryOptions,
   ) {}
 
@@ -231,33 +213,18 @@ class Documents {
     if (key === undefined) return undefined
     const chunks: Uint8Array[] = []
     try {
-      const range = { start: 0, length: DOCUMENT_BYTES_MAX }
+      const range = { start: 0, length: DOCUMENT_BYTES_MAX + 1 }
       const reading = await this.source.read(key, { range, ...(signal && { signal }) })
       for await (const chunk of reading.chunks) chunks.push(chunk)
     } catch (error) {
       if (hasCode(error, 'OBJECT_GONE')) return undefined
       throw error
     }
-    return { key, text: Buffer.concat(chunks).toString('utf8') }
+    const bytes = Buffer.concat(chunks)
+    if (bytes.length > DOCUMENT_BYTES_MAX)
+      throw refused(this.words, `${formatPhysicalKey(wanted)} has more than ${formatBytes(DOCUMENT_BYTES_MAX)}`)
+    return { key, text: bytes.toString('utf8') }
   }
-}
-
-/** Patterns are Python's; most of them mean the same here, some only without the strictness of the `u` flag. */
-function regExp(pattern: string): RegExp {
-  try {
-    return new RegExp(pattern, 'u')
-  } catch {
-    return new RegExp(pattern)
-  }
-}
-
-function problem({ errors }: ValidateFunction): string {
-  const [first] = errors ?? []
-  return `its schema: ${first?.instancePath || 'the whole'} ${first?.message ?? 'is not valid'}`
-}
-
-function reasonOf(error: unknown): string {
-  return (error instanceof Error ? error.message : String(error)).split('\n')[0]!
 }
 
 function refused({ registry }: RevisionWords, reason: string): BobbinError {

@@ -102,7 +102,7 @@ async function push(
   const target: RevisionTarget = { registry, name, parent, isForced: force }
   await entries.look()
   const workflow = await findWorkflow(source, writer, options, { signal })
-  if (workflow?.checksEntries) workflow.checkEntries(await entries.list())
+  if (workflow?.checksEntries) await workflow.checkEntries(await entries.list())
   const words = { registry, name, message, metadata: userMeta ?? 'null' }
   const header: ManifestHeader = { message, userMeta, workflow: workflow?.header }
   const conflict = await conflictOf(source, target, signal)
