@@ -31,6 +31,8 @@ const POINTERS_AT_ONCE = 16
 const POINTER_BYTES_MAX = 1024
 /** `findTimestampMs` gives up after this many revisions: the time is for show. */
 const TIMESTAMP_POINTERS_MAX = 256
+/** A package with more pointers is refused: a revision each minute makes as many in two years, and a list has no other end. */
+const POINTERS_MAX = 1_000_000
 /** An ambiguous prefix lists this many. */
 const CANDIDATES_MAX = 10
 /** So many names are looked at to guess what a wrong one meant: one page of S3. */
@@ -46,6 +48,8 @@ export interface Revision {
 
 export interface RegistryOptions {
   readonly signal?: AbortSignal | undefined
+  /** Only tests set it. */
+  readonly pointersMax?: number
 }
 
 export function manifestKey(registry: Registry, topHash: TopHash): PhysicalKey {
@@ -132,7 +136,7 @@ export async function* listPackages(
  * once (S3 lists the oldest first), the bodies as they are asked for. A pointer that is not a top
  * hash names no revision and is left out; `resolveRevision` says what is wrong with it.
  *
- * Throws REGISTRY_NOT_FOUND, PACKAGE_NOT_FOUND.
+ * Throws REGISTRY_NOT_FOUND, PACKAGE_NOT_FOUND, PACKAGE_REFUSED (more pointers than a package can have).
  */
 export async function* listRevisions(
   source: Source,
@@ -145,7 +149,7 @@ export async function* listRevisions(
   yield* readPointers(source, registry, name, [...revisions, ...tags], options)
 }
 
-/** When a revision was published, by the newest pointer that names it among the newest 256. Unix milliseconds. */
+/** When a revision was published, by the newest pointer that names it among the newest 256. Unix milliseconds; `undefined`: not known. */
 export async function findTimestampMs(
   source: Source,
   registry: Registry,
@@ -153,7 +157,11 @@ export async function findTimestampMs(
   topHash: TopHash,
   options: RegistryOptions = {},
 ): Promise<number | undefined> {
-  const { revisions } = await listPointers(source, registry, name, options)
+  const pointers = await listPointers(source, registry, name, options).catch((error: unknown) => {
+    if (!hasCode(error, 'PACKAGE_REFUSED')) throw error
+  })
+  if (pointers === undefined) return undefined
+  const { revisions } = pointers
   const newest = revisions.slice(0, TIMESTAMP_POINTERS_MAX)
   for await (const revision of readPointers(source, registry, name, newest, options)) {
     if (revision.topHash === topHash) return revision.timestampMs
@@ -250,10 +258,17 @@ async function readPointer(
 }
 
 async function listPointers(source: Source, registry: Registry, name: PackageName, options: RegistryOptions) {
+  const { pointersMax = POINTERS_MAX } = options
   const revisions: string[] = []
   const tags: string[] = []
   for await (const listed of source.list(keyIn(registry, packageFolder(name)), listOptions(options))) {
     if (!listed.isFolder) (isRevisionNumber(listed.name) ? revisions : tags).push(listed.name)
+    if (revisions.length + tags.length > pointersMax) {
+      throw new BobbinError(
+        'PACKAGE_REFUSED',
+        `${name} in ${formatRegistry(registry)} has over ${pointersMax} revisions and tags`,
+      )
+    }
   }
   return { revisions: revisions.sort((a, b) => Number(b) - Number(a)), tags }
 }

@@ -279,3 +279,12 @@ t.test('createSource loads the AWS SDK for the first S3 call, and not before', a
   await failureOf(source.read({ kind: 's3', bucket: 'b', key: 'k' }))
   t.ok(isLoaded())
 })
+
+t.test('a package with more pointers than any can have is refused, and has no time (S98)', async t => {
+  const registry = parseRegistry(registryOf(t, { a: { b: { 1: A, 2: A, tag: A } } }))
+  const name = parsePackageName('a/b')
+  const listing = collect(listRevisions(files, registry, name, { pointersMax: 2 }))
+  t.match(await failureOf(listing), { code: 'PACKAGE_REFUSED', message: /^a\/b in .* has over 2 revisions and tags/ })
+  t.equal(await findTimestampMs(files, registry, name, parseTopHash(A), { pointersMax: 2 }), undefined)
+  t.equal(await findTimestampMs(files, registry, name, parseTopHash(A), { pointersMax: 3 }), 2000)
+})
