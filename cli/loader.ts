@@ -10,6 +10,8 @@ import { type CommonFlags, readSettings } from './settings.js'
 
 interface LoaderFlags extends CommonFlags {
   readonly socket?: string
+  /** Of the loader of a run. */
+  readonly mountedAt?: readonly string[]
   readonly state?: string
   readonly listen?: string
   readonly tokenFile?: string
@@ -36,7 +38,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
   const listenFds = inheritedSockets()
   const listen = flags.listen === undefined ? undefined : parseListen(flags.listen)
   const token = readToken(flags, listen !== undefined)
-  const served = await servedBy({ ...settings, cacheDir: stateDir ?? settings.cacheDir })
+  const { served, mounted } = await servedBy({ ...settings, cacheDir: stateDir ?? settings.cacheDir }, flags.mountedAt)
   if (listen !== undefined) refuseOpenDoor(served, `${listen.host}:${listen.port}`)
   if (listenFds.length > 0) refuseOpenDoor(served, 'the socket that systemd has passed')
   const isElsewhere = listenFds.length > 0 || (listen !== undefined && flags.socket === undefined)
@@ -48,6 +50,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
     stateDir,
     defaultRegistry: settings.registry,
     served,
+    mounted,
     socketPath,
     listenFds,
     listen,

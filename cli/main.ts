@@ -34,7 +34,7 @@ It uses the daemon of the cache, and starts one when none runs.`
 
 const RUN_HELP = `
 The command sees GIT_HASH (and GIT_TREE), DOCKER_HASH, QUILT_HASH (and QUILT_HASH_1, _2, … in the order of the
-mounts), BOBBIN_RUN, BOBBIN_OUTPUT, and for the loader BOBBIN_SIDECAR and BOBBIN_OBJECTS. It ends with the command's own
+mounts), BOBBIN_RUN, BOBBIN_OUTPUT, and BOBBIN_SIDECAR for the loader, which gives what is mounted and nothing else. It ends with the command's own
 exit code. Records are in $XDG_STATE_HOME/bobbin/runs (BOBBIN_STATE).
 
   bobbin run --mount s3://BUCKET/cv/coco2017@3722a4:/data --output ./out --gpus all IMAGE python train.py
@@ -191,6 +191,12 @@ common(
   )
   .option('--serve <pkg...>', 'a package that others may have, at the revision of now (may be repeated; BOBBIN_SERVE)')
   .option('--allow <registry...>', 'a registry of which others may have all (may be repeated; BOBBIN_ALLOW)')
+  .addOption(
+    new Option(
+      '--mounted-at <dir...>',
+      'where clients have the packages of --serve mounted, in their order',
+    ).hideHelp(),
+  )
   .option('--listen <host:port>', 'listen on TCP; needs a token, and --serve or --allow')
   .option('--token-file <file>', 'where the token for TCP is (or BOBBIN_LOADER_TOKEN)')
   .option('--step-timeout <duration>', 'answer "ask again" when a step is not here after so long (default: 30s)')

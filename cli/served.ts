@@ -4,16 +4,23 @@ import { BobbinError } from '../daemon/model/index.js'
 import { resolveTopHash } from '../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../daemon/quilt/reference.js'
 import { type RevisionAddress, Served } from '../daemon/quilt/served.js'
+import type { MountedAt } from '../loader/http/options.js'
 import { sourceConfigOf } from './context.js'
 import type { Settings } from './settings.js'
 
 /** Instead of a package: a loader that serves nothing, such as that of a run without mounts. */
 export const SERVE_NOTHING = 'none'
 
-/** Throws INVALID_ARGUMENT, and what resolving a package throws: a full top hash is taken as it is, without a request. */
-export async function servedBy(settings: Settings): Promise<Served> {
+/**
+ * `folders`: where clients have the packages mounted, in their order. Throws INVALID_ARGUMENT, and what resolving a package
+ * throws: a full top hash is taken as it is, without a request.
+ */
+export async function servedBy(
+  settings: Settings,
+  folders: readonly string[] = [],
+): Promise<{ readonly served: Served; readonly mounted: readonly MountedAt[] }> {
   const { serve, allow } = settings
-  if (serve.length === 0 && allow.length === 0) return Served.everything
+  if (serve.length === 0 && allow.length === 0) return { served: Served.everything, mounted: [] }
   const source = createSource(sourceConfigOf(settings))
   try {
     const revisions: RevisionAddress[] = []
@@ -23,7 +30,10 @@ export async function servedBy(settings: Settings): Promise<Served> {
       const topHash = await resolveTopHash(reference, { ...settings, source })
       revisions.push({ registry: formatRegistry(reference.registry), package: reference.name, topHash })
     }
-    return Served.named(revisions, allow.map(parseRegistry))
+    const mounted = folders.flatMap((folder, i) =>
+      revisions[i] === undefined ? [] : { address: revisions[i], folder },
+    )
+    return { served: Served.named(revisions, allow.map(parseRegistry)), mounted }
   } finally {
     source.close()
   }

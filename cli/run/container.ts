@@ -1,5 +1,6 @@
 /** How an engine of docker's kind is asked to start a run. Every value is behind its own `--name=`, so none is an option. */
 import { readFileSync } from 'node:fs'
+import { basename } from 'node:path'
 import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
 import type { RunMount } from '../record/run-facts.js'
 import { type EngineOption, formatEngineOption } from './engine-options.js'
@@ -118,11 +119,19 @@ export function isShared(path: string): boolean {
   return found
 }
 
+/** Where a container finds the folder above all mounts. */
+const MOUNTS_INSIDE = '/bobbin/mounts'
+
+/** Where a container finds a mount (the one of this number), and the next one when it is made again (data.ts names the folders). */
+export function followedAt({ target }: RunMount, number: number): string {
+  return `${MOUNTS_INSIDE}/${number}/${basename(target)}`
+}
+
 /** The mount where it was asked for, and the folder above all mounts, which sees one that is made again. */
 export function bindingsOf(mounts: readonly RunMount[], folder: string): Binding[] {
   const isFollowed = isShared(folder)
   return [
-    ...(mounts.length > 0 ? [{ source: folder, target: '/bobbin/mounts', isFollowed }] : []),
+    ...(mounts.length > 0 ? [{ source: folder, target: MOUNTS_INSIDE, isFollowed }] : []),
     ...mounts.map(({ mountpoint, target }) => ({ source: mountpoint, target, isFollowed })),
   ]
 }

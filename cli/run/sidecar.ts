@@ -1,4 +1,7 @@
-/** A run's own loader: its socket is the run's alone, and so is what it writes down that it delivered. */
+/**
+ * A run's own loader: its socket is the run's alone, and so is what it writes down that it delivered. It gives the revisions
+ * that the run has mounted, and nothing else: whoever is in the container could read those anyway.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -7,6 +10,16 @@ import { fileURLToPath } from 'node:url'
 import { fitsSocket } from '../../daemon/control/doors.js'
 import { BobbinError } from '../../daemon/model/index.js'
 import type { RunFolder } from '../record/run-folder.js'
+import { SERVE_NOTHING } from '../served.js'
+
+/** A mount of the run. */
+export interface ServedMount {
+  readonly registry: string
+  readonly package: string
+  readonly topHash: string
+  /** Where the command finds it, when that is where it reads what it gets as paths; `undefined`: it reads in the store. */
+  readonly seenAt?: string
+}
 
 export interface Sidecar {
   /** Bound into containers. */
@@ -34,6 +47,7 @@ const DRAIN = '15s'
 export async function startSidecar(
   run: RunFolder,
   cacheDir: string,
+  mounts: readonly ServedMount[],
   signal: AbortSignal,
   { offline = false, ioTimeoutMs, registry, stopMs = STOP_MS }: SidecarOptions = {},
 ): Promise<Sidecar> {
@@ -55,6 +69,7 @@ export async function startSidecar(
     run.file('deliveries.ndjson'),
     '--drain-timeout',
     DRAIN,
+    ...servedBy(mounts),
     ...(offline ? ['--offline'] : []),
     ...(ioTimeoutMs === undefined ? [] : ['--io-timeout', `${ioTimeoutMs}ms`]),
   ]
@@ -88,6 +103,14 @@ export async function startSidecar(
     await stop()
     throw error
   }
+}
+
+/** Said by flags, so that what a config file or the environment says of other loaders does not count. */
+function servedBy(mounts: readonly ServedMount[]): string[] {
+  if (mounts.length === 0) return ['--serve', SERVE_NOTHING]
+  const named = mounts.map(({ registry, package: name, topHash }) => `${registry}/${name}@${topHash}`)
+  const folders = mounts.flatMap(({ seenAt }) => seenAt ?? [])
+  return ['--serve', ...named, ...(folders.length === 0 ? [] : ['--mounted-at', ...folders])]
 }
 
 function ready(child: ChildProcess, signal: AbortSignal): Promise<void> {

@@ -17,6 +17,7 @@ import {
   containerCommand,
   containerName,
   type EngineFacts,
+  followedAt,
   isShared,
   removeContainer,
 } from './container.js'
@@ -63,7 +64,7 @@ export interface RunOutcome {
 }
 
 /** Where a container finds things. */
-const INSIDE = { code: '/code', outputs: '/outputs', loader: '/bobbin/loader', objects: '/bobbin/objects' } as const
+const INSIDE = { code: '/code', outputs: '/outputs', loader: '/bobbin/loader' } as const
 /** Nothing is left of one whose command could not be started. */
 export async function startRun(wish: RunWish, flags: PackageFlags, context: Context): Promise<RunOutcome> {
   const folder = RunFolder.create(wish.state)
@@ -142,7 +143,10 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
       output.note(
         `bobbin: ${mountsFolder} is on a mount that is not shared: the container does not see a mount that is made again (mount --make-rshared /)`,
       )
-    sidecar = wish.withLoader ? await startSidecar(folder, settings.cacheDir, signal, settings) : undefined
+    if (wish.withLoader) {
+      const served = isContainer ? mounts.map((mount, i) => ({ ...mount, seenAt: followedAt(mount, i) })) : mounts
+      sidecar = await startSidecar(folder, settings.cacheDir, served, signal, settings)
+    }
     know({ loaderSocket: sidecar?.socket ?? null })
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
@@ -221,7 +225,6 @@ async function execute(
   problems: string[],
 ): Promise<number> {
   const { container, command } = wish
-  const objects = objectsFolder(settings.cacheDir)
   const hashes = hashVariables(facts)
   const folder = join(wish.state, 'runs', facts.runId)
   const logs = { stdout: join(folder, 'stdout.log'), stderr: join(folder, 'stderr.log') }
@@ -231,7 +234,10 @@ async function execute(
     const variables = {
       ...hashes,
       ...(facts.outputDir !== undefined && { BOBBIN_OUTPUT: facts.outputDir }),
-      ...(sidecar !== undefined && { BOBBIN_SIDECAR: `unix:${sidecar.socket}`, BOBBIN_OBJECTS: objects }),
+      ...(sidecar !== undefined && {
+        BOBBIN_SIDECAR: `unix:${sidecar.socket}`,
+        BOBBIN_OBJECTS: objectsFolder(settings.cacheDir),
+      }),
     }
     return launch(command, { ...common, cwd: wish.cwd, env: { ...process.env, ...variables, ...wish.env } })
   }
@@ -240,20 +246,13 @@ async function execute(
     ...bindingsOf(facts.mounts, join(folder, 'mnt')),
     ...(facts.code === undefined ? [] : [{ source: facts.code.folder, target: INSIDE.code }]),
     ...(facts.outputDir === undefined ? [] : [{ source: facts.outputDir, target: INSIDE.outputs, isWritable: true }]),
-    ...(sidecar === undefined
-      ? []
-      : [
-          { source: sidecar.folder, target: INSIDE.loader },
-          { source: objects, target: INSIDE.objects },
-        ]),
+    // No folder of the store: what comes as paths lies in the run's own mounts.
+    ...(sidecar === undefined ? [] : [{ source: sidecar.folder, target: INSIDE.loader }]),
   ]
   const env = {
     ...hashes,
     ...(facts.outputDir !== undefined && { BOBBIN_OUTPUT: INSIDE.outputs }),
-    ...(sidecar !== undefined && {
-      BOBBIN_SIDECAR: `unix:${INSIDE.loader}/loader.sock`,
-      BOBBIN_OBJECTS: INSIDE.objects,
-    }),
+    ...(sidecar !== undefined && { BOBBIN_SIDECAR: `unix:${INSIDE.loader}/loader.sock` }),
     ...wish.env,
   }
   const hasWorkdir = facts.code === undefined || options.some(({ name }) => name === 'workdir')

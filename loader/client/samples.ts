@@ -90,7 +90,7 @@ export function samplesOfLine({ samples }: PathsLine, objects: string, verify: b
         keys.set(suffix, row.key)
         if (row.error !== undefined) return void errors.set(suffix, row.error)
         const path = row.path ?? ''
-        if (path === '' || path.startsWith('/') || path.includes('..'))
+        if (path === '' || path.startsWith('/') || path.split('/').includes('..'))
           throw damaged(`${JSON.stringify(path)} is no path below the folder of objects`)
         const content = await readFile(join(objects, path))
         await check(content, row, verify)

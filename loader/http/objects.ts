@@ -18,6 +18,10 @@ import type { Door } from './door.js'
 /** Which package, as the daemon wants it. */
 export type PackageAddress = RevisionAddress
 
+export function isSamePlace(a: PackageAddress, b: PackageAddress): boolean {
+  return a.registry === b.registry && a.package === b.package && a.topHash === b.topHash
+}
+
 export type Priority = 'demand' | 'ahead'
 
 export interface Lease {

@@ -18,7 +18,7 @@ export interface SampleEntry {
   readonly ino: number
   readonly suffix: string
   readonly entry: Entry
-  /** Below the objects folder. */
+  /** Where clients find it, below their `folder`. */
   readonly path: string
   readonly packed: PackedObject
 }
@@ -79,11 +79,18 @@ export class OpenPlan {
     private readonly opened: OpenedPackage,
     private table: SampleTable,
     private readonly objectsFolder: string,
+    /** Where clients have the package mounted; `undefined`: they read below the objects folder, as this process does. */
+    private readonly mountedAt: string | undefined,
     private readonly rebuildTable: () => Promise<SampleTable>,
   ) {}
 
   get address(): PackageAddress {
     return this.places[0]!
+  }
+
+  /** What the paths of its samples are below. */
+  get folder(): string {
+    return this.mountedAt ?? this.objectsFolder
   }
 
   get facts() {
@@ -190,9 +197,10 @@ export class OpenPlan {
       const { suffix } = sampleNameOf(entry.key.slice(entry.key.lastIndexOf('/') + 1))
       const id = objectId(entry)
       const slashAt = id.indexOf('/')
-      const path = `${id.slice(0, slashAt)}/${id.slice(slashAt + 1, slashAt + 3)}/${id.slice(slashAt + 1)}`
+      const object = `${id.slice(0, slashAt)}/${id.slice(slashAt + 1, slashAt + 3)}/${id.slice(slashAt + 1)}`
+      const path = this.mountedAt === undefined ? object : entry.key
       const { size, hash } = entry
-      return { ino, suffix, entry, path, packed: { path: `${this.objectsFolder}/${path}`, size, hash } }
+      return { ino, suffix, entry, path, packed: { path: `${this.objectsFolder}/${object}`, size, hash } }
     })
     const meta = `{${files.map(({ ino, suffix }) => `${JSON.stringify(suffix)}:${canonicalText(index.metadata(ino))}`).join(',')}}`
     const texts = files.map(({ suffix, entry, path }) => [suffix, fileText(entry, path)] as const)

@@ -1,5 +1,11 @@
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
-import type { Served } from '../../daemon/quilt/served.js'
+import type { RevisionAddress, Served } from '../../daemon/quilt/served.js'
+
+export interface MountedAt {
+  readonly address: RevisionAddress
+  /** As the clients see it. */
+  readonly folder: string
+}
 
 export interface LoaderOptions {
   readonly daemon: DaemonOptions
@@ -11,6 +17,8 @@ export interface LoaderOptions {
   readonly defaultRegistry?: string | undefined
   /** What every door gives. Everything: then there is only a socket that this user alone may open. */
   readonly served: Served
+  /** Where clients have packages mounted that are served: they read there what they get as paths, and need no folder of the store. */
+  readonly mounted?: readonly MountedAt[]
   /** Where to listen; `undefined`: not on a unix socket. */
   readonly socketPath?: string | undefined
   /** Sockets that somebody else listens on for us (systemd). */

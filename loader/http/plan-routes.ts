@@ -76,7 +76,7 @@ async function refuseTooLarge({ objects }: Context, { maxStepBytes }: TableFacts
   )
 }
 
-async function factsOf({ plans, options, door }: Context, plan: OpenPlan): Promise<PlanFacts> {
+async function factsOf({ options, door }: Context, plan: OpenPlan): Promise<PlanFacts> {
   const { samples, entries, bytes, maxStepBytes } = plan.facts
   const { stepsPerEpoch, address } = plan
   const perShard = stepsPerShard(stepsPerEpoch, plan.document.batch.global)
@@ -95,7 +95,7 @@ async function factsOf({ plans, options, door }: Context, plan: OpenPlan): Promi
     shardsPerEpoch: Math.ceil(stepsPerEpoch / perShard),
     stepsPerShard: perShard,
     shards: shardNameTemplate(plan.document.topHash, plan.id),
-    objects: plans.objectsFolder,
+    objects: plan.folder,
   }
 }
 

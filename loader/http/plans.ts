@@ -37,7 +37,7 @@ import {
 import { SampleTable, type TableFacts, tableBytesMax } from '../plan/sample-table.js'
 import { Builders, type Client } from './builders.js'
 import type { Door } from './door.js'
-import type { PackageAddress } from './objects.js'
+import { isSamePlace, type PackageAddress } from './objects.js'
 import { OpenPlan } from './open-plan.js'
 
 export interface PlansOptions {
@@ -49,6 +49,8 @@ export interface PlansOptions {
   readonly offline: boolean
   readonly defaultRegistry: string | undefined
   readonly door: Door
+  /** Where clients have a package mounted. */
+  readonly mountedAt?: (address: PackageAddress) => string | undefined
   /** Of several places of a plan, these come first. */
   readonly preferred?: readonly PackageAddress[]
   readonly log: Log
@@ -113,7 +115,7 @@ export class Plans {
     return { cacheDir: stateDir, source, offline, room }
   }
 
-  get objectsFolder(): string {
+  get #objectsFolder(): string {
     return objectsFolder(this.options.cacheDir)
   }
 
@@ -331,7 +333,8 @@ export class Plans {
       }
       const now = new Date()
       utimesSync(this.#path(id, 'json'), now, now)
-      return new OpenPlan(id, document, places, opened, table, this.objectsFolder, makeTable)
+      const mountedAt = this.options.mountedAt?.(places[0]!)
+      return new OpenPlan(id, document, places, opened, table, this.#objectsFolder, mountedAt, makeTable)
     } catch (error) {
       opened.close()
       throw error
@@ -414,8 +417,4 @@ export class Plans {
   #path(id: string, kind: 'json' | 'table'): string {
     return join(this.#folder, `${id}.${kind}`)
   }
-}
-
-function isSamePlace(a: PackageAddress, b: PackageAddress): boolean {
-  return a.registry === b.registry && a.package === b.package && a.topHash === b.topHash
 }

@@ -20,7 +20,7 @@ import { type Context, Streams } from './context.js'
 import { Deliveries, type DeliveriesFile, OWN_FILE_BYTES_MAX } from './deliveries.js'
 import { Door } from './door.js'
 import { Metrics } from './metrics.js'
-import { Objects } from './objects.js'
+import { isSamePlace, Objects, type PackageAddress } from './objects.js'
 import { OpenPackages } from './open-packages.js'
 import { AHEAD_BYTES, type LoaderOptions, TOKEN_HELP } from './options.js'
 import { Plans } from './plans.js'
@@ -48,7 +48,17 @@ export async function runLoader(
   // A folder of the loader's own is no part of the daemon's cache.
   const room = stateDir === cacheDir ? daemonRoom(cacheDir, () => findDaemon(cacheDir)) : unownedRoom(stateDir)
   const { defaultRegistry } = options
-  const plans = new Plans({ cacheDir, stateDir, source, offline, defaultRegistry, door, log, room })
+  const plans = new Plans({
+    cacheDir,
+    stateDir,
+    source,
+    offline,
+    defaultRegistry,
+    door,
+    mountedAt: mountedAt(options),
+    log,
+    room,
+  })
   const packages = new OpenPackages(door, { cacheDir: stateDir, source, offline, room })
   const byHash = new ByHash(door, packages, plans)
   const bytesMax = options.aheadBytesMax ?? Math.min(AHEAD_BYTES, Math.floor(storeLimit / 4))
@@ -158,6 +168,10 @@ function deliveriesFile({
   if (path === false) return false
   if (path !== undefined) return { path, bytesMax: Number.POSITIVE_INFINITY }
   return { path: join(stateDir ?? cacheDir, 'loader', 'v1', 'deliveries.ndjson'), bytesMax: OWN_FILE_BYTES_MAX }
+}
+
+function mountedAt({ mounted = [] }: LoaderOptions): (address: PackageAddress) => string | undefined {
+  return address => mounted.find(mount => isSamePlace(mount.address, address))?.folder
 }
 
 /** Everything is for one user; what is named is for the cache's group, as the objects are. */

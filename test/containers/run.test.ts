@@ -35,7 +35,6 @@ cat /code/code.txt
 sha256sum < /data/${key} > $BOBBIN_OUTPUT/sum
 touch /data/x 2> /dev/null && exit 90
 touch /code/x 2> /dev/null && exit 91
-touch /bobbin/objects/x 2> /dev/null && exit 92
 ls /bobbin/mounts/0/data > /dev/null || exit 93
 exit 7`
   const run = await runs.run(...mount, ...network, '--output', out, '-e', 'SEED=3', pushed, 'sh', '-c', script)
@@ -64,8 +63,8 @@ for transport in ('paths', 'tar'):
     batch = next(plan.batches(step=1, transport=transport))
     print(transport, [len(sample['jpg']) for sample in batch.samples], batch.samples[0].meta['jpg']['label'])
 `
-  const args = [...network, ...volumes, '-e', 'PYTHONPATH=/client', 'local:1', '/usr/bin/python3', '-c', script]
-  const run = await runs.run(...args)
+  const python = ['-e', 'PYTHONPATH=/client', 'local:1', '/usr/bin/python3', '-c', script]
+  const run = await runs.run(...mount, ...network, ...volumes, ...python)
   t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
   const keys = [4, 5, 6, 7].map(i => `train/00000${i}`)
   const sizes = keys.map(base => readFileSync(written.paths.get(`${base}.jpg`)!).length).join(', ')
@@ -73,6 +72,15 @@ for transport in ('paths', 'tar'):
   t.equal(said, `paths [${sizes}] 4\ntar [${sizes}] 4\n`)
   const reads = new Set(readsOf(run).map(row => `${row.key} ${row.via}`))
   for (const via of ['paths', 'tar']) for (const base of keys) t.ok(reads.has(`${base}.jpg ${via}`), `${base} ${via}`)
+})
+
+t.test("a container sees no folder of the store: what it gets as paths lies in the run's mounts (S63)", async t => {
+  const script = 'cat /proc/self/mountinfo; ls -d /bobbin/*; env | grep BOBBIN_OBJECTS'
+  const run = await runs.run(...mount, ...network, 'local:1', 'sh', '-c', script)
+  const said = readFileSync(join(run.record, 'stdout.log'), 'utf8')
+  t.match(said, / \/bobbin\/mounts /)
+  t.notMatch(said, /objects\/v1/)
+  t.equal(said.slice(said.indexOf('\n/bobbin')), '\n/bobbin/loader\n/bobbin/mounts\n')
 })
 
 t.test('a tag is resolved to what it is now, and the record goes on meaning that', async t => {

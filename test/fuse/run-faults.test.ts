@@ -383,7 +383,7 @@ t.test('a loader that does not stop is killed, and a run waits for it no longer'
   const run = RunFolder.create(runs.state)
   t.teardown(() => rmSync(run.path, { recursive: true }))
   const { signal } = new AbortController()
-  const sidecar = await startSidecar(run, runs.cli.cacheDir, signal, { stopMs: 300 })
+  const sidecar = await startSidecar(run, runs.cli.cacheDir, [], signal, { stopMs: 300 })
   const { stdout } = await runProgram('pgrep', ['--full', sidecar.socket])
   process.kill(Number(stdout), 'SIGSTOP')
   t.equal(await sidecar.stop(), false, 'what it delivered is perhaps not written down')
@@ -395,15 +395,18 @@ t.test('startSidecar gives the loader the settings that it is given', async t =>
   const ask = async (name: string, options: SidecarOptions) => {
     const run = RunFolder.create(runs.state)
     t.teardown(() => rmSync(run.path, { recursive: true }))
-    const sidecar = await startSidecar(run, runs.cli.cacheDir, new AbortController().signal, options)
+    const { registry, name: packageName, topHash } = uncached
+    const mounts = [{ registry, package: packageName, topHash }]
+    const sidecar = await startSidecar(run, runs.cli.cacheDir, mounts, new AbortController().signal, options)
     const body = JSON.stringify({ package: name })
     const line = ['-sS', '--unix-socket', sidecar.socket, '-H', 'content-type: application/json', '-d', body]
     const { stdout } = await runProgram('curl', [...line, 'http://loader/v1/plans'])
     t.equal(await sidecar.stop(), true)
-    return JSON.parse(stdout) as { readonly planId?: string; readonly detail?: string }
+    const log = readFileSync(run.file('loader.log'), 'utf8')
+    return { ...(JSON.parse(stdout) as { readonly planId?: string; readonly detail?: string }), log }
   }
   const offline = await ask(uncached.reference, { offline: true, ioTimeoutMs: 5000 })
-  t.match(offline.detail, /offline/)
+  t.match(offline.log, /offline: the manifest/)
   const named = await ask(`test/uncached@${uncached.topHash}`, { registry: uncached.registry })
   t.ok(named.planId, named.detail ?? 'a plan')
 })

@@ -192,14 +192,45 @@ ask('/v1/plans/%s/batches?step=1' % plan['planId'])
 ask('/v1/plans/%s/batches?step=1' % plan['planId'], '-H', 'accept: application/vnd.bobbin.paths+ndjson')
 ask('/v1/p/${written.topHash}/train/000019.cls')
 `
-  const run = await runs.run('--host', '--', 'python3', '-c', script)
+  const run = await runs.run('--host', ...mount, '--', 'python3', '-c', script)
   t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
   const reads = readsOf(run).map(({ key, via, count }) => `${key} ${via} ${count}`)
   const expected = [4, 5, 6, 7].flatMap(i =>
     ['cls', 'jpg'].flatMap(suffix => ['paths', 'tar'].map(via => `train/00000${i}.${suffix} ${via} 1`)),
   )
   t.same(reads, [...expected, 'train/000019.cls entry 1'])
-  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0, 'also of packages that were not mounted')
+  t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
+})
+
+t.test("a run's loader gives what the run has mounted, and nothing else (S62)", async t => {
+  const secret = join(folder, 'secret')
+  writeFileSync(secret, 'the key of the host')
+  const evil = await writeRegistry(join(folder, 'evil'), 'test/evil', {
+    'a.txt': { bytes: 'the key of the host', physicalKey: `file://${secret}` },
+  })
+  const other = await writeSamples(join(folder, 'registry'), 4, { name: 'test/other' })
+  const script = `
+import json, os, subprocess
+def status(path, body=None):
+    more = [] if body is None else ['-H', 'content-type: application/json', '-d', json.dumps(body)]
+    call = ['curl', '-sS', '-o', '/dev/null', '-w', '%{http_code} ', '--unix-socket', os.environ['BOBBIN_SIDECAR'][5:], 'http://loader' + path, *more]
+    subprocess.run(call, check=True)
+for package in ('${evil.reference}', '${other.reference}', 's3://somebody-elses/test/samples@${written.topHash}', '${written.reference}'):
+    status('/v1/plans', {'package': package, 'batch': {'global': 1}})
+    status('/v1/get', {'package': package, 'entries': [{'key': 'a.txt'}]})
+status('/v1/p/${other.topHash}/train/000000.cls')
+status('/v1/p/${written.topHash}/train/000000.cls')
+`
+  process.env.BOBBIN_ALLOW = `file://${folder}`
+  t.teardown(() => delete process.env.BOBBIN_ALLOW)
+  const saidOf = async (...args: string[]) => {
+    const run = await runs.run('--host', ...args, '--', 'python3', '-c', script)
+    t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+    return readFileSync(join(run.record, 'stdout.log'), 'utf8').trim().split(/\s+/)
+  }
+  const none = (count: number) => Array.from({ length: count }, () => '404')
+  t.same(await saidOf(...mount), [...none(6), '201', '404', '404', '200'])
+  t.same(await saidOf(), none(10), 'a run without mounts has a loader that gives nothing')
 })
 
 t.test('a signed record is checked, and one that was edited by a byte is refused (S51)', async t => {

@@ -92,7 +92,7 @@ def samples_of_line(line: Mapping[str, Any], objects: str, verify: bool) -> List
                 sample.errors[suffix] = file["error"]
                 continue
             path: str = file["path"]
-            if path.startswith("/") or ".." in path:
+            if path.startswith("/") or ".." in path.split("/"):
                 raise damaged(f"{path!r} is no path below the folder of objects")
             content = sample[suffix] = read_file(prefix + path, file["size"])
             if verify:
