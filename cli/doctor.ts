@@ -10,6 +10,7 @@ import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages } from '../daemon/quilt/registry.js'
 import { readOwner } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
+import { lookAtRights } from './doctor-rights.js'
 import type { CommonFlags } from './settings.js'
 
 interface Check {
@@ -34,6 +35,7 @@ export async function doctor(flags: CommonFlags): Promise<void> {
       flock(),
       allowOther(),
       cacheFolder(context),
+      ...rights(context, flags),
       daemon(context),
       credentials(),
       ...(await registry(context)),
@@ -55,6 +57,8 @@ export async function doctor(flags: CommonFlags): Promise<void> {
     )
   })
 }
+
+const FINDINGS_SHOWN_MAX = 20
 
 const FUSE_CHECKS = ['/dev/fuse', 'libfuse', 'unmount']
 
@@ -230,6 +234,21 @@ function cacheFolder({ settings }: Context): Check {
       fix: 'choose another folder with --cache or BOBBIN_CACHE',
     }
   }
+}
+
+/** Nothing fails of it, but others may get what they should not. */
+function rights({ settings }: Context, { config }: CommonFlags): Check[] {
+  const check = 'rights'
+  const findings = lookAtRights(settings.cacheDir, config ?? process.env.BOBBIN_CONFIG)
+  if (findings.length === 0) return [{ check, ok: true, found: 'nothing of yours is open to others', fix: '' }]
+  const shown = findings.slice(0, FINDINGS_SHOWN_MAX)
+  const left = findings.length - shown.length
+  return [
+    ...shown.map(finding => ({ check, ok: false, isOptional: true, ...finding })),
+    ...(left === 0
+      ? []
+      : [{ check, ok: false, isOptional: true, found: `and ${left} more`, fix: 'mend these, and look again' }]),
+  ]
 }
 
 function daemon({ settings }: Context): Check {

@@ -1,9 +1,11 @@
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { fitsSocket, SOCKET_PATH_BYTES_MAX } from '../daemon/control/doors.js'
+import { createLog } from '../daemon/control/log.js'
 import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/model/index.js'
 import { LOADER_DEFAULTS, type LoaderOptions, TOKEN_HELP } from '../loader/http/options.js'
 import { runLoader } from '../loader/http/service.js'
+import { lookAtSecret } from './doctor-rights.js'
 import { Output } from './output.js'
 import { refuseOpenDoor, servedBy } from './served.js'
 import { type CommonFlags, readSettings } from './settings.js'
@@ -107,6 +109,7 @@ function readToken({ tokenFile }: LoaderFlags, isNeeded: boolean): string | unde
   if (tokenFile !== undefined) {
     try {
       token = readFileSync(tokenFile, 'utf8').trim()
+      for (const { found, fix } of lookAtSecret(tokenFile, 'the token')) createLog().warn({ fix }, found)
     } catch (error) {
       throw localError(`read ${tokenFile}`, error)
     }

@@ -47,7 +47,7 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
     // Ended because another one has the cache: that one will answer soon.
     if (exitCode !== undefined && client === undefined) break
   }
-  throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon did not start; the end of ${logPath}:\n${logTail(logPath)}`)
+  throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon did not start; the end of ${logPath}:${logTail(logPath)}`)
 }
 
 /** False: the folder is another user's. */
@@ -76,8 +76,13 @@ function openLog(cacheDir: string, path: string): number {
 
 function logTail(path: string): string {
   try {
-    return readFileSync(path, 'utf8').trimEnd().split('\n').slice(-5).join('\n')
+    return readFileSync(path, 'utf8')
+      .trimEnd()
+      .split('\n')
+      .slice(-5)
+      .map(line => `\n  ${line}`)
+      .join('')
   } catch {
-    return '(no log)'
+    return '\n  (no log)'
   }
 }
