@@ -1,5 +1,4 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
-import { findDaemon } from '../daemon/control/client.js'
 import { daemonRoom } from '../daemon/control/room-holds.js'
 import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
 import type { Source } from '../daemon/model/index.js'
@@ -77,7 +76,7 @@ export function openNamed(
 ): Promise<OpenedPackage> {
   const { cacheDir, offline } = settings
   const onProgress: OpenOptions['onProgress'] = ({ phase, done, total }) => progress.update(phase, done, total)
-  const room = daemonRoom(cacheDir, () => findDaemon(cacheDir))
+  const room = daemonRoom(cacheDir, settings)
   return openPackage(reference, { cacheDir, source, offline, quarantine, room, signal, onProgress })
 }
 

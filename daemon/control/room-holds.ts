@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import { BobbinError, hasCode, type Log } from '../model/index.js'
 import { type CacheRoom, type RoomHold, unownedRoom } from '../quilt/cache-room.js'
-import type { DaemonClient } from './client.js'
+import { type DaemonClient, findDaemon } from './client.js'
 import type { RoomBody } from './schema.js'
 
 const HOLD_MS = 120_000
@@ -57,11 +57,16 @@ export class RoomHolds {
 }
 
 /** Asks the daemon that owns the cache, which can evict objects, where there is one; what else there is to look at, too. */
-export function daemonRoom(cacheDir: string, find: () => DaemonClient | undefined): CacheRoom {
+export function daemonRoom(
+  cacheDir: string,
+  settings: { readonly cacheBytesMax?: number | undefined; readonly freeBytesMin?: number | undefined },
+): CacheRoom {
+  const { cacheBytesMax: limitBytes, freeBytesMin } = settings
   return {
     hold: what => {
-      const client = find()
-      const own = unownedRoom(cacheDir).hold(what)
+      const client = findDaemon(cacheDir)
+      // The limits of a daemon that runs are those that count.
+      const own = unownedRoom(cacheDir, client === undefined ? { limitBytes, freeBytesMin } : {}).hold(what)
       return client === undefined ? own : new DaemonHold(own, client, what)
     },
   }

@@ -28,6 +28,9 @@ export interface CacheLimits {
   readonly freeBytesMin: number
 }
 
+/** As somebody has set them; what they did not set is as the last daemon had it, or follows from the disk. */
+export type CacheLimitWishes = { readonly [Limit in keyof CacheLimits]?: number | undefined }
+
 /** Compiled packages and plans may take this part of the quota. */
 const COMPILED_PART = 1 / 4
 /** Even of a small quota. */
@@ -44,8 +47,8 @@ export function limitsPath(cacheDir: string): string {
 }
 
 /** In a process that does not own the store, and knows no daemon. */
-export function unownedRoom(cacheDir: string): CacheRoom {
-  return { hold: what => new UnownedHold(cacheDir, what) }
+export function unownedRoom(cacheDir: string, wishes: CacheLimitWishes = {}): CacheRoom {
+  return { hold: what => new UnownedHold(cacheDir, what, wishes) }
 }
 
 class UnownedHold implements RoomHold {
@@ -54,13 +57,14 @@ class UnownedHold implements RoomHold {
   constructor(
     private readonly cacheDir: string,
     private readonly what: string,
+    private readonly wishes: CacheLimitWishes,
   ) {}
 
   async grow(bytes: number): Promise<void> {
     if (bytes <= this.#bytes) return
     mkdirSync(this.cacheDir, { recursive: true, mode: 0o750 })
-    await keepShare(this.cacheDir, bytes, this.what)
-    const { freeBytes, limits } = diskOf(this.cacheDir)
+    const { freeBytes, limits } = diskOf(this.cacheDir, this.wishes)
+    await keepShare(this.cacheDir, limits.limitBytes, { bytes, what: this.what })
     // What it held before is written by now, or nearly.
     const missing = bytes - this.#bytes + limits.freeBytesMin - freeBytes
     if (missing > 0 && (await pruneCompiled(this.cacheDir, missing)) < missing) {
@@ -78,14 +82,18 @@ class UnownedHold implements RoomHold {
   }
 }
 
-/**
- * Deletes what is not used until `bytes` more of compiled files are within their share, as are those that others are
- * about to write. Throws STORE_FULL.
- */
-export async function keepShare(cacheDir: string, bytes: number, what: string, heldElsewhere = 0): Promise<void> {
-  const { limits } = diskOf(cacheDir)
-  const most = Math.max(COMPILED_BYTES_MIN, Math.floor(limits.limitBytes * COMPILED_PART))
-  const there = (await listCompiled(cacheDir)).reduce((sum, { bytes }) => sum + bytes, heldElsewhere)
+interface Need {
+  readonly bytes: number
+  readonly what: string
+  /** What others are about to write. Bytes. */
+  readonly elsewhere?: number
+}
+
+/** Deletes what is not used until what is compiled, and will be, is within its share of the quota. Throws STORE_FULL. */
+export async function keepShare(cacheDir: string, limitBytes: number, need: Need): Promise<void> {
+  const { bytes, what, elsewhere = 0 } = need
+  const most = Math.max(COMPILED_BYTES_MIN, Math.floor(limitBytes * COMPILED_PART))
+  const there = (await listCompiled(cacheDir)).reduce((sum, { bytes }) => sum + bytes, elsewhere)
   const over = there + bytes - most
   if (over <= 0 || (await pruneCompiled(cacheDir, over)) >= over) return
   throw new BobbinError(
@@ -95,13 +103,17 @@ export async function keepShare(cacheDir: string, bytes: number, what: string, h
   )
 }
 
-function diskOf(cacheDir: string): { readonly freeBytes: number; readonly limits: CacheLimits } {
+function diskOf(
+  cacheDir: string,
+  wishes: CacheLimitWishes,
+): { readonly freeBytes: number; readonly limits: CacheLimits } {
   try {
     const { bsize, blocks, bavail } = statfsSync(cacheDir)
     const freeBytes = bsize * bavail
-    const limits = readLimits(cacheDir) ?? {
-      limitBytes: Math.floor(freeBytes * 0.8),
-      freeBytesMin: freeBytesMinOf(bsize * blocks),
+    const said = readLimits(cacheDir)
+    const limits = {
+      limitBytes: wishes.limitBytes ?? said?.limitBytes ?? Math.floor(freeBytes * 0.8),
+      freeBytesMin: wishes.freeBytesMin ?? said?.freeBytesMin ?? freeBytesMinOf(bsize * blocks),
     }
     return { freeBytes, limits }
   } catch (error) {

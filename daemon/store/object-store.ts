@@ -49,7 +49,7 @@ import { Reservation } from './reservation.js'
 import { type HeldRoom, Room } from './room.js'
 import { type Stamp, stampOf } from './stamp.js'
 import { Unsynced } from './unsynced.js'
-import { type CacheUsage, measureUsage } from './usage.js'
+import { type CacheUsage, measureUsage, NO_USAGE } from './usage.js'
 import { WriteBack } from './write-back.js'
 
 /** An open object: its bytes were checked. */
@@ -133,7 +133,10 @@ export async function openStore(cacheDir: string, options: StoreOptions = {}): P
   const journalPath = join(folder, 'journal')
   const { entries, isComplete } = await recoverObjects(cacheDir, journalPath, bootId, log)
   const journal = new Journal(journalPath, bootId, log)
-  const usage = await measureUsage(cacheDir)
+  const usage = await measureUsage(cacheDir).catch(error => {
+    log.warn({ error: String(error) }, 'cannot look at what the cache takes')
+    return NO_USAGE
+  })
   const store = new ObjectStore(cacheDir, entries, journal, writeBack, usage, options)
   store.begin(isComplete)
   return store
@@ -360,7 +363,7 @@ export class ObjectStore implements CacheRoom {
         if (bytes <= held.bytes) return
         let elsewhere = 0
         for (const other of this.#room.holds) if (other !== held) elsewhere += other.bytes
-        await keepShare(this.#cacheDir, bytes, what, elsewhere)
+        await keepShare(this.#cacheDir, this.#room.bytesMax, { bytes, what, elsewhere })
         const turn = this.#lastTurn.then(async () => {
           const before = held.bytes
           held.bytes = bytes

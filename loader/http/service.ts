@@ -6,7 +6,6 @@ import { chmodSync, mkdirSync, rmSync, statSync } from 'node:fs'
 import { connect } from 'node:net'
 import { dirname, join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
-import { findDaemon } from '../../daemon/control/client.js'
 import { createLog } from '../../daemon/control/log.js'
 import { daemonRoom } from '../../daemon/control/room-holds.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
@@ -46,7 +45,7 @@ export async function runLoader(
   const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, door, log)
   const storeLimit = await objects.storeLimit()
   // A folder of the loader's own is no part of the daemon's cache.
-  const room = stateDir === cacheDir ? daemonRoom(cacheDir, () => findDaemon(cacheDir)) : unownedRoom(stateDir)
+  const room = stateDir === cacheDir ? daemonRoom(cacheDir, options.daemon) : unownedRoom(stateDir)
   const { defaultRegistry } = options
   const plans = new Plans({
     cacheDir,

@@ -3,6 +3,7 @@ import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { createSource } from '../../daemon/fetch/source/index.js'
 import { BobbinError, type ObjectSpec } from '../../daemon/model/index.js'
+import { unownedRoom } from '../../daemon/quilt/cache-room.js'
 import { pruneCompiled } from '../../daemon/quilt/compiled-files.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseReference } from '../../daemon/quilt/reference.js'
@@ -148,4 +149,26 @@ t.test('what a killed process was writing is deleted by the daemon that runs (S9
   t.notOk(existsSync(dead) || existsSync(table))
   t.ok(existsSync(fresh) && existsSync(ours))
   t.equal(store.stats().usage.underWay, 2 * MB)
+})
+
+t.test('without a daemon, its last limits hold, and what is set holds before them (S95)', async t => {
+  const cacheDir = t.testdir()
+  await unownedRoom(cacheDir).hold('x').grow(MB)
+  const store = await openStore(cacheDir, { bytesMax: 8 * MB, freeBytesMin: 0 })
+  await store.close()
+  await t.rejects(
+    unownedRoom(cacheDir)
+      .hold('x')
+      .grow(3 * MB),
+    { code: 'STORE_FULL', message: /may take 2.00 MiB/ },
+  )
+  await unownedRoom(cacheDir, { limitBytes: 100 * MB })
+    .hold('x')
+    .grow(3 * MB)
+  await t.rejects(
+    unownedRoom(cacheDir, { freeBytesMin: 2 ** 50 })
+      .hold('x')
+      .grow(MB),
+    { code: 'STORE_FULL' },
+  )
 })
