@@ -41,8 +41,6 @@ void installWakeSignal() {
   ::sigaction(WAKE_SIGNAL, &action, nullptr);
 }
 
-Scratch::Scratch() : in(REQUEST_BYTES), out(sizeof(fuse::ReplyHeader) + fuse::READ_BYTES_MAX) {}
-
 link::Buffer MountRecord::save() const {
   wire::Writer out;
   out.number(id).number(mountId).text(device);
@@ -159,7 +157,8 @@ Mount::~Mount() {
 
 bool Mount::answerInit(MountFailed& failed) {
   const int device = channels_[0].get();
-  Scratch scratch;
+  const ReplyBuffers::Borrowed buffer(shared_.buffers);
+  const auto in = std::make_unique_for_overwrite<std::uint8_t[]>(REQUEST_BYTES);
   for (;;) {
     pollfd waiting{.fd = device, .events = POLLIN, .revents = 0};
     const int ready = ::poll(&waiting, 1, INIT_TIMEOUT_MS);
@@ -169,13 +168,13 @@ bool Mount::answerInit(MountFailed& failed) {
                 "the kernel did not answer the mount on " + record_.request.mountpoint + " within 10 s"};
       return false;
     }
-    const auto n = ::read(device, scratch.in.data(), scratch.in.size());
+    const auto n = ::read(device, in.get(), REQUEST_BYTES);
     if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
     if (n < 0) {
       failed = {link::MountFailure::unavailable, "reading from /dev/fuse: " + errorText(errno)};
       return false;
     }
-    const auto request = fuse::Request::parse({scratch.in.data(), static_cast<std::size_t>(n)});
+    const auto request = fuse::Request::parse({in.get(), static_cast<std::size_t>(n)});
     const auto init = request && request->opcode() == fuse::Opcode::init ? request->init() : std::nullopt;
     if (!init) {
       failed = {link::MountFailure::unavailable, "the kernel's first request is no INIT"};
@@ -190,7 +189,7 @@ bool Mount::answerInit(MountFailed& failed) {
     fuse::InitOut out{};
     std::string reason;
     const auto agreement = fuse::negotiate(*init, wishes, out, reason);
-    Reply reply(scratch.out);
+    Reply reply(buffer.bytes());
     if (agreement) reply.put(out);
     const auto message = reply.finish(request->header().unique, agreement ? 0 : EPROTO);
     const bool isWritten =
@@ -313,11 +312,12 @@ void Mount::resend() {
 
 void Mount::work(std::uint32_t channel) {
   const int fd = channels_[channel].get();
-  Scratch scratch;
+  // Not set to anything: of memory that was never written to, there is none.
+  const auto in = std::make_unique_for_overwrite<std::uint8_t[]>(REQUEST_BYTES);
   while (!isPausing_) {
-    const auto n = ::read(fd, scratch.in.data(), scratch.in.size());
+    const auto n = ::read(fd, in.get(), REQUEST_BYTES);
     if (n > 0) {
-      handle({scratch.in.data(), static_cast<std::size_t>(n)}, channel, 0, scratch);
+      handle({in.get(), static_cast<std::size_t>(n)}, channel, 0);
       continue;
     }
     // ENOENT: it was interrupted while we took it.
@@ -351,19 +351,18 @@ bool Mount::replaceIndex(const std::string& indexPath, const std::string& manife
 
 // --- requests --------------------------------------------------------------------------------------
 
-void Mount::handle(std::span<const std::uint8_t> message, std::uint32_t channel, std::uint32_t attempts,
-                   Scratch& scratch) {
+void Mount::handle(std::span<const std::uint8_t> message, std::uint32_t channel, std::uint32_t attempts) {
   const auto request = fuse::Request::parse(message);
   if (!request) {
     log(Level::error, "the kernel sent what is no request",
         field("bytes", static_cast<std::int64_t>(message.size())));
     return;
   }
-  Reply reply(scratch.out);
-  Error error = ENOMEM;
   try {
+    const ReplyBuffers::Borrowed buffer(shared_.buffers);
+    Reply reply(buffer.bytes());
     const IndexFile* index = index_.get();
-    error = dispatch(*request, channel, attempts, reply);
+    Error error = dispatch(*request, channel, attempts, reply);
     if (error == NO_ANSWER) return;
     if (error == DAMAGED || index->isCut()) {
       error = EIO;
@@ -375,23 +374,26 @@ void Mount::handle(std::span<const std::uint8_t> message, std::uint32_t channel,
         return;
       }
     }
+    const auto answer = reply.finish(request->header().unique, error);
+    if (::write(channels_[channel].get(), answer.data(), answer.size()) < 0 && errno != ENOENT &&
+        errno != ENODEV)
+      log(Level::error, "the kernel refused an answer",
+          field("error", errorText(errno)) + "," +
+              field("opcode", static_cast<std::int64_t>(request->header().opcode)));
   } catch (const std::bad_alloc&) {
-    // What waits takes memory; a reader that cannot wait is told so.
-    error = ENOMEM;
+    // Answers and what waits take memory; a reader for whom there is none is told so.
+    writeError(channel, request->header().unique, ENOMEM);
   }
-  const auto answer = reply.finish(request->header().unique, error);
-  if (::write(channels_[channel].get(), answer.data(), answer.size()) < 0 && errno != ENOENT &&
-      errno != ENODEV)
-    log(Level::error, "the kernel refused an answer",
-        field("error", errorText(errno)) + "," +
-            field("opcode", static_cast<std::int64_t>(request->header().opcode)));
 }
 
 void Mount::answerError(const ParkedRequest& request, int error) {
-  const fuse::ReplyHeader header{.len = sizeof header, .error = -error, .unique = request.unique()};
-  if (request.channel >= channels_.size()) return;
+  if (request.channel < channels_.size()) writeError(request.channel, request.unique(), error);
+}
+
+void Mount::writeError(std::uint32_t channel, std::uint64_t unique, int error) const {
+  const fuse::ReplyHeader header{.len = sizeof header, .error = -error, .unique = unique};
   // The reader may have gone meanwhile.
-  [[maybe_unused]] const auto written = ::write(channels_[request.channel].get(), &header, sizeof header);
+  [[maybe_unused]] const auto written = ::write(channels_[channel].get(), &header, sizeof header);
 }
 
 Error Mount::dispatch(const fuse::Request& request, std::uint32_t channel, std::uint32_t attempts,

@@ -25,6 +25,7 @@
 #include "session/object_files.hpp"
 #include "session/open_table.hpp"
 #include "session/parked_misses.hpp"
+#include "session/reply_buffers.hpp"
 
 namespace bobbin {
 
@@ -33,6 +34,7 @@ struct Shared {
   CacheFolder cache;
   KnownObjects known;
   ObjectFiles files{known};
+  ReplyBuffers buffers;
   ParkedMisses parked;
   // Queues a frame for the daemon; without one it is dropped, since all is asked again of the next.
   std::function<void(link::Buffer)> send;
@@ -52,13 +54,6 @@ struct Shared {
   bool withoutAccesses = false;
 
   explicit Shared(Clock::duration patience) : parked(patience) {}
-};
-
-// A thread's buffers.
-struct Scratch {
-  Scratch();
-  std::vector<std::uint8_t> in;
-  std::vector<std::uint8_t> out;
 };
 
 // Everything that the next bobbin-fuse needs of a mount, but its descriptors.
@@ -117,8 +112,7 @@ class Mount {
   bool isOpen(const link::ObjectName& name) const { return openTable_->isOpen(name); }
 
   // One request of the kernel, as it was read.
-  void handle(std::span<const std::uint8_t> message, std::uint32_t channel, std::uint32_t attempts,
-              Scratch& scratch);
+  void handle(std::span<const std::uint8_t> message, std::uint32_t channel, std::uint32_t attempts);
   void answerError(const ParkedRequest& request, int error);
 
   OpenTable::Totals totals() const { return openTable_->totals(); }
@@ -146,6 +140,7 @@ class Mount {
   void readAhead() const;
   void work(std::uint32_t channel);
 
+  void writeError(std::uint32_t channel, std::uint64_t unique, int error) const;
   Error dispatch(const fuse::Request& request, std::uint32_t channel, std::uint32_t attempts, Reply& reply);
   Error open(const fuse::Request& request, const Names& names, const ParkedRequest& toPark, Reply& reply);
   Error openPassthrough(const Node& node, const link::ObjectName& name, const OpenTable::Opened& opened,

@@ -582,7 +582,7 @@ void Server::handleAgain(std::vector<ParkedRequest>& requests) {
   for (auto& request : requests) {
     const auto found = mounts_.find(request.mount);
     if (found == mounts_.end() || request.channel >= found->second->channels().size()) continue;
-    found->second->handle(request.message, request.channel, request.attempts, scratch_);
+    found->second->handle(request.message, request.channel, request.attempts);
   }
 }
 

@@ -100,7 +100,6 @@ class Server {
   link::FrameReader reader_;
   std::map<std::uint32_t, std::unique_ptr<Mount>> mounts_;
   std::uint32_t lastMount_ = 0;
-  Scratch scratch_;
 
   Fd owner_;
   Doors doors_;

@@ -121,7 +121,7 @@ FakeMount::FakeMount(const PackageFolder& folder, link::OpenMode openMode, unsig
 Bytes FakeMount::send(const Bytes& message, unsigned channel, std::uint32_t attempts) {
   Channel& used = channels_[channel];
   require(::ftruncate(used.written, 0) == 0 && ::lseek(used.written, 0, SEEK_SET) == 0, "no channel");
-  mount_->handle(message, channel, attempts, used.scratch);
+  mount_->handle(message, channel, attempts);
   struct stat stats {};
   require(::fstat(used.answers.get(), &stats) == 0, "no channel");
   Bytes answer(static_cast<std::size_t>(stats.st_size));

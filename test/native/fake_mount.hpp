@@ -72,7 +72,6 @@ class FakeMount {
   struct Channel {
     int written = -1;
     Fd answers;
-    Scratch scratch;
   };
   std::vector<Channel> channels_;
   std::unique_ptr<Mount> mount_;
