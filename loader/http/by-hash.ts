@@ -47,8 +47,13 @@ export class ByHash {
   }
 
   #addresses(): PackageAddress[] {
-    const named = [...this.door.served.revisions, ...this.plans.addresses().slice(0, PLANS_LOOKED_AT_MAX)]
-    return [...new Map(named.map(address => [keyOf(address), address])).values()]
+    const found = new Map(this.door.served.revisions.map(address => [keyOf(address), address]))
+    let plans = 0
+    for (const address of this.plans.addresses()) {
+      if (++plans > PLANS_LOOKED_AT_MAX) break
+      found.set(keyOf(address), address)
+    }
+    return [...found.values()]
   }
 
   #table(address: PackageAddress, index: PackageIndex): Promise<Uint32Array> {

@@ -266,7 +266,10 @@ async function findServed(context: Context, hashes: readonly string[]): Promise<
 /** Of a package that is open, that is served by its name, or that a plan was made of. */
 function knownAddress({ packages, plans, door }: Context, topHash: string): PackageAddress | undefined {
   const isIt = (address: PackageAddress) => address.topHash === topHash
-  return packages.addressOf(topHash) ?? door.served.revisions.find(isIt) ?? plans.addresses().find(isIt)
+  const named = packages.addressOf(topHash) ?? door.served.revisions.find(isIt)
+  if (named !== undefined) return named
+  for (const address of plans.addresses()) if (isIt(address)) return address
+  return undefined
 }
 
 function addressOf(context: Context, body: ListBody): PackageAddress {

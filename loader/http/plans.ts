@@ -187,12 +187,12 @@ export class Plans {
     throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${prefix}…: post it to /v1/plans first`)
   }
 
-  /** Of all plans that are served here, the newest first. */
-  addresses(): PackageAddress[] {
-    return this.#stored().flatMap(({ id }) => {
+  /** Of all plans that are served here, the newest first; read as they are asked for. */
+  *addresses(): Generator<PackageAddress> {
+    for (const { id } of this.#stored()) {
       const stored = this.#read(id)
-      return stored === undefined ? [] : this.#placesOf(stored).slice(0, 1)
-    })
+      if (stored !== undefined) yield* this.#placesOf(stored).slice(0, 1)
+    }
   }
 
   async close(): Promise<void> {
