@@ -1,35 +1,24 @@
 /**
- * The ledger of a run: every entry that was read, once a way, as JSON lines in the order of package and key.
+ * The ledger of a run, `reads.jsonl`: every entry that was read, once a way, as JSON lines in the order of package and key.
  *
- * `fuse`: opens through the run's own mounts (what was read of an open file from the kernel's pages, nobody is told);
- * `paths` and `tar`: samples that the run's loader delivered, or began to (`aborted`); `entry`: single ones of it.
+ * It may have more rows than memory has room for, or a string: it is written, read and counted row by row. What is kept beside
+ * the counts is its head, which the trace statement shows when there is no more of it.
  */
 import { createHash } from 'node:crypto'
 import { createReadStream, statSync } from 'node:fs'
-import { createInterface } from 'node:readline'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
+import { DurableFile } from '../../daemon/store/index.js'
+import { formatRow, type LedgerRow, nameOf, parseRow } from './ledger-row.js'
+import { linesOf } from './lines.js'
+import { MerkleTree } from './merkle.js'
 
-export const LEDGER_VIAS = ['fuse', 'paths', 'tar', 'entry'] as const
-export type LedgerVia = (typeof LEDGER_VIAS)[number]
-
-export interface LedgerRow {
-  /** `ns/name` */
-  readonly package: string
-  readonly topHash: string
-  readonly key: string
-  readonly hashType: string
-  /** Hex. */
-  readonly hash: string
-  /** Bytes of the entry. */
-  readonly size: number
-  readonly via: LedgerVia
-  /** Opens, or deliveries. */
-  readonly count: number
-  /** Deliveries that the client did not take to the end. */
-  readonly aborted: number
-  /** RFC 3339; of the first. */
-  readonly first: string
-}
+/** Rows of a ledger's head. */
+export const LEDGER_HEAD_MAX = 10_000
+/** A row of a manifest, from which a row comes, has at most 1,000,000 bytes. */
+const LINE_BYTES_MAX = 2 * 2 ** 20
+const PIECE_BYTES = 256 * 1024
+/** For a UTF-16 code unit. */
+const UTF8_BYTES_MAX = 3
 
 export interface LedgerFacts {
   readonly sha256: string
@@ -42,87 +31,95 @@ export interface LedgerFacts {
   readonly merkleRoot: string
 }
 
-export type Tally = Omit<LedgerRow, 'count' | 'aborted' | 'first'> & { count: number; aborted: number; first: string }
+export interface Ledger {
+  readonly facts: LedgerFacts
+  /** The first rows, LEDGER_HEAD_MAX at most. */
+  readonly head: readonly LedgerRow[]
+}
 
-/** Rows of several ledgers: what is of one entry and one way is one row. */
-export function mergeRows(rows: readonly LedgerRow[]): LedgerRow[] {
-  const merged = new Map<string, Tally>()
-  for (const row of rows) {
-    const known = merged.get(nameOf(row))
-    if (known === undefined) {
-      merged.set(nameOf(row), { ...row })
-      continue
+/** Writes rows, which come in the order of the ledger, to a file that outlives a power cut. Throws LOCAL_IO. */
+export async function writeLedger(path: string, rows: Iterable<LedgerRow> | AsyncIterable<LedgerRow>): Promise<Ledger> {
+  const file = await DurableFile.create(path)
+  const hash = createHash('sha256')
+  const count = new RowCount()
+  // Written into again and again, so that no garbage grows with the rows.
+  const piece = Buffer.alloc(PIECE_BYTES)
+  let filled = 0
+  const write = async (bytes: Uint8Array) => {
+    hash.update(bytes)
+    await file.write(bytes)
+  }
+  try {
+    for await (const row of rows) {
+      count.add(row)
+      const line = formatRow(row)
+      const lengthMax = UTF8_BYTES_MAX * line.length
+      if (filled + lengthMax > piece.length) {
+        await write(piece.subarray(0, filled))
+        filled = 0
+      }
+      if (lengthMax > piece.length) await write(Buffer.from(line))
+      else filled += piece.write(line, filled)
     }
-    known.count += row.count
-    known.aborted += row.aborted
-    if (row.first < known.first) known.first = row.first
+    await write(piece.subarray(0, filled))
+    await file.commit()
+  } finally {
+    await file.discard()
   }
-  return sorted(merged.values())
-}
-
-export function nameOf({
-  package: name,
-  topHash,
-  key,
-  via,
-}: Pick<LedgerRow, 'package' | 'topHash' | 'key' | 'via'>): string {
-  return `${name}\0${topHash}\0${key}\0${via}`
-}
-
-export function sorted(rows: Iterable<LedgerRow>): LedgerRow[] {
-  return [...rows].sort((a, b) => (nameOf(a) < nameOf(b) ? -1 : 1))
-}
-
-export function formatLedger(rows: readonly LedgerRow[]): string {
-  return rows.map(row => `${JSON.stringify(row)}\n`).join('')
-}
-
-export function ledgerFacts(rows: readonly LedgerRow[], text: string): LedgerFacts {
-  const sizes = new Map(rows.map(row => [`${row.package}\0${row.topHash}\0${row.key}`, row.size]))
-  return {
-    sha256: textSha256(text),
-    rows: rows.length,
-    entriesRead: sizes.size,
-    bytesRead: [...sizes.values()].reduce((sum, size) => sum + size, 0),
-    merkleRoot: merkleRoot(rows),
-  }
-}
-
-/** Of leaves in their order; an odd one at the end goes up as it is. Of none: the SHA-256 of nothing. */
-function merkleRoot(rows: readonly LedgerRow[]): string {
-  let level: Buffer[] = rows.map(({ key, hash }) => createHash('sha256').update(`${key}\0${hash}`).digest())
-  if (level.length === 0) return createHash('sha256').digest('hex')
-  while (level.length > 1) {
-    const next: Buffer[] = []
-    for (let i = 0; i < level.length; i += 2) {
-      const [left, right] = [level[i]!, level[i + 1]]
-      next.push(right === undefined ? left : createHash('sha256').update(left).update(right).digest())
-    }
-    level = next
-  }
-  return level[0]!.toString('hex')
+  return count.ledger(hash.digest('hex'))
 }
 
 /** Throws INVALID_ARGUMENT for what is no ledger. */
-export async function* readLedger(path: string): AsyncGenerator<LedgerRow> {
+export async function* readLedger(path: string, onBytes?: (piece: Buffer) => void): AsyncGenerator<LedgerRow> {
   let number = 0
-  for await (const line of createInterface({ input: createReadStream(path), crlfDelay: Number.POSITIVE_INFINITY })) {
+  let last = ''
+  for await (const line of linesOf(path, { lineBytesMax: LINE_BYTES_MAX, ...(onBytes && { onBytes }) })) {
     number++
-    const row = rowOf(line)
+    const row = parseRow(line)
     if (row === undefined) throw new BobbinError('INVALID_ARGUMENT', `${path}, line ${number}: not a row of a ledger`)
+    const name = nameOf(row)
+    if (name <= last)
+      throw new BobbinError('INVALID_ARGUMENT', `${path}, line ${number}: not in the order of package and key`)
+    last = name
     yield row
   }
 }
 
-function rowOf(line: string): LedgerRow | undefined {
-  try {
-    const row = JSON.parse(line) as LedgerRow
-    const texts = [row.package, row.topHash, row.key, row.hashType, row.hash, row.first]
-    const isOne =
-      texts.every(text => typeof text === 'string') && [row.size, row.count, row.aborted].every(Number.isInteger)
-    return isOne && LEDGER_VIAS.includes(row.via) ? row : undefined
-  } catch {
-    return undefined
+/** Reads one through; `onRow` sees each row. Throws as `readLedger` does. */
+export async function countLedger(path: string, onRow: (row: LedgerRow) => Promise<void>): Promise<Ledger> {
+  const hash = createHash('sha256')
+  const count = new RowCount()
+  for await (const row of readLedger(path, piece => hash.update(piece))) {
+    count.add(row)
+    await onRow(row)
+  }
+  return count.ledger(hash.digest('hex'))
+}
+
+/** What is said of a ledger, from its rows in their order: those of one entry are neighbours. */
+class RowCount {
+  readonly #tree = new MerkleTree()
+  readonly #head: LedgerRow[] = []
+  #last: LedgerRow | undefined
+  #rows = 0
+  #entriesRead = 0
+  #bytesRead = 0
+
+  add(row: LedgerRow): void {
+    const last = this.#last
+    if (last?.key !== row.key || last.topHash !== row.topHash || last.package !== row.package) {
+      this.#entriesRead++
+      this.#bytesRead += row.size
+    }
+    this.#last = row
+    this.#rows++
+    this.#tree.add(`${row.key}\0${row.hash}`)
+    if (this.#head.length < LEDGER_HEAD_MAX) this.#head.push(row)
+  }
+
+  ledger(sha256: string): Ledger {
+    const [rows, entriesRead, bytesRead] = [this.#rows, this.#entriesRead, this.#bytesRead]
+    return { facts: { sha256, rows, entriesRead, bytesRead, merkleRoot: this.#tree.root() }, head: this.#head }
   }
 }
 

@@ -1,9 +1,9 @@
 /** The records of the nodes of one job become one: the same hashes, one ledger. */
-import { createHash, type KeyObject } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import type { KeyObject } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
-import { BobbinError, localError } from '../../daemon/model/index.js'
-import { formatLedger, type LedgerRow, ledgerFacts, mergeRows, readLedger, textSha256 } from './ledger.js'
+import { BobbinError } from '../../daemon/model/index.js'
+import { fileSha256, readLedger, textSha256, writeLedger } from './ledger.js'
+import { mergedRows } from './merge-rows.js'
 import { formatFacts, type RunFacts } from './run-facts.js'
 import { RunFolder } from './run-folder.js'
 import { isCompleteIn, statementOf } from './verify.js'
@@ -28,9 +28,8 @@ export async function mergeRecords(
       )
     if (facts.finishedOn === undefined) throw new BobbinError('INVALID_ARGUMENT', `${run.path} is not over yet`)
   }
-  const rows: LedgerRow[] = []
-  for (const { run } of all) for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
-  const merged = mergeRows(rows)
+  const statements = new Map<string, string>()
+  for (const { run, facts } of all) statements.set(facts.runId, await statementSha256(run))
   const folder = RunFolder.create(state)
   const common = Object.fromEntries(
     Object.entries(first.env).filter(([name, value]) => all.every(({ facts: { env } }) => env[name] === value)),
@@ -58,17 +57,22 @@ export async function mergeRecords(
       outputs.map(output => ({ ...output, path: `${host}-${runId}/${output.path}` })),
     ),
     loaded: all.flatMap(one => one.facts.loaded ?? []),
-    nodes: all.map(({ run, facts: { runId, host, exitCode, env, options } }) => {
+    nodes: all.map(({ facts: { runId, host, exitCode, env, options } }) => {
       const own = Object.fromEntries(Object.entries(env).filter(([name]) => !Object.hasOwn(common, name)))
-      const statementSha256 = sha256Of(run.file('statement.json'))
-      return { runId, host, exitCode: exitCode ?? null, statementSha256, env: own, options: areEqual ? [] : options }
+      return {
+        runId,
+        host,
+        exitCode: exitCode ?? null,
+        statementSha256: statements.get(runId)!,
+        env: own,
+        options: areEqual ? [] : options,
+      }
     }),
   }
-  const text = formatLedger(merged)
-  const ledger = ledgerFacts(merged, text)
-  folder.writeFile('reads.jsonl', text)
-  const evidence = { ledger, isComplete, files: new Map([['run.json', textSha256(formatFacts(facts))]]) }
-  writeStatements(folder, facts, merged, evidence, key)
+  const ledgers = runs.map(run => readLedger(run.file('reads.jsonl')))
+  const ledger = await writeLedger(folder.file('reads.jsonl'), mergedRows(ledgers))
+  const evidence = { isComplete, files: new Map([['run.json', textSha256(formatFacts(facts))]]) }
+  writeStatements(folder, facts, ledger, evidence, key)
   folder.write(facts)
   return { folder, facts }
 }
@@ -84,10 +88,8 @@ function differenceOf(a: RunFacts, b: RunFacts): string | undefined {
   return ours.find(([, value], i) => value !== theirs[i])?.[0]
 }
 
-function sha256Of(path: string): string {
-  try {
-    return createHash('sha256').update(readFileSync(path)).digest('hex')
-  } catch (error) {
-    throw localError(`read ${path}`, error)
-  }
+async function statementSha256(run: RunFolder): Promise<string> {
+  const sha256 = await fileSha256(run.file('statement.json'))
+  if (sha256 === undefined) throw new BobbinError('LOCAL_IO', `${run.file('statement.json')} is missing`)
+  return sha256
 }

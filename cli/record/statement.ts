@@ -6,7 +6,8 @@
  * `quiltTopHash`, beside the manifest's `sha256`; entries' chunked hashes are `quiltSha256Chunked` (lower-case hex).
  */
 import { gitSourceUri } from '../run/source-uri.js'
-import type { LedgerFacts, LedgerRow } from './ledger.js'
+import { LEDGER_HEAD_MAX, type Ledger, type LedgerFacts } from './ledger.js'
+import type { LedgerRow } from './ledger-row.js'
 import type { RunFacts, RunMount } from './run-facts.js'
 
 /** Names, not addresses: nothing is fetched from there. */
@@ -15,8 +16,6 @@ export const BUILD_TYPE = `${PROJECT}/buildtypes/container-training-run/v1`
 export const PROVENANCE_TYPE = 'https://slsa.dev/provenance/v1'
 export const TRACE_TYPE = 'https://in-toto.io/attestation/runtime-trace/v0.1'
 const STATEMENT_TYPE = 'https://in-toto.io/Statement/v1'
-/** More are named by the ledger's digest alone. */
-const INLINE_READS_MAX = 10_000
 
 export interface ResourceDescriptor {
   readonly name?: string
@@ -168,8 +167,9 @@ function exitOf({ exitCode, wasAbandoned, problems = [] }: RunFacts): ResourceDe
   }
 }
 
-export function trace(run: RunFacts, rows: readonly LedgerRow[], ledger: LedgerFacts): Statement {
-  const isInline = rows.length <= INLINE_READS_MAX
+/** A ledger that is longer than its head is named by its digest alone. */
+export function trace(run: RunFacts, { facts: ledger, head }: Ledger): Statement {
+  const isInline = ledger.rows <= LEDGER_HEAD_MAX
   const registries = new Map(
     [...run.mounts, ...(run.loaded ?? [])].map(one => [`${one.package}@${one.topHash}`, one.registry]),
   )
@@ -188,7 +188,7 @@ export function trace(run: RunFacts, rows: readonly LedgerRow[], ledger: LedgerF
         process: [],
         network: [],
         fileAccess: isInline
-          ? rows.map(row => accessOf(row, registries.get(`${row.package}@${row.topHash}`)))
+          ? head.map(row => accessOf(row, registries.get(`${row.package}@${row.topHash}`)))
           : [
               {
                 name: 'reads.jsonl',

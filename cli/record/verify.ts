@@ -5,15 +5,19 @@
 import type { KeyObject } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { isDeepStrictEqual } from 'node:util'
-import { localError, parsePackageName } from '../../daemon/model/index.js'
-import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
-import { parseRegistry } from '../../daemon/quilt/reference.js'
+import { localError, throwIfAborted } from '../../daemon/model/index.js'
+import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { compareWithFolder } from '../run/outputs.js'
 import { type Envelope, openEnvelope } from './dsse.js'
-import { fileSha256, type LedgerRow, ledgerFacts, readLedger } from './ledger.js'
+import { countLedger, fileSha256, type Ledger } from './ledger.js'
+import type { LedgerRow } from './ledger-row.js'
+import { openRecorded } from './open-recorded.js'
 import type { RunFacts } from './run-facts.js'
 import type { RunFolder } from './run-folder.js'
 import { provenance, type Statement, trace } from './statement.js'
+
+/** Rows of a ledger that are named one by one when they are wrong. */
+const WRONG_ROWS_MAX = 1000
 
 export interface Verdict {
   readonly problems: readonly string[]
@@ -34,15 +38,12 @@ export async function verifyRecord(
   const facts = run.read()
   const problems: string[] = []
   const statement = statementOf(run)
-  const text = textOf(run, 'reads.jsonl')
-  const rows = []
-  for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
-  const ledger = ledgerFacts(rows, text)
+  const { ledger, wrong } = await checkedLedger(run, facts, options.packages)
   const files = namedFiles(statement)
-  const expected = provenance(facts, { ledger, isComplete: isCompleteIn(statement), files })
+  const expected = provenance(facts, { ledger: ledger.facts, isComplete: isCompleteIn(statement), files })
   // As JSON has it: what is undefined is not there.
   if (!isSame(statement, expected)) problems.push('statement.json does not follow from run.json and reads.jsonl')
-  if (!isSame(documentOf(run, 'trace.json'), trace(facts, rows, ledger)))
+  if (!isSame(documentOf(run, 'trace.json'), trace(facts, ledger)))
     problems.push('trace.json does not follow from run.json and reads.jsonl')
   for (const [name, sha256] of files) {
     if ((await fileSha256(run.file(name))) !== sha256)
@@ -53,9 +54,7 @@ export async function verifyRecord(
   problems.push(...changed.map(({ path }) => `outputs/${path} has changed since`))
   const { publicKey } = options
   if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
-  const registries = new Map(facts.mounts.map(mount => [`${mount.package}@${mount.topHash}`, mount.registry]))
-  for (const { registry, package: name, topHash } of facts.loaded ?? []) registries.set(`${name}@${topHash}`, registry)
-  problems.push(...(await notInPackages(rows, registries, options.packages)))
+  problems.push(...wrong)
   const missing = compared.filter(({ change }) => change === 'missing').length
   const remarks = [
     ...(missing > 0 ? [`${missing} of its outputs are not where they were, and were not checked`] : []),
@@ -66,7 +65,7 @@ export async function verifyRecord(
   return {
     problems,
     remarks,
-    reads: rows.length,
+    reads: ledger.facts.rows,
     outputs: facts.outputs?.length ?? 0,
     isSignatureChecked: publicKey !== undefined,
   }
@@ -151,47 +150,47 @@ function documentOf(run: RunFolder, name: string): unknown {
   }
 }
 
-/** What a ledger says that its package does not; empty: it is a subset. */
-async function notInPackages(
-  rows: readonly LedgerRow[],
-  registries: ReadonlyMap<string, string>,
+/** The ledger, read once, and what it says that its packages do not; nothing: it is a subset of them. */
+async function checkedLedger(
+  run: RunFolder,
+  { mounts, loaded = [] }: RunFacts,
   options: OpenOptions,
-): Promise<string[]> {
-  const opened = new Map<string, OpenedPackage>()
+): Promise<{ readonly ledger: Ledger; readonly wrong: readonly string[] }> {
+  const registries = new Map([...mounts, ...loaded].map(one => [`${one.package}@${one.topHash}`, one.registry]))
+  // One at a time: in a ledger, the rows of a package are neighbours.
+  let opened: { readonly of: string; readonly it: OpenedPackage } | undefined
   const wrong: string[] = []
+  let more = 0
   try {
-    for (const row of rows) {
-      const where = `${row.package}@${row.topHash.slice(0, 12)} ${JSON.stringify(row.key)}`
+    const ledger = await countLedger(run.file('reads.jsonl'), async row => {
+      throwIfAborted(options.signal)
       const registry = registries.get(`${row.package}@${row.topHash}`)
-      if (registry === undefined) {
-        wrong.push(`${where}: the statement names no such package`)
-        continue
+      let why: string | undefined = 'the statement names no such package'
+      if (registry !== undefined) {
+        const of = `${row.package}@${row.topHash}`
+        if (opened?.of !== of) {
+          opened?.it.close()
+          opened = undefined
+          opened = { of, it: await openRecorded({ ...row, registry }, options) }
+        }
+        why = differenceFrom(opened.it, row)
       }
-      const id = `${registry} ${row.package} ${row.topHash}`
-      const known = opened.get(id) ?? (await open(registry, row, options))
-      opened.set(id, known)
-      const node = known.index.find(row.key)
-      if (node?.kind !== 'file') {
-        wrong.push(`${where}: the package has no such entry`)
-        continue
-      }
-      const { hash, size } = known.index.entry(node.ino)
-      if (hash.type !== row.hashType || hash.hex !== row.hash || size !== row.size)
-        wrong.push(`${where}: the package says ${hash.type}:${hash.hex} of ${size} bytes`)
-    }
+      if (why === undefined) return
+      if (wrong.length < WRONG_ROWS_MAX)
+        wrong.push(`${row.package}@${row.topHash.slice(0, 12)} ${JSON.stringify(row.key)}: ${why}`)
+      else more++
+    })
+    if (more > 0) wrong.push(`reads.jsonl has ${more} more rows that its packages do not have`)
+    return { ledger, wrong }
   } finally {
-    for (const one of opened.values()) one.close()
+    opened?.it.close()
   }
-  return wrong
 }
 
-function open(registry: string, { package: name, topHash }: LedgerRow, options: OpenOptions): Promise<OpenedPackage> {
-  return openPackage(
-    {
-      registry: parseRegistry(registry),
-      name: parsePackageName(name),
-      revision: { kind: 'hash', prefix: topHash },
-    },
-    options,
-  )
+function differenceFrom({ index }: OpenedPackage, row: LedgerRow): string | undefined {
+  const node = index.find(row.key)
+  if (node?.kind !== 'file') return 'the package has no such entry'
+  const { hash, size } = index.entry(node.ino, row.key)
+  if (hash.type === row.hashType && hash.hex === row.hash && size === row.size) return undefined
+  return `the package says ${hash.type}:${hash.hex} of ${size} bytes`
 }

@@ -1,7 +1,7 @@
 /** The two statements of a run into its folder, and both in signed envelopes when there is a key. */
 import type { KeyObject } from 'node:crypto'
 import { signEnvelope } from './dsse.js'
-import type { LedgerRow } from './ledger.js'
+import type { Ledger } from './ledger.js'
 import type { RunFacts } from './run-facts.js'
 import type { RunFolder } from './run-folder.js'
 import { type Evidence, provenance, trace } from './statement.js'
@@ -10,13 +10,13 @@ import { type Evidence, provenance, trace } from './statement.js'
 export function writeStatements(
   run: RunFolder,
   facts: RunFacts,
-  rows: readonly LedgerRow[],
-  evidence: Evidence,
+  ledger: Ledger,
+  evidence: Omit<Evidence, 'ledger'>,
   key: KeyObject | undefined,
 ): void {
   const statements = [
-    ['statement.json', provenance(facts, evidence)],
-    ['trace.json', trace(facts, rows, evidence.ledger)],
+    ['statement.json', provenance(facts, { ...evidence, ledger: ledger.facts })],
+    ['trace.json', trace(facts, ledger)],
   ] as const
   for (const [name, statement] of statements) run.writeFile(name, `${JSON.stringify(statement, undefined, 2)}\n`)
   if (key === undefined) return

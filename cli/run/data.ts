@@ -3,12 +3,14 @@
  * objects and the index, cost milliseconds, and have an access log of their own: that is what makes ledgers exact.
  */
 import { mkdirSync, rmdirSync } from 'node:fs'
-import { basename, join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { BobbinError, hasCode, localError } from '../../daemon/model/index.js'
+import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
 import { unmountPath } from '../../daemon/mount/unmount.js'
 import { formatRegistry } from '../../daemon/quilt/reference.js'
+import { writeDurablySync } from '../../daemon/store/index.js'
 import { type Context, openNamed, type PackageFlags, referenceOf } from '../context.js'
 import type { RunMount } from '../record/run-facts.js'
 import { isDead, isServed, settledStatus } from './came-through.js'
@@ -37,7 +39,10 @@ export function isContainerTarget(target: string): boolean {
   return target.startsWith('/') && !/[,\n"\0]/.test(target) && resolve(target) !== '/'
 }
 
-/** Resolves, and mounts below `folder` (in containers) or at the target itself. What was mounted is undone by `undo`. */
+/**
+ * Resolves, and mounts below `folder` (in containers; it lies in the run's folder) or at the target itself. What was mounted is undone by
+ * `undo`. The access logs are kept from now on, until the record is made.
+ */
 export async function mountFor(
   wishes: readonly MountWish[],
   flags: PackageFlags,
@@ -57,6 +62,8 @@ export async function mountFor(
 ): Promise<RunMount[]> {
   const { settings } = context
   const mounts: RunMount[] = []
+  const run = resolve(dirname(folder))
+  if (wishes.length > 0) writeDurablySync(join(run, NEEDS_ACCESS_LOGS), '')
   try {
     for (const [i, wish] of wishes.entries()) {
       const text = (await mountedPackage(client, wish.source)) ?? wish.source
@@ -72,6 +79,7 @@ export async function mountFor(
           package: opened.name,
           topHash: opened.topHash,
           mountpoint,
+          run,
           quarantine: flags.quarantine ?? false,
           // Containers may run as anybody.
           ...(isContainer && { allowOther: true }),

@@ -3,14 +3,19 @@
  * written. Everything here is made from files, so it can be made up for by another process when the first one was killed.
  */
 import type { KeyObject } from 'node:crypto'
+import { rmSync } from 'node:fs'
 import { pino } from 'pino'
 import type { Source } from '../../daemon/model/index.js'
+import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { Served } from '../../daemon/quilt/served.js'
+import { syncFile } from '../../daemon/store/index.js'
 import { Door } from '../../loader/http/door.js'
+
 import type { PackageAddress } from '../../loader/http/objects.js'
 import { OpenPackages } from '../../loader/http/open-packages.js'
 import { Plans } from '../../loader/http/plans.js'
-import { fileSha256, formatLedger, ledgerFacts, textSha256 } from '../record/ledger.js'
+import { fileSha256, type Ledger, textSha256, writeLedger } from '../record/ledger.js'
+import { openRecorded } from '../record/open-recorded.js'
 import { Reads } from '../record/reads.js'
 import { formatFacts, type RunFacts } from '../record/run-facts.js'
 import type { RunFolder } from '../record/run-folder.js'
@@ -29,10 +34,7 @@ const KEPT_FILES = ['stdout.log', 'stderr.log', 'source.diff'] as const
 
 /** The mounts are gone and the loader has ended, so that their logs are whole. */
 export async function finishRun(run: RunFolder, facts: RunFacts, options: FinishOptions): Promise<RunFacts> {
-  const reads = await readsOf(run, facts, options)
-  const rows = reads.rows()
-  const text = formatLedger(rows)
-  run.writeFile('reads.jsonl', text)
+  const { reads, ledger } = await ledgerOf(run, facts, options)
   const hashed =
     facts.outputDir === undefined
       ? undefined
@@ -45,16 +47,19 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
     ...(hashed !== undefined && { outputs: hashed.files }),
     ...(problems.length > 0 && { problems }),
   }
-  const counted = ledgerFacts(rows, text)
   const files = new Map([['run.json', textSha256(formatFacts(finished))]])
   for (const name of KEPT_FILES) {
     const sha256 = await fileSha256(run.file(name))
-    if (sha256 !== undefined) files.set(name, sha256)
+    if (sha256 === undefined) continue
+    // What the statement names outlives a power cut as it does.
+    await syncFile(run.file(name))
+    files.set(name, sha256)
   }
   const isComplete = finished.areLogsWhole === true
-  writeStatements(run, finished, rows, { ledger: counted, isComplete, files }, options.key)
+  writeStatements(run, finished, ledger, { isComplete, files }, options.key)
   // Last: whoever sees the end in it finds the rest in its place.
   run.write(finished)
+  rmSync(run.file(NEEDS_ACCESS_LOGS), { force: true })
   return finished
 }
 
@@ -65,8 +70,13 @@ function loadedOnly({ mounts }: RunFacts, reads: Reads): PackageAddress[] {
   return reads.packages().filter(address => !isMounted(address))
 }
 
-async function readsOf(run: RunFolder, { mounts }: RunFacts, { cacheDir, source }: FinishOptions): Promise<Reads> {
-  const reads = new Reads()
+/** Gathers the reads, and writes them down. */
+async function ledgerOf(
+  run: RunFolder,
+  { mounts }: RunFacts,
+  { cacheDir, source, signal }: FinishOptions,
+): Promise<{ readonly reads: Reads; readonly ledger: Ledger }> {
+  const reads = new Reads(signal)
   const offline = true
   const log = pino({ level: 'silent' })
   const door = new Door(Served.everything, log)
@@ -74,9 +84,10 @@ async function readsOf(run: RunFolder, { mounts }: RunFacts, { cacheDir, source 
   // Of a plan that was posted from several places, the run's loader used the one that was mounted.
   const plans = new Plans({ cacheDir, source, offline, defaultRegistry: undefined, door, preferred: mounts, log })
   try {
-    for (const mount of mounts) await packages.use(mount, async opened => reads.addMount(mount, opened))
+    for (const mount of mounts) await reads.addMount(mount)
     await reads.addDeliveries(run.file('deliveries.ndjson'), plans, packages)
-    return reads
+    const rows = reads.rows(address => openRecorded(address, { cacheDir, source, offline, quarantine: true }))
+    return { reads, ledger: await writeLedger(run.file('reads.jsonl'), rows) }
   } finally {
     packages.close()
     await plans.close()

@@ -70,6 +70,7 @@ export class Mounts {
         objects,
         log,
         mountedAt: Date.parse(mountedAt),
+        run: body.run,
       })
       this.#keep(opened, mount, body.mountpoint, mountedAt)
       log.info({ mountpoint: body.mountpoint, package: opened.name, topHash: opened.topHash }, 'goes on with a mount')
@@ -142,6 +143,7 @@ export class Mounts {
       objects,
       log,
       mountedAt: Date.parse(mountedAt),
+      run: body.run,
       openMode: body.openMode ?? this.options.openMode,
       note: JSON.stringify(note),
       options: {

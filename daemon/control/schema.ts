@@ -19,6 +19,8 @@ export const MountBody = Type.Object(
     gid: Type.Optional(Type.Integer({ minimum: 0 })),
     umask: Type.Optional(Type.Integer({ minimum: 0, maximum: 0o777 })),
     openMode: Type.Optional(Type.Union(OPEN_MODE_WISHES.map(mode => Type.Literal(mode)))),
+    /** The folder of the run that it is for: its access log is kept until the run has a record. */
+    run: Type.Optional(Type.String({ pattern: '^/' })),
   },
   Closed,
 )

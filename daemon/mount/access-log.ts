@@ -5,26 +5,18 @@
  * {u64 ns since 1970 (by a clock that ticks every 4 ms or less), u32 inode number, u32 what, u64 bytes}, little-endian. An inode number is a place
  * in the package's index, so a log means the same wherever that revision is mounted.
  */
-import {
-  closeSync,
-  existsSync,
-  fstatSync,
-  ftruncateSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeSync,
-} from 'node:fs'
+import { closeSync, existsSync, fstatSync, ftruncateSync, mkdirSync, openSync, readSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import type { TopHash } from '../model/index.js'
+import { accessFolder, pruneAccessLogs } from './access-logs.js'
 import { ACCESS_BYTES } from './link-frames.js'
 
-/** 11 million records: what a mount has beyond that is counted as lost. Bytes. */
-const LOG_BYTES_MAX = 256 * 2 ** 20
-/** The oldest go, but not while their mounts last. */
-const LOGS_MAX = 100
+/** 22 million records, which 10,000,000 files make that are each opened and read. What a mount has beyond that is counted as lost. Bytes. */
+const LOG_BYTES_MAX = 512 * 2 ** 20
+/** The first line of a log has three paths and a name. Bytes. */
+const FIRST_LINE_BYTES_MAX = 64 * 2 ** 10
+/** What is read of a log at once: a whole number of records. Bytes. */
+const PIECE_BYTES = 10_000 * ACCESS_BYTES
 /** Of the mounts of this process, which are all that there are: a cache has one daemon. */
 const livePaths = new Set<string>()
 
@@ -39,6 +31,8 @@ export interface AccessLogFacts {
   readonly mountpoint: string
   /** Unix milliseconds. */
   readonly mountedAt: number
+  /** The folder of the run whose mount it is: its record is made from this log (access-logs.ts). */
+  readonly run?: string
 }
 
 export interface AccessRecord {
@@ -68,7 +62,7 @@ export class AccessLog {
     mount: number,
     private readonly facts: AccessLogFacts,
   ) {
-    this.#folder = join(cacheDir, 'access')
+    this.#folder = accessFolder(cacheDir)
     this.path = join(this.#folder, `${facts.topHash}-${facts.mountedAt}-${mount}.log`)
     livePaths.add(this.path)
     try {
@@ -128,7 +122,7 @@ export class AccessLog {
   #open(): void {
     if (this.#fd !== undefined) return
     mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
-    this.#forgetOld()
+    pruneAccessLogs(this.#folder, livePaths)
     this.#fd = openSync(this.path, 'a', 0o640)
     this.#bytes = this.#takeUp(fstatSync(this.#fd).size)
     if (this.#bytes === 0) this.#write(Buffer.from(`${JSON.stringify(this.facts)}\n`))
@@ -136,23 +130,20 @@ export class AccessLog {
 
   /** What is in the file already. Half a record, of a daemon that was killed, would shift all that follow. */
   #takeUp(size: number): number {
-    if (size === 0) return 0
-    const bytes = readFileSync(this.path)
-    const start = bytes.indexOf(10) + 1
-    const end = start === 0 ? 0 : size - ((size - start) % ACCESS_BYTES)
-    const { count, lost } = countIn(bytes.subarray(start, end))
-    this.#count += count
-    this.#lost += lost
-    if (end < size) ftruncateSync(this.#fd!, end)
-    return end
-  }
-
-  #forgetOld(): void {
-    const timeOf = (name: string) => Number(/-(\d+)-\d+\.log$/.exec(name)?.[1] ?? 0)
-    const names = readdirSync(this.#folder).sort((a, b) => timeOf(b) - timeOf(a))
-    for (const name of names.slice(LOGS_MAX)) {
-      const path = join(this.#folder, name)
-      if (!livePaths.has(path)) rmSync(path, { force: true })
+    const fd = openSync(this.path, 'r')
+    try {
+      const start = firstLineOf(fd)?.length ?? 0
+      let end = start
+      for (const records of start === 0 ? [] : piecesOf(fd, start)) {
+        const { count, lost } = countIn(records)
+        this.#count += count
+        this.#lost += lost
+        end += records.length
+      }
+      if (end < size) ftruncateSync(this.#fd!, end)
+      return end
+    } finally {
+      closeSync(fd)
     }
   }
 
@@ -207,21 +198,58 @@ function missingAt(records: Buffer, at: number): number {
   return records.readUInt32LE(at + 12) === 0 ? Number(records.readBigUInt64LE(at + 16)) : 0
 }
 
-/** A whole log. A record that was half written when the machine stopped is left out. */
-export function readAccessLog(path: string): {
-  readonly facts: AccessLogFacts
-  readonly records: readonly AccessRecord[]
-} {
-  const bytes = readFileSync(path)
-  const start = bytes.indexOf(10) + 1
-  const records: AccessRecord[] = []
-  for (let at = start; at + ACCESS_BYTES <= bytes.length; at += ACCESS_BYTES) {
-    records.push({
-      timeNs: bytes.readBigUInt64LE(at),
-      ino: bytes.readUInt32LE(at + 8),
-      kind: KINDS[bytes.readUInt32LE(at + 12)] ?? 'lost',
-      bytes: Number(bytes.readBigUInt64LE(at + 16)),
-    })
+/**
+ * A log, whose records are read as they are asked for, once. A record that was half written when the machine stopped is left out.
+ * Undefined: not even its first line is whole.
+ */
+export function readAccessLog(
+  path: string,
+): { readonly facts: AccessLogFacts; readonly records: Iterable<AccessRecord> } | undefined {
+  const fd = openSync(path, 'r')
+  try {
+    const line = firstLineOf(fd)
+    if (line === undefined) return undefined
+    const facts = JSON.parse(line.toString('utf8')) as AccessLogFacts
+    return { facts, records: recordsIn(path, line.length) }
+  } finally {
+    closeSync(fd)
   }
-  return { facts: JSON.parse(bytes.toString('utf8', 0, start)) as AccessLogFacts, records }
+}
+
+function* recordsIn(path: string, start: number): Generator<AccessRecord> {
+  const fd = openSync(path, 'r')
+  try {
+    for (const piece of piecesOf(fd, start)) {
+      for (let at = 0; at < piece.length; at += ACCESS_BYTES) {
+        yield {
+          timeNs: piece.readBigUInt64LE(at),
+          ino: piece.readUInt32LE(at + 8),
+          kind: KINDS[piece.readUInt32LE(at + 12)] ?? 'lost',
+          bytes: Number(piece.readBigUInt64LE(at + 16)),
+        }
+      }
+    }
+  } finally {
+    closeSync(fd)
+  }
+}
+
+/** With its line feed. */
+function firstLineOf(fd: number): Buffer | undefined {
+  const piece = Buffer.alloc(FIRST_LINE_BYTES_MAX)
+  const start = piece.subarray(0, readSync(fd, piece, 0, piece.length, 0))
+  const end = start.indexOf(10) + 1
+  return end === 0 ? undefined : start.subarray(0, end)
+}
+
+/** Whole records, good until the next piece is taken. */
+function* piecesOf(fd: number, start: number): Generator<Buffer> {
+  const piece = Buffer.alloc(PIECE_BYTES)
+  for (let at = start; ; ) {
+    const read = readSync(fd, piece, 0, piece.length, at)
+    const whole = read - (read % ACCESS_BYTES)
+    if (whole === 0) return
+    yield piece.subarray(0, whole)
+    at += whole
+  }
 }

@@ -35,7 +35,7 @@ export interface NativeOptions {
   readonly log: Log
 }
 
-type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log' | 'mountedAt'>
+type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log' | 'mountedAt' | 'run'>
 
 /** A mount as bobbin-fuse has it. */
 interface Served {
@@ -161,7 +161,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     const ended = new Promise<void>(resolve => {
       onEnded = resolve
     })
-    const { opened, mountpoint, mountedAt } = attached
+    const { opened, mountpoint, mountedAt, run } = attached
     const accesses = new AccessLog(this.options.cacheDir, id, {
       version: 1,
       registry: formatRegistry(opened.registry),
@@ -169,6 +169,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       topHash: opened.topHash,
       mountpoint,
       mountedAt,
+      ...(run !== undefined && { run }),
     })
     this.#served.set(id, { id, attached, accesses, onClosed, onEnded })
     const early = this.#early.get(id) ?? []

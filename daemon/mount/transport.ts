@@ -72,6 +72,8 @@ export interface MountRequest {
   readonly openMode: OpenModeWish
   /** Unix milliseconds. */
   readonly mountedAt: number
+  /** The folder of the run that the mount is for (access-logs.ts). */
+  readonly run?: string | undefined
   /** Given back with a surviving mount. */
   readonly note: string
   readonly log: Log

@@ -163,7 +163,7 @@ export class PackageIndex {
   /** The inode number of a directory's child, or `undefined`. */
   lookup(directory: number, name: string): number | undefined {
     const target = Buffer.from(name)
-    let { low, high } = this.#childRange(directory)
+    let { low, high } = this.childRange(directory)
     while (low < high) {
       const middle = Math.floor((low + high) / 2)
       const order = this.#nameBytes(middle).compare(target)
@@ -187,9 +187,20 @@ export class PackageIndex {
     return key.endsWith('/') && node.kind === 'file' ? undefined : node
   }
 
+  /** Inode numbers of the children, in the byte order of their names: low ≤ ino < high; empty for a file. */
+  childRange(directory: number): { low: number; high: number } {
+    const words = this.#words(directory)
+    if ((words.getUint32(4 * NODE.kinds, true) & 0xff) !== KIND_DIRECTORY) return { low: 0, high: 0 }
+    const low = words.getUint32(4 * NODE.firstChild, true) + 1
+    const high = low + words.getUint32(4 * NODE.childCount, true)
+    if (high > this.#nodeCount + 1 || (high > low && low <= directory))
+      damaged(this.path, 'a directory points outside the index')
+    return { low, high }
+  }
+
   /** In the byte order of their names. */
   *children(directory: number): Generator<IndexNode> {
-    const { low, high } = this.#childRange(directory)
+    const { low, high } = this.childRange(directory)
     for (let ino = low; ino < high; ino++) yield this.node(ino)
   }
 
@@ -305,17 +316,6 @@ export class PackageIndex {
     }
     const bytes = this.#bytes('nodes', (ino - 1) * NODE_BYTES, NODE_BYTES)
     return new DataView(bytes.buffer, bytes.byteOffset, NODE_BYTES)
-  }
-
-  /** Inode numbers of the children: low ≤ ino < high; empty for a file. */
-  #childRange(directory: number): { low: number; high: number } {
-    const words = this.#words(directory)
-    if ((words.getUint32(4 * NODE.kinds, true) & 0xff) !== KIND_DIRECTORY) return { low: 0, high: 0 }
-    const low = words.getUint32(4 * NODE.firstChild, true) + 1
-    const high = low + words.getUint32(4 * NODE.childCount, true)
-    if (high > this.#nodeCount + 1 || (high > low && low <= directory))
-      damaged(this.path, 'a directory points outside the index')
-    return { low, high }
   }
 
   #nameBytes(ino: number): Buffer {

@@ -133,6 +133,16 @@ function parentsOf(path: string, first: string | undefined): string[] {
   return parents
 }
 
+/** What somebody else has written to a file by now is there after a power cut. Throws the system's error. */
+export async function syncFile(path: string): Promise<void> {
+  const handle = await open(path, 'r')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
 /** What was made, renamed or removed in a folder is so after a power cut. */
 export async function syncFolder(path: string): Promise<void> {
   const handle = await open(path, 'r')

@@ -4,6 +4,7 @@ export {
   type DurableOptions,
   makeFolderDurably,
   makeFolderDurablySync,
+  syncFile,
   syncFolder,
   syncFolderSync,
   writeDurably,

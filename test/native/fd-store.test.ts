@@ -12,8 +12,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { daemonCommand, findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import { DaemonClient } from '../../daemon/control/client.js'
-import { readAccessLog } from '../../daemon/mount/access-log.js'
 import { OPEN_MODES } from '../../daemon/mount/transport.js'
+import { wholeAccessLog } from '../support/access-log.js'
 import { bodyOf, cannotMount, mountsBelow, run, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
@@ -194,7 +194,7 @@ t.test('its own death, survived with what systemd has stored', { skip }, async t
 
   await client.status()
   for (const name of readdirSync(join(folder, 'cache/access'))) {
-    const { records } = readAccessLog(join(folder, 'cache/access', name))
+    const { records } = wholeAccessLog(join(folder, 'cache/access', name))
     const lost = records.findIndex(({ kind }) => kind === 'lost')
     t.ok(lost > 0, 'the log says that something may be missing')
     t.ok(records.length > lost + 1, 'and goes on')

@@ -5,7 +5,7 @@ import { open, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { readAccessLog } from '../../daemon/mount/access-log.js'
+import { wholeAccessLog } from '../support/access-log.js'
 import { cannotMount, mountsBelow, run, small, type startDaemon, type TestDaemon, until } from '../support/daemon.js'
 import { type HeldServer, startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
@@ -251,7 +251,7 @@ test('opens and first reads are in the access log of the mount (S26)', async t =
   await daemon.client.status()
   const folder = join(daemon.cacheDir, 'access')
   const [name] = readdirSync(folder)
-  const { facts, records } = readAccessLog(join(folder, name!))
+  const { facts, records } = wholeAccessLog(join(folder, name!))
   t.match(facts, { topHash: written.topHash, package: written.name, mountpoint: path })
   t.same(
     records.filter(({ kind }) => kind === 'open').map(({ ino, bytes }) => [ino, bytes]),
@@ -280,7 +280,7 @@ test('a daemon that dies takes no access with it: each is in the log, once (S26)
     const names = new Map<number, string>()
     for (const name of Object.keys(files)) names.set((await stat(join(path, name))).ino, name)
     const [log] = readdirSync(join(daemon.cacheDir, 'access'))
-    const { records } = readAccessLog(join(daemon.cacheDir, 'access', log!))
+    const { records } = wholeAccessLog(join(daemon.cacheDir, 'access', log!))
     t.same(
       records.filter(({ kind }) => kind === 'lost'),
       [],

@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { LedgerRow } from '../../cli/record/ledger.js'
+import type { LedgerRow } from '../../cli/record/ledger-row.js'
 import type { RunFacts } from '../../cli/record/run-facts.js'
 import { AS_USERS_DO, Bobbin, type Outcome, runProgram } from './cli.js'
 import { bobbinPath } from './parts.js'

@@ -2,7 +2,8 @@
 import { appendFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import t from 'tap'
 import type { TopHash } from '../../daemon/model/index.js'
-import { AccessLog, readAccessLog } from '../../daemon/mount/access-log.js'
+import { AccessLog } from '../../daemon/mount/access-log.js'
+import { wholeAccessLog } from '../support/access-log.js'
 import { smallDisk } from '../support/small-disk.js'
 
 const FACTS = {
@@ -30,7 +31,7 @@ function records(...inos: readonly (number | string)[]): Buffer {
 
 /** As `records` takes them. */
 function read(path: string): (number | string)[] {
-  return readAccessLog(path).records.map(({ kind, ino, bytes }) => (kind === 'lost' ? String(bytes) : ino))
+  return wholeAccessLog(path).records.map(({ kind, ino, bytes }) => (kind === 'lost' ? String(bytes) : ino))
 }
 
 t.test('what is sent again, or in part again, is there once', async t => {
@@ -58,7 +59,7 @@ t.test('the next daemon goes on where the file ends', async t => {
   t.strictSame(second.stats(), { records: 2, lost: 5 })
   second.append(6, records(2, 3))
   t.strictSame(read(second.path), [1, '5', 2, 3])
-  t.match(readAccessLog(second.path).facts, FACTS)
+  t.match(wholeAccessLog(second.path).facts, FACTS)
   t.notMatch(new AccessLog(folder, 2, FACTS).path, second.path)
   second.close()
 

@@ -1,0 +1,103 @@
+/**
+ * Which access logs are kept (access-log.ts writes them):
+ *
+ *  - those of mounts that last;
+ *  - those of a run's mounts, until its record is made: as long as the run's folder has the file `needs-access-logs`. A daemon
+ *    that cannot look there (another user's folder, one that is not there at the moment) keeps them for 30 days;
+ *  - of the others the newest, a hundred and 1 GiB at most.
+ *
+ * So a log of a run whose folder was deleted is one of the others.
+ */
+import { closeSync, openSync, readdirSync, readSync, rmSync, statSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { systemCode } from '../model/index.js'
+
+/** In a run's folder: its record is still to be made from the access logs. */
+export const NEEDS_ACCESS_LOGS = 'needs-access-logs'
+
+const LOGS_MAX = 100
+const LOGS_BYTES_MAX = 2 ** 30
+/** Longer than most jobs. */
+const UNSEEN_RUN_MS = 30 * 24 * 60 * 60 * 1000
+/** Of a log's first line, which tells of its run. Bytes. */
+const FACTS_BYTES_MAX = 64 * 2 ** 10
+
+interface KeptLog {
+  readonly path: string
+  /** Bytes. */
+  readonly size: number
+  readonly mtimeMs: number
+}
+
+export function accessFolder(cacheDir: string): string {
+  return join(cacheDir, 'access')
+}
+
+/** What all of them take. Those of before the folder was made: nothing. */
+export function accessLogBytes(cacheDir: string): number {
+  return logsIn(accessFolder(cacheDir)).reduce((sum, { size }) => sum + size, 0)
+}
+
+/** Deletes the logs that are not kept. `live`: paths of those whose mounts last. */
+export function pruneAccessLogs(folder: string, live: ReadonlySet<string>): void {
+  let bytes = 0
+  for (const [i, log] of logsIn(folder).entries()) {
+    bytes += log.size
+    if ((i < LOGS_MAX && bytes <= LOGS_BYTES_MAX) || live.has(log.path) || isNeeded(log)) continue
+    rmSync(log.path, { force: true })
+  }
+}
+
+/** The newest mounts first. */
+function logsIn(folder: string): KeptLog[] {
+  const timeOf = (name: string) => Number(/-(\d+)-\d+\.log$/.exec(name)?.[1] ?? 0)
+  return namesIn(folder)
+    .sort((a, b) => timeOf(b) - timeOf(a))
+    .flatMap(name => {
+      const path = join(folder, name)
+      const stats = statSync(path, { throwIfNoEntry: false })
+      return stats === undefined ? [] : [{ path, size: stats.size, mtimeMs: stats.mtimeMs }]
+    })
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder)
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return []
+    throw error
+  }
+}
+
+function isNeeded({ path, mtimeMs }: KeptLog): boolean {
+  const run = runOf(path)
+  if (run === undefined) return false
+  const isRecent = Date.now() - mtimeMs < UNSEEN_RUN_MS
+  try {
+    // Where even the folder of all runs is missing, a disk is, or we may not see it.
+    return (
+      statSync(join(run, NEEDS_ACCESS_LOGS), { throwIfNoEntry: false }) !== undefined ||
+      (statSync(dirname(run), { throwIfNoEntry: false }) === undefined && isRecent)
+    )
+  } catch {
+    return isRecent
+  }
+}
+
+/** The folder of the run whose mount this was. */
+function runOf(path: string): string | undefined {
+  try {
+    const fd = openSync(path, 'r')
+    try {
+      const start = Buffer.alloc(FACTS_BYTES_MAX)
+      const text = start.toString('utf8', 0, readSync(fd, start, 0, start.length, 0))
+      const { run } = JSON.parse(text.slice(0, text.indexOf('\n'))) as { readonly run?: unknown }
+      return typeof run === 'string' && run.startsWith('/') ? run : undefined
+    } finally {
+      closeSync(fd)
+    }
+  } catch {
+    // Its first line was never whole.
+    return undefined
+  }
+}

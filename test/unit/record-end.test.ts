@@ -1,0 +1,183 @@
+/** The end of a run, without a mount: its access log is written here, and its record made from it. */
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { readLedger } from '../../cli/record/ledger.js'
+import type { LedgerRow } from '../../cli/record/ledger-row.js'
+import type { RunFacts } from '../../cli/record/run-facts.js'
+import { RunFolder } from '../../cli/record/run-folder.js'
+import { verifyRecord } from '../../cli/record/verify.js'
+import { finishRun } from '../../cli/run/finish.js'
+import { createSource } from '../../daemon/fetch/source/index.js'
+import { parsePackageName, type TopHash } from '../../daemon/model/index.js'
+import { AccessLog } from '../../daemon/mount/access-log.js'
+import { accessLogBytes, NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
+import { openPackage } from '../../daemon/quilt/package-cache.js'
+import { parseRegistry } from '../../daemon/quilt/reference.js'
+import { cuttableDisk } from '../support/power-cut.js'
+import { writeRegistry } from '../support/registry.js'
+
+const MOUNTED_AT = Date.UTC(2026, 0, 1)
+const source = createSource({ ioTimeoutMs: 30_000, offline: false })
+t.teardown(() => source.close())
+
+/** A run on a package of three entries, two of which it has opened. */
+async function ranOn(t: Test, stateFolder?: string) {
+  const folder = t.testdir()
+  const registry = `file://${join(folder, 'registry')}`
+  const { topHash } = await writeRegistry(join(folder, 'registry'), 'a/b', {
+    one: { bytes: 'one' },
+    'two/three': { bytes: 'three' },
+    unread: { bytes: 'unread' },
+  })
+  const cacheDir = join(folder, 'cache')
+  const reference = { registry: parseRegistry(registry), name: parsePackageName('a/b') }
+  const options = { cacheDir, source, offline: false, quarantine: false }
+  const opened = await openPackage({ ...reference, revision: { kind: 'hash', prefix: topHash } }, options)
+  t.teardown(() => opened.close())
+  const run = RunFolder.create(stateFolder ?? join(folder, 'state'))
+  writeFileSync(run.file(NEEDS_ACCESS_LOGS), '')
+  const mountOf = (mountpoint: string, mountedAt: number) => ({
+    version: 1 as const,
+    registry,
+    package: 'a/b',
+    topHash: topHash as TopHash,
+    mountpoint,
+    mountedAt,
+  })
+  const log = new AccessLog(cacheDir, 1, { ...mountOf('/mnt/run', MOUNTED_AT), run: run.path })
+  log.append(0, opens(...['two/three', 'one', 'one'].map(key => opened.index.find(key)!.ino)))
+  log.close()
+  const { manifestSha256, entries, bytes } = opened.index.facts
+  const facts: RunFacts = {
+    version: 1,
+    runId: run.runId,
+    bobbin: '0',
+    pid: process.pid,
+    host: hostname(),
+    engine: { name: 'host', version: '0' },
+    command: ['train'],
+    env: {},
+    options: [],
+    mounts: [
+      {
+        ...{ asked: 'a/b', registry, package: 'a/b', topHash, manifestSha256, entries, bytes, cacheDir },
+        ...{ mountpoint: '/mnt/run', target: '/data', mountedAt: new Date(MOUNTED_AT).toISOString() },
+      },
+    ],
+    loaderSocket: null,
+    startedOn: new Date(MOUNTED_AT).toISOString(),
+    finishedOn: new Date(MOUNTED_AT + 1).toISOString(),
+    exitCode: 0,
+    areLogsWhole: true,
+  }
+  const finish = () => finishRun(run, facts, { cacheDir, source })
+  const verify = () => verifyRecord(run, { publicKey: undefined, packages: { ...options, offline: true } })
+  /** A mount that somebody else made later, and has ended; `run` is the folder of its run. */
+  const mountLater = (number: number, other: { readonly run?: string } = {}) => {
+    const later = new AccessLog(cacheDir, number, { ...mountOf(`/mnt/${number}`, MOUNTED_AT + number), ...other })
+    later.append(0, opens(2))
+    later.close()
+    return later.path
+  }
+  return { run, log, cacheDir, folder, finish, verify, mountLater }
+}
+
+function opens(...inos: readonly number[]): Buffer {
+  const records = Buffer.alloc(24 * inos.length)
+  for (const [i, ino] of inos.entries()) {
+    records.writeBigUInt64LE(BigInt(MOUNTED_AT + i) * 1_000_000n, 24 * i)
+    records.writeUInt32LE(ino, 24 * i + 8)
+    records.writeUInt32LE(1, 24 * i + 12)
+  }
+  return records
+}
+
+async function rowsOf(run: RunFolder): Promise<LedgerRow[]> {
+  const rows: LedgerRow[] = []
+  for await (const row of readLedger(run.file('reads.jsonl'))) rows.push(row)
+  return rows
+}
+
+t.test('150 later mounts take nothing from the record of a run that is under way (S87)', async t => {
+  const { run, log, cacheDir, finish, verify, mountLater } = await ranOn(t)
+  for (let i = 2; i < 152; i++) mountLater(i)
+  t.ok(existsSync(log.path))
+  const facts = await finish()
+  t.equal(facts.areLogsWhole, true)
+  t.match(await rowsOf(run), [
+    { key: 'one', count: 2, via: 'fuse' },
+    { key: 'two/three', count: 1, via: 'fuse' },
+  ])
+  t.match(await verify(), { problems: [], remarks: [/not signed/], reads: 2 })
+  mountLater(152)
+  t.notOk(existsSync(log.path), 'once the record is made, it is as old as it is')
+  const names = readdirSync(join(cacheDir, 'access'))
+  t.equal(names.length, 101)
+  t.ok(accessLogBytes(cacheDir) > 101 * 24)
+})
+
+t.test('a log of a run whose folder is gone is kept no longer than another', async t => {
+  const { run, log, folder, mountLater } = await ranOn(t)
+  const elsewhere = mountLater(2, { run: join(folder, 'not mounted', 'runs', run.runId) })
+  for (let i = 3; i < 110; i++) mountLater(i)
+  t.ok(existsSync(log.path))
+  rmSync(run.path, { recursive: true })
+  mountLater(110)
+  t.notOk(existsSync(log.path))
+  t.ok(existsSync(elsewhere), 'where the folder of all runs cannot be seen, it is not known to be gone')
+  const longAgo = Date.now() / 1000 - 31 * 24 * 60 * 60
+  utimesSync(elsewhere, longAgo, longAgo)
+  mountLater(111)
+  t.notOk(existsSync(elsewhere), 'nobody has seen it for 30 days')
+})
+
+t.test('logs of a hundred mounts that are large together are fewer', async t => {
+  const { log, cacheDir, mountLater } = await ranOn(t)
+  const large = mountLater(2)
+  // A hole: it takes no room here, and counts as what it may take.
+  writeFileSync(large, '')
+  truncateSync(large, 2 ** 30 + 1)
+  mountLater(3)
+  t.notOk(existsSync(large))
+  t.ok(existsSync(log.path), 'the record of its run is not made yet')
+  t.ok(accessLogBytes(cacheDir) < 10_000)
+})
+
+t.test('damaged records of accesses are counted as lost, and the record is made', async t => {
+  const { run, log, finish, verify } = await ranOn(t)
+  appendFileSync(log.path, Buffer.concat([opens(1_000_000), Buffer.alloc(24, 0xff)]))
+  const facts = await finish()
+  t.equal(facts.areLogsWhole, false)
+  t.equal((await rowsOf(run)).length, 2)
+  t.match(await verify(), { problems: [], reads: 2 })
+})
+
+t.test(
+  'a run.json and a finished record outlive a power cut (S85)',
+  { skip: process.getuid?.() === 0 ? false : 'needs root' },
+  async t => {
+    const disk = cuttableDisk(t, 32)
+    if (disk === undefined) return
+    const state = join(disk.path, 'some', 'state')
+    const { run, finish, verify } = await ranOn(t, state)
+    writeFileSync(run.file('stdout.log'), 'said')
+    const begun = RunFolder.create(state)
+    begun.write({ ...(await finish()), runId: begun.runId })
+    mkdirSync(join(disk.path, 'nobody waited for the disk'))
+    disk.cut()
+    t.notOk(existsSync(join(disk.path, 'nobody waited for the disk')), 'the power was really cut')
+    t.equal(begun.read().runId, begun.runId)
+    t.match(await verify(), { problems: [], remarks: [/not signed/], reads: 2 })
+  },
+)
