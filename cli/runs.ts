@@ -1,6 +1,6 @@
 import { hostname } from 'node:os'
 import { findDaemon } from '../daemon/control/client.js'
-import { formatDuration } from '../daemon/model/index.js'
+import { formatDuration, hasCode } from '../daemon/model/index.js'
 import { type Context, withContext } from './context.js'
 import { table } from './output.js'
 import { runKey } from './record/dsse.js'
@@ -14,42 +14,69 @@ import { endLeftovers } from './run/leftovers.js'
 import { commandLine, isUnderWay } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
-/** What ran, on which hashes; a run whose process was killed gets its record first. */
+interface Found {
+  readonly folder: RunFolder
+  readonly facts: RunFacts
+}
+
+/** A run whose `run.json` cannot be read, or whose record cannot be made up for. */
+interface Broken {
+  readonly folder: RunFolder
+  readonly facts: RunFacts | undefined
+  readonly why: string
+}
+
+/** What ran, on which hashes; a run whose process was killed gets its record first. A broken one is no reason to show no other. */
 export async function runs(id: string | undefined, flags: CommonFlags): Promise<void> {
   await withContext(flags, async context => {
     const { output } = context
     const state = stateDir()
     const folders = id === undefined ? RunFolder.all(state) : [RunFolder.find(id, state)]
-    const found: { readonly folder: RunFolder; readonly facts: RunFacts }[] = []
+    const found: (Found | Broken)[] = []
     for (const folder of folders) {
       try {
         found.push({ folder, facts: await upToDate(folder, context) })
       } catch (error) {
-        output.note(`bobbin: ${folder.path}: ${error instanceof Error ? error.message : error}`)
+        if (hasCode(error, 'INTERRUPTED')) throw error
+        const why = error instanceof Error ? error.message : String(error)
+        output.note(`bobbin: ${folder.path}: ${why}`)
+        found.push({ folder, facts: folder.tryRead(), why })
       }
     }
     if (output.isJson) {
-      for (const { folder, facts } of found)
-        await output.row({ ...facts, state: stateOf(facts), record: folder.path }, '')
+      for (const run of found) {
+        const { folder, facts } = run
+        const { runId } = folder
+        const state = isBroken(run) ? { state: 'broken', why: run.why } : { state: stateOf(run.facts) }
+        await output.row({ runId, ...facts, ...state, record: folder.path }, '')
+      }
       return
     }
     if (id !== undefined) {
-      for (const { folder, facts } of found) await output.line(...described(folder, facts))
+      for (const { folder, facts } of found) if (facts !== undefined) await output.line(...described(folder, facts))
       return
     }
     if (found.length === 0) return output.note(`bobbin: no runs in ${state}`)
-    const rows = found.map(({ facts }) => [
-      facts.runId,
-      facts.startedOn.slice(0, 19),
-      `${stateOf(facts)}${markOf(facts)}`,
-      dataOf(facts)
-        .map(one => `${one.package}@${one.topHash.slice(0, 12)}`)
-        .join(' ') || '-',
-      facts.code === undefined ? '-' : `${facts.code.commit.slice(0, 12)}${facts.code.isDirty ? '+' : ''}`,
-      commandLine(facts.command).slice(0, 60),
-    ])
+    const rows = found.map(run => {
+      const { folder, facts } = run
+      if (facts === undefined) return [folder.runId, '-', 'broken !', '-', '-', '-']
+      return [
+        facts.runId,
+        facts.startedOn.slice(0, 19),
+        isBroken(run) ? 'broken !' : `${stateOf(facts)}${markOf(facts)}`,
+        dataOf(facts)
+          .map(one => `${one.package}@${one.topHash.slice(0, 12)}`)
+          .join(' ') || '-',
+        facts.code === undefined ? '-' : `${facts.code.commit.slice(0, 12)}${facts.code.isDirty ? '+' : ''}`,
+        commandLine(facts.command).slice(0, 60),
+      ]
+    })
     await output.line(...table([['run', 'started', 'state', 'data', 'code', 'command'], ...rows]))
   })
+}
+
+function isBroken(run: Found | Broken): run is Broken {
+  return 'why' in run
 }
 
 const MADE_LATER = 'bobbin run was ended before the record was whole: it was made later'

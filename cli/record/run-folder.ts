@@ -29,6 +29,9 @@ export function stateDir(environment: NodeJS.ProcessEnv = process.env): string {
   return join(environment.XDG_STATE_HOME || join(homedir(), '.local', 'state'), 'bobbin')
 }
 
+/** It is parsed as a whole: a million outputs make half of this. */
+const DOCUMENT_BYTES_MAX = 256 * 2 ** 20
+
 export class RunFolder {
   private constructor(
     readonly path: string,
@@ -113,6 +116,21 @@ export class RunFolder {
   }
 }
 
+/** A document of a record, which anybody may have made. Throws LOCAL_IO, ACCESS_DENIED, INVALID_ARGUMENT for one that is too long. */
+export function readDocument(path: string): string {
+  try {
+    const { size } = statSync(path)
+    if (size > DOCUMENT_BYTES_MAX)
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        `${path}: it has ${size} bytes, a document of a record has at most ${DOCUMENT_BYTES_MAX}`,
+      )
+    return readFileSync(path, 'utf8')
+  } catch (error) {
+    throw localError(`read ${path}`, error)
+  }
+}
+
 function idsIn(state: string): string[] {
   try {
     return readdirSync(join(state, 'runs')).filter(isRunId).sort()
@@ -124,7 +142,7 @@ function idsIn(state: string): string[] {
 
 function readFacts(folder: string): RunFacts | undefined {
   try {
-    return parseFacts(readFileSync(join(folder, 'run.json'), 'utf8'))
+    return parseFacts(readDocument(join(folder, 'run.json')))
   } catch {
     return undefined
   }

@@ -3,9 +3,9 @@
  * signature is that of the key given, and the ledger is a subset of the packages: every row is checked.
  */
 import type { KeyObject } from 'node:crypto'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { isDeepStrictEqual } from 'node:util'
-import { localError, throwIfAborted } from '../../daemon/model/index.js'
+import { throwIfAborted } from '../../daemon/model/index.js'
 import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { compareWithFolder } from '../run/outputs.js'
 import { type Envelope, openEnvelope } from './dsse.js'
@@ -13,7 +13,7 @@ import { countLedger, fileSha256, type Ledger } from './ledger.js'
 import type { LedgerRow } from './ledger-row.js'
 import { openRecorded } from './open-recorded.js'
 import type { RunFacts } from './run-facts.js'
-import type { RunFolder } from './run-folder.js'
+import { type RunFolder, readDocument } from './run-folder.js'
 import { provenance, type Statement, trace } from './statement.js'
 
 /** Rows of a ledger that are named one by one when they are wrong. */
@@ -86,7 +86,7 @@ function unchecked(run: RunFolder): string {
 function signatureProblems(run: RunFolder, key: KeyObject): string[] {
   let lines: string[]
   try {
-    lines = readFileSync(run.file('run.intoto.jsonl'), 'utf8').trimEnd().split('\n')
+    lines = readDocument(run.file('run.intoto.jsonl')).trimEnd().split('\n')
   } catch {
     return ['the record is not signed: there is no run.intoto.jsonl']
   }
@@ -127,14 +127,6 @@ function isSame(a: unknown, b: unknown): boolean {
   return isDeepStrictEqual(plain(a), plain(b))
 }
 
-function textOf(run: RunFolder, name: string): string {
-  try {
-    return readFileSync(run.file(name), 'utf8')
-  } catch (error) {
-    throw localError(`read ${run.file(name)}`, error)
-  }
-}
-
 /** Says nothing when it is damaged: then it follows from nothing. */
 export function statementOf(run: RunFolder): Pick<Statement, 'predicate'> {
   const found = documentOf(run, 'statement.json') as Statement | undefined | null
@@ -142,7 +134,7 @@ export function statementOf(run: RunFolder): Pick<Statement, 'predicate'> {
 }
 
 function documentOf(run: RunFolder, name: string): unknown {
-  const text = textOf(run, name)
+  const text = readDocument(run.file(name))
   try {
     return JSON.parse(text)
   } catch {

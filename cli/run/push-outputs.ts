@@ -3,7 +3,7 @@
  * the hashes that it was made from, the metadata has them and the provenance statement.
  */
 import { createHash } from 'node:crypto'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
 import type { Revision, RevisionOptions } from '../../daemon/fetch/push/push-revision.js'
@@ -12,7 +12,7 @@ import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
 import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
 import { type Context, sourceConfigOf } from '../context.js'
 import type { RunFacts } from '../record/run-facts.js'
-import { RECORD_FOLDER, type RunFolder } from '../record/run-folder.js'
+import { RECORD_FOLDER, type RunFolder, readDocument } from '../record/run-folder.js'
 import { hashVariables } from './hashes.js'
 import { compareWithFolder } from './outputs.js'
 
@@ -83,7 +83,7 @@ function messageOf(facts: RunFacts): string {
 }
 
 function metadataOf(folder: RunFolder, facts: RunFacts): string {
-  const statement = readFileSync(folder.file('statement.json'))
+  const statement = Buffer.from(readDocument(folder.file('statement.json')))
   const { runId, command, exitCode, startedOn, finishedOn, mounts, loaded = [], image } = facts
   const record = {
     runId,

@@ -77,6 +77,7 @@ export async function startSidecar(
   const env = {
     ...process.env,
     BOBBIN_RUN: run.runId,
+    BOBBIN_LOG: run.file('loader.log'),
     ...(registry !== undefined && { BOBBIN_REGISTRY: registry }),
   }
   const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', log], detached: true, env })

@@ -5,12 +5,11 @@
  * fetcher, mounts, socket.
  */
 import { readFileSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
 import { Fetcher } from '../fetch/fetcher.js'
 import { hashFileOn } from '../fetch/hash-object.js'
 import { createSource } from '../fetch/source/index.js'
 import { Workers } from '../fetch/workers.js'
-import { BobbinError, type Log } from '../model/index.js'
+import { BobbinError, type Log, QuietLog } from '../model/index.js'
 import type { VerifiedObject } from '../mount/link-frames.js'
 import { NativeTransport } from '../mount/native.js'
 import type { OpenModeWish, TransportName } from '../mount/transport.js'
@@ -21,6 +20,7 @@ import { DOORS, type Door, doorPath } from './doors.js'
 import { Leases } from './leases.js'
 import { createLog } from './log.js'
 import { Mounts } from './mounts.js'
+import { boundLog, daemonLogPath } from './own-log.js'
 import { RoomHolds } from './room-holds.js'
 import type { StatusFacts } from './schema.js'
 import { ServedMounts } from './served-mounts.js'
@@ -46,7 +46,8 @@ export interface DaemonOptions {
 /** Runs until it is told to stop; resolves when everything has been put away. Throws CACHE_IN_USE. */
 export async function runDaemon(options: DaemonOptions): Promise<void> {
   const { cacheDir, ioTimeoutMs, offline } = options
-  const log = createLog()
+  const log = new QuietLog(createLog())
+  const ownLog = boundLog(daemonLogPath(cacheDir))
   const startedAt = Date.now()
   const inherited = takeInherited()
   const socketPath = inherited?.socketPath ?? chooseSocketPath(cacheDir)
@@ -139,7 +140,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
         startedAt: new Date(startedAt).toISOString(),
         cache: cacheDir,
         socket: socketPath,
-        log: join(cacheDir, 'daemon.log'),
+        log: daemonLogPath(cacheDir),
       },
       mounts: mounts.list(),
       cache: {
@@ -175,6 +176,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   source.close()
   if (inherited === undefined) for (const door of DOORS) rmSync(doorPath(socketPath, door), { force: true })
   ownership.release()
+  ownLog.close()
+  log.flush()
   if (reason === 'error') throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon could not listen on ${socketPath}`)
 }
 

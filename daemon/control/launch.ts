@@ -1,16 +1,15 @@
 /** Starts the daemon in the background, for a command that needs one. */
 import { spawn } from 'node:child_process'
-import { accessSync, closeSync, constants, mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
-import { join } from 'node:path'
+import { accessSync, closeSync, constants, mkdirSync, openSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, localError, systemCode } from '../model/index.js'
 import { daemonCommand } from './bobbin-fuse.js'
 import { type DaemonClient, findDaemon } from './client.js'
 import type { DaemonOptions } from './daemon.js'
+import { cutLog, daemonLogPath, LOG_BYTES_MAX } from './own-log.js'
 
 const START_MS = 15_000
 const POLL_MS = 50
-const LOG_BYTES_MAX = 10 * 2 ** 20
 
 /**
  * The daemon of the cache, started when none runs. Two who start one at once get the same: the second
@@ -25,11 +24,11 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
       `no daemon answers for ${options.cacheDir}, and only the owner of that folder can start one: start it as that user (bobbin.service does), or name a cache of your own with --cache`,
     )
   }
-  const logPath = join(options.cacheDir, 'daemon.log')
+  const logPath = daemonLogPath(options.cacheDir)
   const log = openLog(options.cacheDir, logPath)
   const { argv } = daemonCommand(options)
-  // It belongs to no run, whoever has started it (cli/run/leftovers.ts).
-  const { BOBBIN_RUN: _, ...env } = process.env
+  // It belongs to no run, whoever has started it (cli/run/leftovers.ts), and has a log of its own.
+  const { BOBBIN_RUN: _, BOBBIN_LOG: __, ...env } = process.env
   const child = spawn(argv[0]!, argv.slice(1), { detached: true, cwd: '/', stdio: ['ignore', 'ignore', log], env })
   closeSync(log)
   child.unref()
@@ -63,12 +62,10 @@ function mayStartIn(cacheDir: string): boolean {
 function openLog(cacheDir: string, path: string): number {
   try {
     mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
-    try {
-      if (statSync(path).size > LOG_BYTES_MAX) renameSync(path, `${path}.1`)
-    } catch {
-      // There is none yet.
-    }
-    return openSync(path, 'a', 0o640)
+    const log = openSync(path, 'a', 0o640)
+    // Not renamed: a bobbin-fuse that goes on would write to the file of before without end.
+    cutLog(log, path, LOG_BYTES_MAX)
+    return log
   } catch (error) {
     throw localError(`write ${path}`, error)
   }

@@ -7,9 +7,10 @@ import { connect } from 'node:net'
 import { dirname, join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import { createLog } from '../../daemon/control/log.js'
+import { boundLog } from '../../daemon/control/own-log.js'
 import { daemonRoom } from '../../daemon/control/room-holds.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
-import { BobbinError, localError } from '../../daemon/model/index.js'
+import { BobbinError, localError, QuietLog } from '../../daemon/model/index.js'
 import { unownedRoom } from '../../daemon/quilt/cache-room.js'
 import { Packing } from '../batch/packing.js'
 import { Ahead } from './ahead.js'
@@ -36,7 +37,9 @@ export async function runLoader(
   options: LoaderOptions,
   onReady: (addresses: readonly string[]) => void,
 ): Promise<void> {
-  const log = createLog()
+  const log = new QuietLog(createLog())
+  // Set by who sends stderr to a file that it does not look after (cli/run/sidecar.ts).
+  const ownLog = process.env.BOBBIN_LOG ? boundLog(process.env.BOBBIN_LOG) : undefined
   const { cacheDir, ioTimeoutMs, offline } = options.daemon
   const stateDir = options.stateDir ?? cacheDir
   if (options.socketPath !== undefined) await claimSocket(options.socketPath, options)
@@ -145,6 +148,8 @@ export async function runLoader(
     packages.close()
     await plans.close()
     source.close()
+    ownLog?.close()
+    log.flush()
   }
   if (!isAllWritten) throw new BobbinError('LOCAL_IO', 'some deliveries are not written down, and nothing says which')
 }

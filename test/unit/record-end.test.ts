@@ -24,6 +24,7 @@ import { AccessLog } from '../../daemon/mount/access-log.js'
 import { accessLogBytes, NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
+import { Bobbin } from '../support/cli.js'
 import { cuttableDisk } from '../support/power-cut.js'
 import { writeRegistry } from '../support/registry.js'
 
@@ -181,3 +182,34 @@ t.test(
     t.match(await verify(), { problems: [], remarks: [/not signed/], reads: 2 })
   },
 )
+
+t.test('runs that are broken are listed as such, with the reason, beside the others', async t => {
+  const { run, folder, finish } = await ranOn(t)
+  const state = join(folder, 'state')
+  const { finishedOn: _, exitCode: __, ...begun } = await finish()
+  const damaged = RunFolder.create(state)
+  writeFileSync(damaged.file('run.json'), '{"version":')
+  // Its process is gone, and so is the package that it has read.
+  const abandoned = RunFolder.create(state)
+  const [mount] = begun.mounts
+  abandoned.write({ ...begun, runId: abandoned.runId, pid: 2 ** 22 + 1, mounts: [{ ...mount!, package: 'not/there' }] })
+  const bobbin = new Bobbin(join(folder, 'cache'), { BOBBIN_STATE: state })
+  const listed = await bobbin.try('runs')
+  t.equal(listed.status, 0, listed.stderr)
+  const lines = listed.stdout.trimEnd().split('\n').slice(1)
+  t.equal(lines.length, 3)
+  t.match(lines[0], new RegExp(`^${run.runId} .*exit 0`))
+  t.match(lines[1], new RegExp(`^${damaged.runId} .*broken !`))
+  t.match(lines[2], new RegExp(`^${abandoned.runId} .*broken !.*train`))
+  t.match(listed.stderr, `${damaged.path}: ${damaged.file('run.json')} is missing or damaged`)
+  t.match(listed.stderr, new RegExp(`${abandoned.path}: .*not/there`))
+  const rows = (await bobbin.text('runs', '--json'))
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line) as object)
+  t.match(rows, [
+    { runId: run.runId, state: 'exit 0' },
+    { runId: damaged.runId, state: 'broken', why: /damaged/ },
+    { runId: abandoned.runId, state: 'broken', why: /not\/there/, command: ['train'] },
+  ])
+})
