@@ -114,6 +114,26 @@ t.test('rows of several ledgers are in order, and one for each entry and way', a
   ])
 })
 
+t.test('a Tally counts, and keeps the first time, beyond what its small numbers hold', async t => {
+  const tally = new Tally()
+  t.equal(tally.isEmpty, true)
+  for (let i = 0; i < 140_000; i++) tally.add(70_000, TIME + i)
+  tally.add(70_001, TIME, { isAborted: true })
+  // Half a year before the others of its page, and half a year behind.
+  const halfYear = 183 * 24 * 60 * 60 * 1000
+  tally.add(70_002, TIME - halfYear)
+  tally.add(70_003, TIME + halfYear)
+  tally.add(70_003, TIME + 7)
+  tally.add(1, TIME)
+  t.strictSame([...tally.inos()], [1, 70_000, 70_001, 70_002, 70_003])
+  t.strictSame(tally.get(70_000), { count: 140_000, aborted: 0, first: TIME })
+  t.strictSame(tally.get(70_001), { count: 0, aborted: 1, first: TIME })
+  t.strictSame(tally.get(70_002), { count: 1, aborted: 0, first: TIME - halfYear })
+  t.strictSame(tally.get(70_003), { count: 2, aborted: 0, first: TIME + 7 })
+  t.equal(tally.get(2), undefined)
+  t.equal(tally.has(65_536 * 3), false)
+})
+
 t.test('PackageRows has what was read, in the order of keys, whatever the names', async t => {
   const folder = t.testdir()
   // Behind a folder's name and before its slash; and what UTF-8 and UTF-16 put in another order.
@@ -175,7 +195,7 @@ t.test('PackageRows has what was read, in the order of keys, whatever the names'
 })
 
 const ROWS = 300_000
-/** The promise is made for 10,000,000 rows, whose counts take 95 MiB more. */
+/** The promise is made for 10,000,000 rows, whose counts take 60 MB more. */
 const MIB_MAX = 256
 
 t.test(`${ROWS} rows are written, checked and merged in ${MIB_MAX} MiB (S86)`, async t => {

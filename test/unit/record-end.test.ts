@@ -189,10 +189,10 @@ t.test('runs that are broken are listed as such, with the reason, beside the oth
   const { finishedOn: _, exitCode: __, ...begun } = await finish()
   const damaged = RunFolder.create(state)
   writeFileSync(damaged.file('run.json'), '{"version":')
-  // Its process is gone, and so is the package that it has read.
+  // Its process is gone, and its ledger cannot be written.
   const abandoned = RunFolder.create(state)
-  const [mount] = begun.mounts
-  abandoned.write({ ...begun, runId: abandoned.runId, pid: 2 ** 22 + 1, mounts: [{ ...mount!, package: 'not/there' }] })
+  abandoned.write({ ...begun, runId: abandoned.runId, pid: 2 ** 22 + 1 })
+  mkdirSync(abandoned.file('reads.jsonl'))
   const bobbin = new Bobbin(join(folder, 'cache'), { BOBBIN_STATE: state })
   const listed = await bobbin.try('runs')
   t.equal(listed.status, 0, listed.stderr)
@@ -202,7 +202,7 @@ t.test('runs that are broken are listed as such, with the reason, beside the oth
   t.match(lines[1], new RegExp(`^${damaged.runId} .*broken !`))
   t.match(lines[2], new RegExp(`^${abandoned.runId} .*broken !.*train`))
   t.match(listed.stderr, `${damaged.path}: ${damaged.file('run.json')} is missing or damaged`)
-  t.match(listed.stderr, new RegExp(`${abandoned.path}: .*not/there`))
+  t.match(listed.stderr, new RegExp(`${abandoned.path}: cannot write .*reads.jsonl`))
   const rows = (await bobbin.text('runs', '--json'))
     .trim()
     .split('\n')
@@ -210,6 +210,6 @@ t.test('runs that are broken are listed as such, with the reason, beside the oth
   t.match(rows, [
     { runId: run.runId, state: 'exit 0' },
     { runId: damaged.runId, state: 'broken', why: /damaged/ },
-    { runId: abandoned.runId, state: 'broken', why: /not\/there/, command: ['train'] },
+    { runId: abandoned.runId, state: 'broken', why: /reads.jsonl/, command: ['train'] },
   ])
 })
