@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { hasCode, systemCode, throwIfAborted } from '../../daemon/model/index.js'
 import { readAccessLog } from '../../daemon/mount/access-log.js'
+import { accessFolder } from '../../daemon/mount/access-logs.js'
 import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
 import type { BatchDelivery, Delivery, EntriesDelivery } from '../../loader/http/deliveries.js'
 import type { PackageAddress } from '../../loader/http/objects.js'
@@ -187,7 +188,7 @@ export function areLogsThere({ mounts }: RunFacts): boolean {
 }
 
 function accessLogs({ cacheDir, topHash }: RunMount, mountedAt: number): string[] {
-  const folder = join(cacheDir, 'access')
+  const folder = accessFolder(cacheDir)
   try {
     return readdirSync(folder)
       .filter(name => name.startsWith(`${topHash}-${mountedAt}-`))

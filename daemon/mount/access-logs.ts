@@ -10,7 +10,6 @@
  */
 import { closeSync, openSync, readdirSync, readSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { systemCode } from '../model/index.js'
 
 /** In a run's folder: its record is still to be made from the access logs. */
 export const NEEDS_ACCESS_LOGS = 'needs-access-logs'
@@ -33,11 +32,6 @@ export function accessFolder(cacheDir: string): string {
   return join(cacheDir, 'access')
 }
 
-/** What all of them take. Those of before the folder was made: nothing. */
-export function accessLogBytes(cacheDir: string): number {
-  return logsIn(accessFolder(cacheDir)).reduce((sum, { size }) => sum + size, 0)
-}
-
 /** Deletes the logs that are not kept. `live`: paths of those whose mounts last. */
 export function pruneAccessLogs(folder: string, live: ReadonlySet<string>): void {
   let bytes = 0
@@ -51,22 +45,13 @@ export function pruneAccessLogs(folder: string, live: ReadonlySet<string>): void
 /** The newest mounts first. */
 function logsIn(folder: string): KeptLog[] {
   const timeOf = (name: string) => Number(/-(\d+)-\d+\.log$/.exec(name)?.[1] ?? 0)
-  return namesIn(folder)
+  return readdirSync(folder)
     .sort((a, b) => timeOf(b) - timeOf(a))
     .flatMap(name => {
       const path = join(folder, name)
       const stats = statSync(path, { throwIfNoEntry: false })
       return stats === undefined ? [] : [{ path, size: stats.size, mtimeMs: stats.mtimeMs }]
     })
-}
-
-function namesIn(folder: string): string[] {
-  try {
-    return readdirSync(folder)
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT') return []
-    throw error
-  }
 }
 
 function isNeeded({ path, mtimeMs }: KeptLog): boolean {

@@ -21,7 +21,7 @@ import { finishRun } from '../../cli/run/finish.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
 import { parsePackageName, type TopHash } from '../../daemon/model/index.js'
 import { AccessLog } from '../../daemon/mount/access-log.js'
-import { accessLogBytes, NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
+import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
 import { Bobbin } from '../support/cli.js'
@@ -123,9 +123,7 @@ t.test('150 later mounts take nothing from the record of a run that is under way
   t.match(await verify(), { problems: [], remarks: [/not signed/], reads: 2 })
   mountLater(152)
   t.notOk(existsSync(log.path), 'once the record is made, it is as old as it is')
-  const names = readdirSync(join(cacheDir, 'access'))
-  t.equal(names.length, 101)
-  t.ok(accessLogBytes(cacheDir) > 101 * 24)
+  t.equal(readdirSync(join(cacheDir, 'access')).length, 101)
 })
 
 t.test('a log of a run whose folder is gone is kept no longer than another', async t => {
@@ -144,7 +142,7 @@ t.test('a log of a run whose folder is gone is kept no longer than another', asy
 })
 
 t.test('logs of a hundred mounts that are large together are fewer', async t => {
-  const { log, cacheDir, mountLater } = await ranOn(t)
+  const { log, mountLater } = await ranOn(t)
   const large = mountLater(2)
   // A hole: it takes no room here, and counts as what it may take.
   writeFileSync(large, '')
@@ -152,7 +150,6 @@ t.test('logs of a hundred mounts that are large together are fewer', async t => 
   mountLater(3)
   t.notOk(existsSync(large))
   t.ok(existsSync(log.path), 'the record of its run is not made yet')
-  t.ok(accessLogBytes(cacheDir) < 10_000)
 })
 
 t.test('damaged records of accesses are counted as lost, and the record is made', async t => {
