@@ -6,22 +6,28 @@ import { randomBytes } from 'node:crypto'
 import { lstatSync, mkdirSync, readdirSync, realpathSync, rmSync, type Stats } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { BobbinError, type LogicalKey, localError, systemCode } from '../model/index.js'
-import { isAlive } from '../store/index.js'
+import { isAlive, makeFolderDurablySync, syncFolder } from '../store/index.js'
+import { concurrently } from './concurrently.js'
 
 /** Folders whose nature is remembered; beyond that it is looked up again. */
 const FOLDERS_MAX = 100_000
 const TEMPORARY_PREFIX = '.bobbin-'
+/** Folders that wait for their fsync; then it is their turn. */
+const TOUCHED_MAX = 10_000
+const SYNCS_AT_ONCE = 4
 
 export class Destination {
   readonly root: string
   readonly #temporary: string
   readonly #folders = new Set<string>()
+  /** In which a name was made since they were synced. */
+  #touched = new Set<string>()
   #files = 0
 
   /** Makes the folder, and removes what dead processes have left in it. */
   constructor(dir: string) {
     try {
-      mkdirSync(dir, { recursive: true })
+      makeFolderDurablySync(dir)
       this.root = realpathSync(dir)
       removeLeftovers(this.root)
       this.#temporary = join(this.root, `${TEMPORARY_PREFIX}${process.pid}-${randomBytes(6).toString('hex')}`)
@@ -68,6 +74,7 @@ export class Destination {
     const path = join(this.root, parent)
     try {
       mkdirSync(path)
+      this.#touched.add(dirname(path))
     } catch (error) {
       if (systemCode(error) !== 'EEXIST') throw localError(`make the folder ${path}`, error)
       const present = lstatSync(path)
@@ -78,6 +85,23 @@ export class Destination {
     }
     if (this.#folders.size >= FOLDERS_MAX) this.#folders.clear()
     this.#folders.add(parent)
+  }
+
+  /** A name was put in place. */
+  async touched(path: string): Promise<void> {
+    this.#touched.add(dirname(path))
+    if (this.#touched.size >= TOUCHED_MAX) await this.sync()
+  }
+
+  /** Waits until the disk has all names that were put in place. */
+  async sync(): Promise<void> {
+    const touched = this.#touched
+    this.#touched = new Set()
+    try {
+      await concurrently(touched, SYNCS_AT_ONCE, undefined, folder => syncFolder(folder))
+    } catch (error) {
+      throw localError(`write ${this.root}`, error)
+    }
   }
 
   /** Removes what was under way; what is complete stays. */

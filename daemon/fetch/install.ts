@@ -2,9 +2,11 @@
  * A package, or a part of it, as verified copies in a folder.
  *
  * A file that is there already and hashes right is kept, so an installation that was interrupted
- * goes on where it was; one that hashes wrong is replaced. Each file appears by a rename, complete.
+ * goes on where it was; one that hashes wrong is replaced. Each file appears by a rename, complete, when the
+ * disk has its bytes; when all is done, the disk has the names as well.
  */
 import { renameSync, utimesSync } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { BobbinError, type Entry, formatBytes, hasCode, type Log, localError, silentLog } from '../model/index.js'
 import { concurrently } from './concurrently.js'
 import { Destination } from './destination.js'
@@ -57,6 +59,7 @@ export async function installPackage(
     try {
       const installation = new Installation(workers, destination, options)
       await concurrently(entries, FILES_AT_ONCE, options.signal, (entry, signal) => installation.add(entry, signal))
+      await destination.sync()
       return installation.result()
     } finally {
       destination.close()
@@ -85,6 +88,9 @@ class Installation {
   async add(entry: Entry, signal: AbortSignal): Promise<void> {
     const { path, present } = this.destination.prepare(entry.key)
     if (present?.size === entry.size && (await this.#isRight(entry, path, signal))) {
+      // Whoever wrote it may not have waited for the disk.
+      await syncFile(path)
+      await this.destination.touched(path)
       this.#complete(entry, 'kept')
       return
     }
@@ -123,6 +129,7 @@ class Installation {
     const temporary = this.destination.temporaryPath()
     const from = await materialize(this.workers, entry, temporary, {
       cacheDir,
+      isDurable: true,
       label: entry.key,
       log: log ?? silentLog,
       signal,
@@ -131,6 +138,7 @@ class Installation {
     try {
       if (timestampMs !== undefined) utimesSync(temporary, timestampMs / 1000, timestampMs / 1000)
       renameSync(temporary, path)
+      await this.destination.touched(path)
     } catch (error) {
       throw localError(`write ${path}`, error)
     }
@@ -156,5 +164,18 @@ class Installation {
         `make room and run it again, the ${this.#files} complete files stay`,
       { cause: error },
     )
+  }
+}
+
+async function syncFile(path: string): Promise<void> {
+  try {
+    const file = await open(path, 'r')
+    try {
+      await file.datasync()
+    } finally {
+      await file.close()
+    }
+  } catch (error) {
+    throw localError(`write ${path}`, error)
   }
 }

@@ -3,7 +3,8 @@
  * where it has them (as a reflink where the disk can, which copies nothing), else from the
  * physical key; either way they are checked before the file is anybody's.
  */
-import { chmodSync, closeSync, constants, copyFileSync, openSync, rmSync } from 'node:fs'
+import { chmodSync, closeSync, constants, copyFileSync, fdatasync, openSync, rmSync } from 'node:fs'
+import { promisify } from 'node:util'
 import { type Log, localError, type ObjectSpec, silentLog, systemCode } from '../model/index.js'
 import { findObject } from '../store/index.js'
 import { fetchVerified } from './fetch-verified.js'
@@ -13,6 +14,8 @@ import type { JobOptions, Workers } from './workers.js'
 export interface MaterializeOptions extends JobOptions {
   /** Whose objects may be used. */
   readonly cacheDir?: string | undefined
+  /** The disk has the bytes before this returns. */
+  readonly isDurable?: boolean
   /** Names the object in messages; an entry's key. */
   readonly label?: string | undefined
   readonly log?: Log
@@ -34,8 +37,12 @@ export async function materialize(
     if (cached !== undefined && (await reflink(workers, spec, cached, path, options))) return 'cache'
     const fd = create(path)
     try {
-      if (cached !== undefined && (await copy(workers, spec, cached, fd, { ...options, log }))) return 'cache'
+      if (cached !== undefined && (await copy(workers, spec, cached, fd, { ...options, log }))) {
+        if (options.isDurable) await syncData(fd)
+        return 'cache'
+      }
       await fetchVerified(workers, spec, fd, { ...options, log })
+      if (options.isDurable) await syncData(fd)
       return 'source'
     } finally {
       closeSync(fd)
@@ -45,6 +52,9 @@ export async function materialize(
     throw localError(`write ${path}`, error)
   }
 }
+
+/** Through the descriptor that wrote, so that what the disk has lost of it is told here. */
+const syncData = promisify(fdatasync)
 
 function create(path: string): number {
   return openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o666)
@@ -73,7 +83,10 @@ async function reflink(
   }
   const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW)
   try {
-    if ((await hashObject(workers, fd, spec.hash.type, spec.size, options)) === spec.hash.hex) return true
+    if ((await hashObject(workers, fd, spec.hash.type, spec.size, options)) === spec.hash.hex) {
+      if (options.isDurable) await syncData(fd)
+      return true
+    }
   } finally {
     closeSync(fd)
   }

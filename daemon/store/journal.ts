@@ -14,14 +14,16 @@
  * Later lines win; the order of the lines is the order of last use, as far as it is known. It is
  * only ever a reason to trust an object less: a line that is damaged or lost leaves its object
  * unchecked, and a stamp holds only for the very file that it was taken from. So no line needs a
- * checksum, none is synced, and none is fatal.
+ * checksum, none is fatal, and none is synced but that which begins a session after `clean`.
  *
  * Within the boot in which it was taken a stamp holds, because the page cache has what the disk may
  * lack. After another boot it holds only if a sync that followed it had no error (write-back.ts): then
- * the disk had the file's bytes, and nobody has written to a file since whose times are the same.
+ * the disk had the file's bytes, and nobody has written to a file since whose times are the same. That
+ * needs a file system on which no deleted file comes back with the bytes of another one (write-order.ts);
+ * on others it holds only if the session ended with `clean`, and nothing was deleted since.
  */
 import { randomBytes } from 'node:crypto'
-import { closeSync, openSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { type Log, localError, systemCode } from '../model/index.js'
 import { isObjectId, type ObjectId } from './layout.js'
@@ -56,14 +58,17 @@ export function currentBootId(): string {
 }
 
 /** Never fails on what is in the file; on a missing file it finds nothing. */
-export async function loadJournal(path: string, bootId: string): Promise<LoadedJournal> {
+export async function loadJournal(
+  path: string,
+  { bootId, keepsOrder }: { readonly bootId: string; readonly keepsOrder: boolean },
+): Promise<LoadedJournal> {
   const reading = new Reading()
   const endsWithNewline = await readLines(path, (line, lineNumber) => reading.take(line, lineNumber))
   const isSameBoot = reading.bootId === bootId
   const entries = new Map<ObjectId, JournalEntry>()
   for (const [id, { size, stamp, lineNumber, isSynced: wasSynced }] of reading.entries) {
     const isSynced = stamp !== undefined && (wasSynced || lineNumber < reading.syncedLines)
-    const isTrusted = reading.isOurs && (isSameBoot || isSynced)
+    const isTrusted = reading.isOurs && (isSameBoot || (isSynced && (keepsOrder || reading.isClean)))
     entries.set(id, isTrusted ? { size, stamp, isSynced } : { size, stamp: undefined, isSynced: false })
   }
   const isComplete = reading.isOurs && reading.isSound && reading.isClean && endsWithNewline
@@ -199,6 +204,8 @@ export class Journal {
     try {
       this.#fd = openSync(this.path, 'a')
       this.#append(`boot ${this.bootId}\n`)
+      // Before anything is deleted: a `clean` that outlives a power cut would speak for what was deleted.
+      fsyncSync(this.#fd)
     } catch (error) {
       this.#fail(error)
     }

@@ -51,6 +51,7 @@ import { type Stamp, stampOf } from './stamp.js'
 import { Unsynced } from './unsynced.js'
 import { type CacheUsage, measureUsage, NO_USAGE } from './usage.js'
 import { WriteBack } from './write-back.js'
+import { keepsWriteOrder } from './write-order.js'
 
 /** An open object: its bytes were checked. */
 export interface ObjectHandle {
@@ -93,6 +94,8 @@ export interface StoreOptions {
   readonly hashFile?: HashFile
   /** bobbin-fuse, which can sync through a descriptor that we hold. Default: sync(1). */
   readonly syncProgram?: string | undefined
+  /** Does the file system keep deletions before reuse? Default: what is known of it (write-order.ts). */
+  readonly keepsOrder?: boolean | undefined
   /** The disk is asked so long after an object came in. Milliseconds; default: 5000. */
   readonly syncAfterMs?: number | undefined
 }
@@ -131,7 +134,8 @@ export async function openStore(cacheDir: string, options: StoreOptions = {}): P
   }
   const writeBack = new WriteBack(folder, options.syncProgram)
   const journalPath = join(folder, 'journal')
-  const { entries, isComplete } = await recoverObjects(cacheDir, journalPath, bootId, log)
+  const keepsOrder = options.keepsOrder ?? keepsWriteOrder(folder)
+  const { entries, isComplete } = await recoverObjects(cacheDir, journalPath, { bootId, keepsOrder }, log)
   const journal = new Journal(journalPath, bootId, log)
   const usage = await measureUsage(cacheDir).catch(error => {
     log.warn({ error: String(error) }, 'cannot look at what the cache takes')

@@ -12,11 +12,11 @@ import { isObjectId, OBJECT_FOLDERS, type ObjectId, objectPath, objectsFolder, t
 export async function recoverObjects(
   cacheDir: string,
   journalPath: string,
-  bootId: string,
+  after: { readonly bootId: string; readonly keepsOrder: boolean },
   log: Log,
 ): Promise<{ readonly entries: Map<ObjectId, JournalEntry>; readonly isComplete: boolean }> {
   await removeTemporaries(cacheDir)
-  const journal = await loadJournal(journalPath, bootId)
+  const journal = await loadJournal(journalPath, after)
   if (journal.isComplete) return journal
   const known = new Map<ObjectId, JournalEntry>()
   let unknown = 0

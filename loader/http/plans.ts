@@ -8,7 +8,7 @@
  * Whoever posts a plan that is known, of another registry, adds a place to it and moves nothing: others go on reading
  * where they did. Loaders of one cache share these files; each uses of a plan's places those that it serves.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import {
   BobbinError,
@@ -23,7 +23,7 @@ import { type CacheRoom, unownedRoom } from '../../daemon/quilt/cache-room.js'
 import { runConfined } from '../../daemon/quilt/confined.js'
 import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
-import { objectsFolder } from '../../daemon/store/index.js'
+import { makeFolderDurablySync, objectsFolder, writeDurablySync } from '../../daemon/store/index.js'
 import { selectionLimits } from '../batch/selection-limits.js'
 import type { TableTask } from '../batch/table-worker.js'
 import {
@@ -104,7 +104,7 @@ export class Plans {
   constructor(private readonly options: PlansOptions) {
     this.#folder = join(options.stateDir ?? options.cacheDir, 'loader', 'v1')
     try {
-      mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
+      makeFolderDurablySync(this.#folder, { mode: 0o750 })
     } catch (error) {
       throw localError(`make the folder ${this.#folder}`, error)
     }
@@ -381,9 +381,8 @@ export class Plans {
   }
 
   #write(id: PlanId, stored: StoredPlan): void {
-    const path = this.#path(id, 'json')
-    writeFileSync(`${path}.new`, JSON.stringify(stored), { mode: 0o640 })
-    renameSync(`${path}.new`, path)
+    // Its id is given away, and may be used after a power cut. (Its table can be made again.)
+    writeDurablySync(this.#path(id, 'json'), JSON.stringify(stored), { mode: 0o640 })
   }
 
   #read(id: string): StoredPlan | undefined {

@@ -8,12 +8,13 @@ import { findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import type { ObjectSpec } from '../../daemon/model/index.js'
 import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
 import { type ObjectStore, objectId, objectPath, openStore } from '../../daemon/store/index.js'
+import { isOrdered } from '../../daemon/store/write-order.js'
 import { forgetPages, losingDisk } from '../support/losing-disk.js'
 import { noise, rememberingLog } from '../support/objects.js'
 
 const ROOMY = { bytesMax: 1e9, freeBytesMin: 0 }
-const SOON = { ...ROOMY, syncAfterMs: 20 }
-const NEVER = { ...ROOMY, syncAfterMs: 1e8 }
+const SOON = { ...ROOMY, keepsOrder: true, syncAfterMs: 20 }
+const NEVER = { ...ROOMY, keepsOrder: true, syncAfterMs: 1e8 }
 
 async function put(store: ObjectStore, bytes: Uint8Array): Promise<ObjectSpec> {
   const hasher = await createObjectHasher('SHA256', bytes.length)
@@ -179,6 +180,29 @@ t.test('after another boot, what a sync has covered is believed, and the rest is
   const third = await openStore(cacheDir, NEVER)
   t.equal(third.stateOf(synced), 'checked')
   t.equal(third.stateOf(late), 'unchecked')
+})
+
+t.test(
+  'after another boot, where a deleted file may come back with the bytes of another one, nothing is believed (S91)',
+  async t => {
+    const cacheDir = t.testdir()
+    const store = await openStore(cacheDir, SOON)
+    const spec = await put(store, noise(1000, 10))
+    await store.close()
+    bootAgain(cacheDir)
+    const next = await openStore(cacheDir, { ...NEVER, keepsOrder: false })
+    t.equal(next.stateOf(spec), 'checked', 'nothing was deleted since the store was closed')
+    bootAgain(cacheDir)
+    t.equal((await openStore(cacheDir, { ...NEVER, keepsOrder: false })).stateOf(spec), 'unchecked')
+  },
+)
+
+t.test('isOrdered reads what ext4 tells of itself', async t => {
+  t.equal(isOrdered('rw\nbarrier\ndata=ordered\ncommit=5\n'), true)
+  t.equal(isOrdered('rw\nbarrier\ndata=journal\n'), true)
+  t.equal(isOrdered('rw\nbarrier\ndata=writeback\n'), false)
+  t.equal(isOrdered('rw\nnobarrier\ndata=ordered\n'), false)
+  t.equal(isOrdered('rw\n'), false)
 })
 
 t.test('a sync that had no mark in this journal covers nothing', async t => {
