@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, readdirSync, utimesSync, writeFileSync } from 'n
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
+import { formatMetrics } from '../../daemon/control/metrics.js'
 import { Bobbin } from '../support/cli.js'
 import { cannotMount, small, until } from '../support/daemon.js'
 import { noise } from '../support/objects.js'
@@ -54,5 +55,6 @@ t.test('status and metrics say what lies in the cache beside objects (S95)', asy
   const address = { registry, package: name, topHash }
   await client.leaseObjects({ owner: 'me', lease: 'l', inos: [2], priority: 'demand', ...address })
   await until('it was measured', async () => (await client.status()).cache.packagesBytes > 4096)
+  t.match(formatMetrics(await client.status()), /^bobbin_cache_packages_bytes [1-9]\d{3,}$/m)
   t.match(await new Bobbin(cacheDir).text('status'), /beside them [\d.]+ KiB of packages, 0 B of plans/)
 })
