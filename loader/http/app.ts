@@ -6,14 +6,13 @@ import swagger from '@fastify/swagger'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import { BobbinError } from '../../daemon/model/index.js'
 import { batchRoutes } from './batch-routes.js'
+import { BODY_BYTES_MAX, boundBodies, REQUEST_MS } from './bodies.js'
 import type { Context } from './context.js'
 import { entryRoutes } from './entry-routes.js'
 import { healthRoutes } from './health-routes.js'
 import { planRoutes } from './plan-routes.js'
 import { problemAnswer } from './problem.js'
 
-/** A list of 10,000 entries with long keys fits. */
-const BODY_BYTES_MAX = 8 * 2 ** 20
 /** A connection that nobody uses. */
 const IDLE_MS = 30_000
 const OPEN_TO_ALL = ['/livez', '/readyz', '/metrics']
@@ -23,6 +22,7 @@ export async function createApp(context: Context, token: () => string | undefine
   const app = Fastify({
     bodyLimit: BODY_BYTES_MAX,
     keepAliveTimeout: IDLE_MS,
+    requestTimeout: REQUEST_MS,
     // A misspelt option is an error, not ignored; numbers are no text.
     ajv: { customOptions: { removeAdditional: false, coerceTypes: false } },
     routerOptions: { maxParamLength: 4096 },
@@ -55,6 +55,8 @@ export async function createApp(context: Context, token: () => string | undefine
         'this address asks for a token: Authorization: Bearer TOKEN, or http://bobbin:TOKEN@HOST',
       )
   })
+  // Behind the token: nobody is counted who may not come in.
+  boundBodies(app)
 
   await app.register(swagger, {
     openapi: {

@@ -75,10 +75,9 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
       plans.use(request.params.id, async plan => {
         const { epoch = 0, positions, session, release } = request.body
         if (release !== undefined) sessions.release(release)
-        const content = plan.at(epoch, positions)
         const of = { rank: 0, world: 1 }
-        if (wantsPaths(request)) await sendPaths(context, request, reply, { plan, of, epoch, content, session })
-        else await sendTar(context, request, reply, { plan, of, epoch, steps: [], content, etag: null })
+        if (wantsPaths(request)) await sendPaths(context, request, reply, { plan, of, epoch, positions, session })
+        else await sendTar(context, request, reply, { plan, of, epoch, steps: [], positions, etag: null })
       }),
   )
 
@@ -98,50 +97,55 @@ interface TarWish {
   readonly epoch: number
   readonly steps: readonly number[]
   /** Instead of steps. */
-  readonly content?: StepContent
+  readonly positions?: readonly number[]
   /** What tells this answer from the others of its plan, epoch and rank; null: it has no ETag. */
   readonly etag: string | null
 }
 
 async function sendTar(context: Context, request: FastifyRequest, reply: FastifyReply, wish: TarWish): Promise<void> {
   const { plan, of, epoch, steps } = wish
-  const samples = wish.content?.samples.length ?? steps.reduce((sum, step) => sum + plan.samplesIn(epoch, step, of), 0)
+  const { positions } = wish
+  const samples = positions?.length ?? steps.reduce((sum, step) => sum + plan.samplesIn(epoch, step, of), 0)
   if (samples > SAMPLES_MAX)
     throw new BobbinError(
       'INVALID_ARGUMENT',
       `${samples} samples in one tar, at most ${SAMPLES_MAX}: ask for fewer steps, or for paths`,
     )
-  const contents =
-    wish.content === undefined ? steps.map(step => context.ahead.contentOf(plan, epoch, step, of)) : [wish.content]
-  const source: ShardSource = { plan, of, epoch, steps, contents }
-  await stream({ ...context, samples }, request, reply, async signal => {
-    const shard = layOut(source)
-    const isStable = wish.etag !== null && plan.document.onMissing === 'fail'
-    const span = negotiate(request.raw, reply.raw, shard.layout.bytes, {
-      contentType: TAR_TYPE,
-      etag: isStable ? `"${plan.id.slice(0, 16)}-e${epoch}-w${of.world}r${of.rank}-${wish.etag}"` : null,
+  await context.streams.during({ samples }, async () => {
+    const contents =
+      positions === undefined
+        ? steps.map(step => context.ahead.contentOf(plan, epoch, step, of))
+        : [plan.at(epoch, positions)]
+    const source: ShardSource = { plan, of, epoch, steps, contents }
+    await stream(context, request, reply, async signal => {
+      const shard = layOut(source)
+      const isStable = wish.etag !== null && plan.document.onMissing === 'fail'
+      const span = negotiate(request.raw, reply.raw, shard.layout.bytes, {
+        contentType: TAR_TYPE,
+        etag: isStable ? `"${plan.id.slice(0, 16)}-e${epoch}-w${of.world}r${of.rank}-${wish.etag}"` : null,
+      })
+      if (span === undefined) return
+      if (request.method === 'HEAD') {
+        reply.raw.writeHead(span.status).end()
+        return
+      }
+      const { ahead, options, packing } = context
+      const objects = new ShardObjects(source, shard, {
+        ahead,
+        timeoutMs: options.stepTimeoutMs,
+        signal,
+        onWait: ms => context.metrics.waited(ms),
+      })
+      let outcome: 'delivered' | 'aborted' = 'aborted'
+      try {
+        await sendLayout({ response: reply.raw, layout: shard.layout, span, objects, packing, signal })
+        outcome = 'delivered'
+      } finally {
+        objects.close()
+        // Of a range, too: then more is written down than was sent, and nothing that was is left out.
+        if (reply.raw.headersSent) deliver(context, { plan, of, epoch, contents, as: 'tar', outcome })
+      }
     })
-    if (span === undefined) return
-    if (request.method === 'HEAD') {
-      reply.raw.writeHead(span.status).end()
-      return
-    }
-    const { ahead, options, packing } = context
-    const objects = new ShardObjects(source, shard, {
-      ahead,
-      timeoutMs: options.stepTimeoutMs,
-      signal,
-      onWait: ms => context.metrics.waited(ms),
-    })
-    let outcome: 'delivered' | 'aborted' = 'aborted'
-    try {
-      await sendLayout({ response: reply.raw, layout: shard.layout, span, objects, packing, signal })
-      outcome = 'delivered'
-    } finally {
-      objects.close()
-      // Of a range, too: then more is written down than was sent, and nothing that was is left out.
-      if (reply.raw.headersSent) deliver(context, { plan, of, epoch, contents, as: 'tar', outcome })
-    }
   })
 }
 
@@ -151,7 +155,7 @@ interface PathsWish {
   readonly epoch: number
   readonly steps?: readonly number[]
   /** Instead of steps. */
-  readonly content?: StepContent
+  readonly positions?: readonly number[]
   readonly session: string | undefined
 }
 
@@ -159,14 +163,30 @@ async function sendPaths(
   context: Context,
   request: FastifyRequest,
   reply: FastifyReply,
-  { plan, of, epoch, steps = [], content, session: asked }: PathsWish,
+  wish: PathsWish,
+): Promise<void> {
+  const { plan, of, epoch, steps = [], positions } = wish
+  // A step at a time is in memory.
+  const samples = positions?.length ?? plan.samplesIn(epoch, steps[0]!, of)
+  await context.streams.during({ samples }, async () => {
+    // Before the answer begins: a damaged index is made again then.
+    const first =
+      positions === undefined ? context.ahead.contentOf(plan, epoch, steps[0]!, of) : plan.at(epoch, positions)
+    await sendLines(context, request, reply, wish, first)
+  })
+}
+
+async function sendLines(
+  context: Context,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  { plan, of, epoch, steps = [], positions, session: asked }: PathsWish,
+  first: StepContent,
 ): Promise<void> {
   const { ahead, sessions, options } = context
-  // Before the answer begins: a damaged index is made again then.
-  const first = content ?? ahead.contentOf(plan, epoch, steps[0]!, of)
   const session = sessions.open(asked)
   await stream(context, request, reply, async signal => {
-    const wishes = content === undefined ? steps : [null]
+    const wishes = positions === undefined ? steps : [null]
     let last: number | undefined
     for (const [i, step] of wishes.entries()) {
       let leased: LeasedStep | undefined

@@ -30,13 +30,29 @@ export interface Context {
   readonly streams: Streams
 }
 
-/** Whose layouts are in memory, of all answers together: about 1.3 GB. */
+/** Samples, and entries of lists, that are laid out in memory for all answers together: about 1.3 GB. */
 const SAMPLES_MAX = 262_144
+/** Of these, the entries of lists: whoever leaves lists unread keeps no batch from being sent. About 330 MB. */
+const LISTED_MAX = 65_536
+/** A list's body and its copy in the answer's index take as much as an entry for each kilobyte. */
+const BODY_BYTES_PER_ENTRY = 1024
+
+/** What an answer has in memory while it is under way. */
+export interface AnswerSize {
+  readonly samples?: number
+  readonly listed?: number
+}
+
+export function sizeOfList(entries: number, bodyBytes: number): AnswerSize {
+  return { listed: entries + Math.ceil(bodyBytes / BODY_BYTES_PER_ENTRY) }
+}
 
 /** Answers under way: bounded, and waited for at the end. */
 export class Streams {
   #count = 0
+  /** With the entries of lists. */
   #samples = 0
+  #listed = 0
   #isDraining = false
   #onIdle: (() => void) | undefined
 
@@ -49,23 +65,33 @@ export class Streams {
     return this.#isDraining
   }
 
-  /** `samples`: that are laid out for the answer. Throws BUSY. Who enters leaves. */
-  enter(samples: number): void {
+  /** Runs what makes and sends an answer, all of it: nothing is worked out for one that is not admitted. Throws BUSY. */
+  async during<T>({ samples = 0, listed = 0 }: AnswerSize, run: () => Promise<T>): Promise<T> {
+    this.#enter(samples, listed)
+    try {
+      return await run()
+    } finally {
+      this.#samples -= samples + listed
+      this.#listed -= listed
+      if (--this.#count === 0) this.#onIdle?.()
+    }
+  }
+
+  #enter(samples: number, listed: number): void {
     if (this.#isDraining) throw new BobbinError('NOT_READY', 'this sidecar is about to end: ask again')
     if (this.#count >= this.max)
       throw new BobbinError(
         'BUSY',
         `${this.max} answers are under way: ask again, or start the sidecar with a larger --streams-max`,
       )
-    if (this.#samples + samples > SAMPLES_MAX && this.#samples > 0)
+    if (listed > 0 && this.#listed + listed > LISTED_MAX && this.#listed > 0)
+      throw new BobbinError('BUSY', `lists of ${this.#listed} entries are under way: ask again`)
+    const added = samples + listed
+    if (added > 0 && this.#samples + added > SAMPLES_MAX && this.#samples > 0)
       throw new BobbinError('BUSY', `answers with ${this.#samples} samples are under way: ask again`)
     this.#count++
-    this.#samples += samples
-  }
-
-  leave(samples: number): void {
-    this.#samples -= samples
-    if (--this.#count === 0) this.#onIdle?.()
+    this.#samples += added
+    this.#listed += listed
   }
 
   /** Takes no more, and waits for those under way. False: some are not done in time. */
@@ -85,16 +111,15 @@ export class Streams {
 }
 
 /**
- * Takes the answer out of fastify's hands (its streams cost a third of the throughput), and keeps the books. `send` gets a
+ * Sends an answer that was admitted (`Streams.during`). Takes it out of fastify's hands (its streams cost a third of the throughput), and keeps the books. `send` gets a
  * signal that fires when the client goes.
  */
 export async function stream(
-  { streams, log, metrics, door, samples = 0 }: Context & { readonly samples?: number },
+  { log, metrics, door }: Context,
   request: FastifyRequest,
   reply: FastifyReply,
   send: (signal: AbortSignal) => Promise<void>,
 ): Promise<void> {
-  streams.enter(samples)
   reply.hijack()
   const gone = new AbortController()
   reply.raw.once('close', () => {
@@ -111,7 +136,5 @@ export async function stream(
     if (!isClients)
       log[reply.raw.headersSent ? 'error' : 'warn']({ url: request.url, error: String(error) }, 'an answer failed')
     sendProblem(reply.raw, door.shown(error))
-  } finally {
-    streams.leave(samples)
   }
 }

@@ -8,7 +8,8 @@ import type { PackedObject } from '../batch/packing.js'
 import { Layout } from '../format/layout.js'
 import { hashText, type ListedEntry, listLayout, markMissing } from '../format/shard.js'
 import { type AnswerHead, type AnswerObjects, negotiate, sendLayout } from './answer.js'
-import { type Context, stream } from './context.js'
+import { bodyBytesOf } from './bodies.js'
+import { type Context, sizeOfList, stream } from './context.js'
 import type { Lease, PackageAddress } from './objects.js'
 import { EntryParams, ListBody, ObjectParams } from './schema.js'
 import { withKey } from './shards.js'
@@ -31,38 +32,46 @@ interface Wished {
   error?: BobbinError
 }
 
+const ONE = { listed: 1 }
+
 export function entryRoutes(app: FastifyInstance, context: Context): void {
+  const { streams } = context
   app.get<{ Params: { topHash: string; '*': string } }>(
     '/v1/p/:topHash/*',
     { schema: { params: EntryParams, summary: 'An entry by its key, of a package that a plan was made of' } },
-    async (request, reply) => {
-      const { topHash, '*': key } = request.params
-      const address = knownAddress(context, topHash)
-      if (address === undefined)
-        throw new BobbinError('REVISION_NOT_FOUND', `this sidecar has no plan of the package ${topHash}`)
-      await context.packages.use(address, async opened => {
-        await sendOne(context, request, reply, byKey(context, address, opened, key))
-      })
-    },
+    async (request, reply) =>
+      streams.during(ONE, async () => {
+        const { topHash, '*': key } = request.params
+        const address = knownAddress(context, topHash)
+        if (address === undefined)
+          throw new BobbinError('REVISION_NOT_FOUND', `this sidecar has no plan of the package ${topHash}`)
+        await context.packages.use(address, async opened => {
+          await sendOne(context, request, reply, byKey(context, address, opened, key))
+        })
+      }),
   )
 
   app.get<{ Params: { hash: string } }>(
     '/v1/o/:hash',
     { schema: { params: ObjectParams, summary: 'An object of the store, by its SHA-256 value' } },
-    async (request, reply) => {
-      const { found, release } = await findByHash(context, [request.params.hash])
-      try {
-        await sendOne(context, request, reply, present(context, found[0], request.params.hash))
-      } finally {
-        release()
-      }
-    },
+    async (request, reply) =>
+      streams.during(ONE, async () => {
+        const { found, release } = await findByHash(context, [request.params.hash])
+        try {
+          await sendOne(context, request, reply, present(context, found[0], request.params.hash))
+        } finally {
+          release()
+        }
+      }),
   )
 
   app.post<{ Body: ListBody }>(
     '/v1/get',
     { schema: { body: ListBody, summary: 'Entries, or parts of them, as tar in the order asked for' } },
-    async (request, reply) => sendList(context, request, reply, request.body),
+    async (request, reply) => {
+      const size = sizeOfList(request.body.entries.length, bodyBytesOf(request))
+      return streams.during(size, () => sendList(context, request, reply, request.body))
+    },
   )
 }
 

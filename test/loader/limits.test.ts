@@ -317,6 +317,76 @@ t.test('memory is bounded: 4 MiB an answer over what it has at rest (S35)', { ti
   t.ok(most - before <= 4 * clients + 64, 'and 64 MiB for garbage', { before, most })
 })
 
+t.test('lists that nobody reads do not add up, and let batches through (S35)', async t => {
+  const written = await writeFiles(t, 100, 1000)
+  const loader = await startLoader(t, { args: ['--streams-max', '64'] })
+  const plan = await loader.plan({ package: written.reference, ...ORDERED, batch: { global: 100 } })
+  const memory = () => {
+    const status = readFileSync(`/proc/${loader.process.pid}/status`, 'utf8')
+    return Number(/VmRSS:\s+(\d+)/.exec(status)![1]) / 1024
+  }
+  const entries = Array.from({ length: 10_000 }, (_, i) => ({ key: `f${String(i % 100).padStart(4, '0')}.bin` }))
+  const body = JSON.stringify({ package: written.reference, entries })
+  const list = () =>
+    new Promise<IncomingMessage>((resolve, reject) => {
+      const headers = { 'content-type': 'application/json', 'content-length': body.length }
+      const to = { socketPath: loader.socket, path: '/v1/get', method: 'POST', agent: false, headers }
+      const call = request(to, resolve)
+      call.once('error', reject)
+      call.end(body)
+    })
+  const whole = await loader.ask('/v1/get', { body: { package: written.reference, entries } })
+  t.equal(whole.status, 200)
+  const before = memory()
+  let most = before
+  const watch = setInterval(() => {
+    most = Math.max(most, memory())
+  }, 20)
+  const answers = await Promise.all(Array.from({ length: 24 }, list))
+  for (const answer of answers) answer.on('error', () => {}).pause()
+  const taken = answers.filter(({ statusCode }) => statusCode === 200)
+  const busy = answers.filter(({ statusCode }) => statusCode === 429)
+  t.equal(taken.length + busy.length, 24)
+  t.equal(taken.length, 6, 'six times 10,000 entries, and a body of 280 kB each')
+  t.ok(busy.every(({ headers }) => Number(headers['retry-after']) >= 1))
+  t.equal((await loader.ask(`/v1/plans/${plan.planId}/batches`)).status, 200, 'batches are sent meanwhile')
+  clearInterval(watch)
+  t.comment(`at rest ${before.toFixed(0)} MiB, with 24 lists of 10,000 entries at most ${most.toFixed(0)} MiB`)
+  // 5 KB for each of 65,536 entries, 4 MiB for each answer, and what Node.js has not collected yet.
+  t.ok(most - before <= 320 + 4 * 6 + 64, 'within the bound', { before, most })
+  for (const answer of answers) answer.destroy()
+  await until('they are gone', async () => (await loader.ask('/v1/status')).json().streams === 0)
+  t.equal((await loader.ask('/v1/get', { body: { package: written.reference, entries } })).status, 200)
+})
+
+t.test('bodies that wait to be whole are bounded, and small ones are taken meanwhile (S35)', async t => {
+  const written = await writeFiles(t, 2, 1000)
+  const loader = await startLoader(t)
+  const half = (headers: Record<string, string | number>) => {
+    const to = { socketPath: loader.socket, path: '/v1/get', method: 'POST', agent: false }
+    const call = request({ ...to, headers: { 'content-type': 'application/json', ...headers } })
+    call.on('error', () => {})
+    call.write(' '.repeat(100_000))
+    return call
+  }
+  const held = Array.from({ length: 8 }, () => half({ 'content-length': 8 * MIB }))
+  await until('there is no room for another one', async () => {
+    const another = half({ 'content-length': 8 * MIB })
+    const answer = await Promise.race([
+      once(another, 'response').then(([response]) => (response as IncomingMessage).resume().statusCode),
+      new Promise(resolve => setTimeout(resolve, 500)),
+    ])
+    another.destroy()
+    return answer === 429
+  })
+  const [unsaid] = await once(half({ 'transfer-encoding': 'chunked' }), 'response')
+  t.equal((unsaid as IncomingMessage).resume().statusCode, 429, 'a body without a length counts as the longest')
+  t.equal((await loader.plan({ package: written.reference })).samples, 2)
+  for (const call of held) call.destroy()
+  const body = { package: written.reference, entries: [{ key: 'f0000.bin', opaque: 'x'.repeat(MIB) }] }
+  await until('there is room again', async () => (await loader.ask('/v1/get', { body })).status === 200)
+})
+
 t.test('with --rehash, bytes that changed under a lease are noticed and made new before they are sent', async t => {
   // Whole in one chunk of an answer, and over several.
   for (const bytes of [1000, 5 * MIB]) {
