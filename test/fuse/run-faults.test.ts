@@ -421,7 +421,7 @@ ask('/v1/plans', '-H', 'content-type: application/json', '-d', json.dumps({'pack
 ask('/v1/p/${written.topHash}/train/000003.cls')
 print('ready', flush=True)
 time.sleep(600)`
-  const child = started(runs.start('--host', '--', 'python3', '-c', script))
+  const child = started(runs.start('--host', ...mount, '--', 'python3', '-c', script))
   t.teardown(() => child.process.kill())
   await until('it runs', () => child.stderr().includes('ready'), 60_000)
   const record = join(runs.state, 'runs', runs.latestFacts()!.runId)
