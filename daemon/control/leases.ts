@@ -26,7 +26,7 @@ import {
 } from '../model/index.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { parseRegistry } from '../quilt/reference.js'
-import { isBelowOne, isWithin, type Places, Served } from '../quilt/served.js'
+import { confined, isBelowOne, isWithin, type Places, Served } from '../quilt/served.js'
 import type { ObjectId, ObjectStore } from '../store/index.js'
 import { Concealer } from './conceal.js'
 import { problemOf } from './errors.js'
@@ -99,7 +99,8 @@ export class Leases {
     const told = (error: unknown) => (served.isEverything ? error : this.#concealer.concealFound(error))
     if (!served.admits(body)) throw told(new BobbinError('ACCESS_DENIED', notServed(body)))
     const bounds = [served.placesOf(body), body.places].filter(places => places !== undefined)
-    const opened = await this.#use(body).catch(error => Promise.reject(told(error)))
+    const within = foldersOf(bounds)
+    const opened = await this.#use(body, within).catch(error => Promise.reject(told(error)))
     const { fetcher } = this.options
     const failed: LeaseAnswer['failed'] = []
     const pins: (Pin | undefined)[] = new Array(body.inos.length)
@@ -107,7 +108,6 @@ export class Leases {
       try {
         const entry = await entryOf(opened.package, ino)
         requireWithin(entry, bounds)
-        const within = foldersOf(bounds)
         pins[i] = await fetcher.pin(entry, { signal, label: entry.key, priority: body.priority, within })
       } catch (error) {
         const { code, detail } = problemOf(told(error))
@@ -264,11 +264,13 @@ export class Leases {
     this.#owners.delete(name)
   }
 
-  async #use(address: Pick<LeaseBody, 'registry' | 'package' | 'topHash'>) {
-    const key = `${address.registry} ${address.package} ${address.topHash}`
+  /** Callers with different rights share no opening: a manifest is a file like others, and may be a link that leads out. */
+  async #use(address: Pick<LeaseBody, 'registry' | 'package' | 'topHash'>, within: readonly string[] | undefined) {
+    const key = JSON.stringify([address.registry, address.package, address.topHash, within])
     let use = this.#packages.get(key)
     if (use === undefined) {
-      const { cacheDir, source, offline, store: room } = this.options
+      const { cacheDir, offline, store: room } = this.options
+      const source = confined(this.options.source, within)
       const reference = {
         registry: parseRegistry(address.registry),
         name: parsePackageName(address.package),

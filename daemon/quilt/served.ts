@@ -11,7 +11,7 @@
  */
 import { realpathSync } from 'node:fs'
 import { resolve } from 'node:path'
-import type { PhysicalKey, Registry } from '../model/index.js'
+import type { PhysicalKey, Registry, Source } from '../model/index.js'
 import { formatRegistry, parseRegistry } from './reference.js'
 
 /** One revision of a package, as it is spelt on its way between processes. */
@@ -124,6 +124,15 @@ export function isWithin(key: PhysicalKey, { folders, buckets }: Places): boolea
 /** `path`: without `.` and `..`. */
 export function isBelowOne(path: string, folders: readonly string[]): boolean {
   return folders.some(folder => path.startsWith(folder === '/' ? '/' : `${folder}/`))
+}
+
+/** The source, but for files that lie elsewhere than in these folders. */
+export function confined(source: Source, within: readonly string[] | undefined): Source {
+  if (within === undefined) return source
+  return {
+    read: (key, options) => source.read(key, { ...options, within }),
+    list: (folder, options) => source.list(folder, options),
+  }
 }
 
 /** As it was named, and where that is. */

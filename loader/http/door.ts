@@ -7,10 +7,10 @@
  */
 import { Concealer } from '../../daemon/control/conceal.js'
 import { problemOf } from '../../daemon/control/errors.js'
-import { BobbinError, type Log, type Source, type TopHash } from '../../daemon/model/index.js'
+import { BobbinError, type Log, type TopHash } from '../../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage, resolveTopHash } from '../../daemon/quilt/package-cache.js'
 import { formatReference, formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
-import type { Places, RevisionAddress, Served } from '../../daemon/quilt/served.js'
+import { confined, type Places, type RevisionAddress, type Served } from '../../daemon/quilt/served.js'
 
 export class Door {
   readonly #concealer: Concealer
@@ -52,10 +52,10 @@ export class Door {
     // Before anything is looked up: what lies in a registry that was not named is no business of this caller's.
     if (!this.served.mayAsk(asked)) throw notServed(formatReference(reference))
     const places = this.served.placesOf({ ...asked, topHash: '' })
-    const confined = { ...options, source: within(options.source, places) }
-    const topHash: TopHash = await resolveTopHash(reference, confined)
+    const bounded = { ...options, source: confined(options.source, places?.folders) }
+    const topHash: TopHash = await resolveTopHash(reference, bounded)
     if (!this.admits({ ...asked, topHash })) throw notServed(formatReference(reference))
-    return openPackage({ ...reference, revision: { kind: 'hash', prefix: topHash } }, confined)
+    return openPackage({ ...reference, revision: { kind: 'hash', prefix: topHash } }, bounded)
   }
 
   /** Of something that was looked up for the caller: what they may know. */
@@ -74,12 +74,4 @@ export class Door {
 
 function notServed(what: string): BobbinError {
   return new BobbinError('ACCESS_DENIED', `${what} is not among what this loader serves (--serve, --allow)`)
-}
-
-function within(source: Source, places: Places | undefined): Source {
-  if (places === undefined) return source
-  return {
-    read: (key, options) => source.read(key, { ...options, within: places.folders }),
-    list: (folder, options) => source.list(folder, options),
-  }
 }

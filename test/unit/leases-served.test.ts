@@ -1,6 +1,6 @@
 /** What the daemon leases to a caller who is not its owner, and what it lets such a caller know. */
 import { createHash } from 'node:crypto'
-import { mkdirSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, realpathSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { Leases } from '../../daemon/control/leases.js'
@@ -136,6 +136,16 @@ t.test('rows and links that lead out of a served folder are refused, and nothing
   const logged = JSON.stringify(log.lines)
   t.match(logged, /credentials/, 'the log says what it was')
   t.notMatch(logged, new RegExp(`hashes to ${sha256}`), 'and even there no secret was read')
+})
+
+t.test('a manifest that is a link out of a served folder is not read', async t => {
+  const { leases, write, folder } = await leasing(t)
+  const written = await write('registry', { 'a.txt': 'aaa' })
+  const elsewhere = join(folder, 'home/manifest')
+  renameSync(written.manifestPath, elsewhere)
+  symlinkSync(elsewhere, written.manifestPath)
+  t.match(await answerTo(() => leases.lease(bodyOf(written), SIGNAL, servedOf(written))), UNIFORM)
+  t.same(await leases.lease(bodyOf(written), SIGNAL), { failed: [] }, 'the owner has it')
 })
 
 t.test('the owner is told everything, and reads what rows name', async t => {
