@@ -15,21 +15,43 @@ std::string errorText(int error) {
 void setInherited(int fd, bool isInherited) { ::fcntl(fd, F_SETFD, isInherited ? 0 : FD_CLOEXEC); }
 
 namespace {
+// What a terminal obeys or shows otherwise, beyond C0: the same as daemon/model/terminal.ts has.
+bool isTerminalControl(unsigned code) {
+  return (code >= 0x7f && code <= 0x9f) || code == 0x061c || code == 0x200e || code == 0x200f ||
+         (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
+}
+
+// The character that `text` begins with, where it has two or three bytes of UTF-8, as all of those have; else
+// its first byte.
+struct Character {
+  unsigned code;
+  std::size_t bytes;
+};
+Character characterAt(std::string_view text) {
+  const auto byte = [&](std::size_t i) -> unsigned { return static_cast<unsigned char>(text[i]); };
+  const auto continues = [&](std::size_t i) { return i < text.size() && (byte(i) & 0xc0U) == 0x80U; };
+  if ((byte(0) & 0xe0U) == 0xc0U && continues(1)) return {(byte(0) & 0x1fU) << 6U | (byte(1) & 0x3fU), 2};
+  if ((byte(0) & 0xf0U) == 0xe0U && continues(1) && continues(2))
+    return {(byte(0) & 0x0fU) << 12U | (byte(1) & 0x3fU) << 6U | (byte(2) & 0x3fU), 3};
+  return {byte(0), 1};
+}
+
+// JSON text that does nothing on a terminal: names in it may be a stranger's.
 std::string quoted(std::string_view text) {
   static constexpr char digits[] = "0123456789abcdef";
   std::string out = "\"";
-  for (const char character : text) {
-    const auto byte = static_cast<unsigned char>(character);
-    if (byte == '"' || byte == '\\') {
+  while (!text.empty()) {
+    const auto [code, bytes] = characterAt(text);
+    if (code == '"' || code == '\\') {
       out += '\\';
-      out += character;
-    } else if (byte < 0x20) {
-      out += "\\u00";
-      out += digits[byte >> 4U];
-      out += digits[byte & 15U];
+      out += static_cast<char>(code);
+    } else if (code < 0x20 || ((bytes > 1 || code == 0x7f) && isTerminalControl(code))) {
+      out += "\\u";
+      for (const unsigned shift : {12U, 8U, 4U, 0U}) out += digits[code >> shift & 15U];
     } else {
-      out += character;
+      out += text.substr(0, bytes);
     }
+    text.remove_prefix(bytes);
   }
   return out + "\"";
 }
