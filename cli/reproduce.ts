@@ -26,6 +26,8 @@ export interface ReproduceFlags extends CommonFlags, AllowFlags {
 }
 
 const PREFETCHED_AT_ONCE = 256
+/** A ledger may have more rows than memory has room for; the command itself asks for the others. */
+const PREFETCHED_MAX = 100_000
 
 /** The same hashes, the same command, once more; ends with 13 when the outputs differ. */
 export async function reproduce(text: string, flags: ReproduceFlags): Promise<void> {
@@ -168,7 +170,17 @@ async function isNameOf(name: string, { digest }: ImageIdentity, program: Engine
   }
 }
 
-/** What the first run opened, in the order in which it did: asked for while the command is on its way. */
+interface FirstRead {
+  readonly key: string
+  /** RFC 3339. */
+  readonly first: string
+}
+
+function earliest(rows: readonly FirstRead[]): FirstRead[] {
+  return [...rows].sort((a, b) => (a.first < b.first ? -1 : 1)).slice(0, PREFETCHED_MAX)
+}
+
+/** What the first run opened, in the order in which it did, PREFETCHED_MAX entries of a package at most: asked for while the command is on its way. */
 async function prefetch(
   record: RunFolder,
   client: DaemonClient,
@@ -179,10 +191,15 @@ async function prefetch(
   const owner = `reproduce-${process.pid}`
   try {
     for (const { registry, package: name, topHash } of mounts) {
-      const rows: { readonly key: string; readonly first: string }[] = []
-      for await (const row of readLedger(record.file('reads.jsonl')))
-        if (row.package === name && row.topHash === topHash) rows.push(row)
-      rows.sort((a, b) => (a.first < b.first ? -1 : 1))
+      let rows: FirstRead[] = []
+      for await (const { package: rowPackage, topHash: rowHash, key, first } of readLedger(
+        record.file('reads.jsonl'),
+      )) {
+        if (rowPackage !== name || rowHash !== topHash) continue
+        rows.push({ key, first })
+        if (rows.length >= 2 * PREFETCHED_MAX) rows = earliest(rows)
+      }
+      rows = earliest(rows)
       const { cacheDir, offline } = settings
       const reference = referenceOf(`${registry}/${name}@${topHash}`, {}, settings)
       const opened = await openPackage(reference, { cacheDir, source, offline, quarantine: true })
