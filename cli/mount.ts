@@ -1,11 +1,14 @@
 import { mkdirSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { findBobbinFuse } from '../daemon/control/bobbin-fuse.js'
+import { type DaemonClient, findDaemon } from '../daemon/control/client.js'
 import { ensureDaemon } from '../daemon/control/launch.js'
-import { BobbinError, formatBytes, localError, throwIfAborted } from '../daemon/model/index.js'
+import { BobbinError, formatBytes, isTopHash, localError, throwIfAborted } from '../daemon/model/index.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
 import { formatRegistry } from '../daemon/quilt/reference.js'
-import { type PackageFlags, withPackage } from './context.js'
+import { resolveRevision } from '../daemon/quilt/registry.js'
+import { type PackageFlags, referenceOf, withContext, withPackage } from './context.js'
+import { readSettings } from './settings.js'
 
 interface MountFlags extends PackageFlags {
   readonly allowOther?: boolean
@@ -22,6 +25,8 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
       throw new BobbinError('INVALID_ARGUMENT', `--${name} is not a number`)
   }
   const mountpoint = await prepareMountpoint(resolve(dir), flags)
+  const caller = findDaemon(readSettings(flags).cacheDir)
+  if (caller?.isCaller) return mountAsCaller(text, mountpoint, flags, caller)
   await withPackage(text, flags, async (opened, { settings, output, signal }) => {
     const { client, isStarted } = await ensureDaemon(settings)
     if (isStarted) output.note(`bobbin: started the daemon (process ${client.pid}) for ${settings.cacheDir}`)
@@ -47,6 +52,32 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
       topHash,
       `mounted on ${facts.mountpoint}: ${entries.toLocaleString('en')} entries, ${formatBytes(bytes)} (${facts.transport}, ${facts.openMode})`,
     ])
+  })
+}
+
+/** Another user's daemon, which lets others mount: it fetches and compiles, and the mount is ours alone. */
+async function mountAsCaller(text: string, mountpoint: string, flags: MountFlags, client: DaemonClient): Promise<void> {
+  if (flags.allowOther || flags.uid !== undefined || flags.gid !== undefined) {
+    throw new BobbinError(
+      'ACCESS_DENIED',
+      `a mount by the daemon of another user is your own, and nobody else's: leave --allow-other, --uid and --gid out`,
+    )
+  }
+  await withContext(flags, async ({ settings, output, source, signal }) => {
+    const reference = referenceOf(text, flags, settings)
+    const { revision } = reference
+    const isFull = revision.kind === 'hash' && isTopHash(revision.prefix)
+    const topHash = isFull ? revision.prefix : await resolveRevision(source, reference, { signal })
+    const facts = await client.mount({
+      registry: formatRegistry(reference.registry),
+      package: reference.name,
+      topHash,
+      mountpoint,
+      quarantine: flags.quarantine ?? false,
+      ...(settings.openMode !== undefined && { openMode: settings.openMode }),
+      ...(flags.umask !== undefined && { umask: flags.umask }),
+    })
+    await output.row(facts, `${facts.topHash}\nmounted on ${facts.mountpoint}: for this user alone`)
   })
 }
 

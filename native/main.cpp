@@ -36,6 +36,8 @@ and `bobbin daemon`, which start this program.
                         daemon can neither signal nor trace bobbin-fuse, which keeps what it needs to start it
   --mount-below DIR     mounts only below this folder (may be repeated); give it with --user, since the daemon
                         then asks for mounts that it could not make by itself
+  --mounts-for-group    who may open PATH with .mounts.sock mounts too: packages that the daemon serves to others
+                        (BOBBIN_ALLOW), on an empty folder of their own below --mount-below, for themselves alone
   --threads N           threads a mount (default: one a core, 2 to 8)
   --patience SECONDS    a reader waits so long without a sign of progress, then gets EIO (default: 60)
   --version, --help
@@ -81,11 +83,12 @@ int main(int argc, char** argv) {
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
   std::optional<bobbin::Account> user;
-  enum Option { cache = 1, socket, userName, daemonUser, mountBelow, threads, patience, version, help, stateVersion, syncfs };
+  enum Option { cache = 1, socket, userName, daemonUser, mountsForGroup, mountBelow, threads, patience, version, help, stateVersion, syncfs };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
                           {"user", required_argument, nullptr, userName},
                           {"daemon-user", required_argument, nullptr, daemonUser},
+                          {"mounts-for-group", no_argument, nullptr, mountsForGroup},
                           {"mount-below", required_argument, nullptr, mountBelow},
                           {"threads", required_argument, nullptr, threads},
                           {"patience", required_argument, nullptr, patience},
@@ -110,6 +113,9 @@ int main(int argc, char** argv) {
       case daemonUser:
         options.daemonUser = bobbin::findAccount(optarg);
         if (!options.daemonUser) return refuseUser(optarg, "--daemon-user");
+        break;
+      case mountsForGroup:
+        options.isForGroup = true;
         break;
       case mountBelow:
         if (optarg[0] != '/') return refuse("--mount-below takes an absolute path");
@@ -143,9 +149,13 @@ int main(int argc, char** argv) {
   options.command.assign(argv + optind, argv + argc);
   if (options.command.empty()) return refuse("no command: it has to start a daemon");
   if (options.cache.empty() || options.cache[0] != '/') return refuse("--cache takes an absolute path");
+  if (options.isForGroup && options.mountBelow.empty())
+    return refuse("--mounts-for-group needs --mount-below: the folders that others may mount in");
   if (options.socket.empty()) options.socket = options.cache + "/daemon.sock";
   // The daemon writes down where it is reached.
   ::setenv("BOBBIN_SOCKET", options.socket.c_str(), 1);
+  // And that there is a door for others.
+  if (options.isForGroup) ::setenv("BOBBIN_MOUNTS_FOR_GROUP", "1", 1);
   if (const char* without = std::getenv("BOBBIN_FUSE_WITHOUT")) {
     options.withoutPassthrough = std::strstr(without, "passthrough") != nullptr;
     options.withoutResend = std::strstr(without, "resend") != nullptr;

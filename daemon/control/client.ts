@@ -4,11 +4,14 @@
  */
 import { accessSync, constants } from 'node:fs'
 import { Agent, request } from 'node:http'
+import { connect } from 'node:net'
 import { BobbinError, systemCode } from '../model/index.js'
 import { readOwner } from '../store/index.js'
+import type { CallerAnswer } from './callers.js'
 import { type Door, doorsFor, type Right } from './doors.js'
 import { errorOf } from './errors.js'
 import type {
+  CallerRequest,
   FindAnswer,
   FindBody,
   LeaseAnswer,
@@ -31,6 +34,7 @@ export class DaemonClient {
   readonly #agent = new Agent({ keepAlive: true, maxFreeSockets: 64 })
 
   readonly #paths: Readonly<Partial<Record<Door, string | undefined>>>
+  readonly #mountsPath: string | undefined
   /** Found once per right. */
   readonly #open = new Map<Right, string>()
 
@@ -39,15 +43,27 @@ export class DaemonClient {
     readonly socketPath: string,
     readonly pid: number,
     others: { readonly leases?: string | undefined; readonly status?: string | undefined } = {},
+    mountsPath?: string,
   ) {
     this.#paths = { control: socketPath, ...others }
+    this.#mountsPath = mountsPath
   }
 
-  mount(body: MountBody): Promise<MountFacts> {
+  /** Whether mounts are asked for at the door of those who are not the owner, which are this user's own. */
+  get isCaller(): boolean {
+    return this.#mountsPath !== undefined && !mayOpen(this.socketPath) && mayOpen(this.#mountsPath)
+  }
+
+  async mount(body: MountBody): Promise<MountFacts> {
+    if (this.isCaller) {
+      const { uid: _, gid: __, allowOther: ___, ...mount } = body
+      return (await this.#askAsCaller({ mount }))!
+    }
     return this.#call('control', 'POST', '/v1/mounts', body)
   }
 
   async unmount(mountpoint: string, force: boolean): Promise<void> {
+    if (this.isCaller) return void (await this.#askAsCaller({ unmount: { mountpoint, force } }))
     await this.#call('control', 'DELETE', '/v1/mounts', { mountpoint, force })
   }
 
@@ -105,6 +121,30 @@ export class DaemonClient {
     )
   }
 
+  /** One line each way (native/session/callers.hpp). */
+  async #askAsCaller(request: CallerRequest): Promise<MountFacts | null> {
+    const socket = connect(this.#mountsPath!)
+    socket.setTimeout(TIMEOUT_MS, () => socket.destroy(new Error('no answer in time')))
+    let line = ''
+    try {
+      socket.write(`${JSON.stringify(request)}\n`)
+      for await (const chunk of socket.setEncoding('utf8')) line += chunk
+    } catch (error) {
+      throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon (process ${this.pid}) does not answer (${error})`)
+    } finally {
+      socket.destroy()
+    }
+    if (!line.endsWith('\n')) {
+      throw new BobbinError(
+        'DAEMON_UNAVAILABLE',
+        `the daemon (process ${this.pid}) hung up: it starts again, or many ask at once; try again in a moment`,
+      )
+    }
+    const answer = JSON.parse(line) as CallerAnswer
+    if ('problem' in answer) throw errorOf(JSON.stringify(answer.problem), answer.problem.status)
+    return answer.facts
+  }
+
   async #call<Answer>(
     right: Right,
     method: string,
@@ -160,7 +200,12 @@ export class DaemonClient {
 export function findDaemon(cacheDir: string): DaemonClient | undefined {
   const { isHeld, facts } = readOwner(cacheDir)
   if (!isHeld || facts?.socketPath === undefined) return undefined
-  return new DaemonClient(facts.socketPath, facts.pid, { leases: facts.leasesPath, status: facts.statusPath })
+  return new DaemonClient(
+    facts.socketPath,
+    facts.pid,
+    { leases: facts.leasesPath, status: facts.statusPath },
+    facts.mountsPath,
+  )
 }
 
 /** Also true of a socket that is not there: then the call says so. */

@@ -16,7 +16,9 @@ import type { OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
 import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
 import { findBobbinFuse } from './bobbin-fuse.js'
-import { DOORS, type Door, doorPath } from './doors.js'
+import { answerCaller } from './callers.js'
+import { Concealer } from './conceal.js'
+import { DOORS, type Door, doorPath, mountsPath } from './doors.js'
 import { Leases } from './leases.js'
 import { createLog } from './log.js'
 import { Mounts } from './mounts.js'
@@ -59,6 +61,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       socketPath,
       leasesPath: doorPath(socketPath, 'leases'),
       statusPath: doorPath(socketPath, 'status'),
+      ...(inherited?.isForGroup && { mountsPath: mountsPath(socketPath) }),
       version: version(),
       startedAt,
     },
@@ -93,7 +96,11 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     log,
   })
   const leases = new Leases({ cacheDir, source, offline, fetcher, store, workers, log })
-  const servedMounts = new ServedMounts(() => mounts.list(), options.allow ?? [])
+  // What others have mounted makes nothing public.
+  const ownMounts = () => mounts.list().filter(({ uid }) => uid === undefined)
+  const servedMounts = new ServedMounts(ownMounts, options.allow ?? [])
+  const concealer = new Concealer('the daemon', log)
+  native?.answerCallers((caller, line) => answerCaller(caller, line, { mounts, servedMounts, concealer, log }))
   native?.start(verifiedObjects(store))
   const roomHolds = new RoomHolds(store, log)
   await mounts.begin()
@@ -194,6 +201,8 @@ interface Inherited {
   readonly ownerFd: number
   readonly doorFds: Readonly<Record<Door, number>>
   readonly socketPath?: string
+  /** Others may mount. */
+  readonly isForGroup: boolean
 }
 
 /** What bobbin-fuse hands to the daemon that it starts; `undefined`: it did not start this one. */
@@ -208,9 +217,16 @@ function takeInherited(): Inherited | undefined {
   const fds = names.map(name => take(`BOBBIN_${name}_FD`)).map(text => (text === undefined ? undefined : Number(text)))
   const [linkFd, ownerFd, control, leases, status] = fds
   const socketPath = take('BOBBIN_SOCKET')
+  const isForGroup = take('BOBBIN_MOUNTS_FOR_GROUP') !== undefined
   if (linkFd === undefined || ownerFd === undefined) return undefined
   if (control === undefined || leases === undefined || status === undefined) return undefined
-  return { linkFd, ownerFd, doorFds: { control, leases, status }, ...(socketPath !== undefined && { socketPath }) }
+  return {
+    linkFd,
+    ownerFd,
+    doorFds: { control, leases, status },
+    isForGroup,
+    ...(socketPath !== undefined && { socketPath }),
+  }
 }
 
 function* verifiedObjects(store: ObjectStore): Generator<VerifiedObject> {

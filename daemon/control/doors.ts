@@ -43,6 +43,11 @@ export function doorPath(controlPath: string, door: Door): string {
   return `${controlPath.replace(/\.sock$/, '')}.${door}.sock`
 }
 
+/** Where others may mount, it is bobbin-fuse that listens here (callers.ts). */
+export function mountsPath(controlPath: string): string {
+  return `${controlPath.replace(/\.sock$/, '')}.mounts.sock`
+}
+
 /** Whether a daemon with this path for `control` can have all of its doors. */
 export function fitDoors(controlPath: string): boolean {
   return DOORS.every(door => fitsSocket(doorPath(controlPath, door)))

@@ -313,7 +313,7 @@ function notServed({ registry, package: name, topHash }: LeaseBody): string {
 }
 
 /** Throws ACCESS_DENIED for a physical key that leads out, as far as its text says. */
-function requireWithin({ physicalKey, size, hash }: ObjectSpec, bounds: readonly Places[]): void {
+export function requireWithin({ physicalKey, size, hash }: ObjectSpec, bounds: readonly Places[]): void {
   if (bounds.every(places => isWithin(physicalKey, places))) return
   throw new BobbinError(
     'ACCESS_DENIED',

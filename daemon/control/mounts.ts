@@ -12,15 +12,27 @@ import { unmountPath } from '../mount/unmount.js'
 import type { CacheRoom } from '../quilt/cache-room.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { formatRegistry, parseRegistry } from '../quilt/reference.js'
+import type { Places } from '../quilt/served.js'
+import { requireWithin } from './leases.js'
 import type { MountBody, MountFacts } from './schema.js'
 
 /** A dead mount answers at once; one that does not answer is not dead. */
 const PROBE_MS = 2000
 
+/** A user who is not the owner, and what may be read for them. */
+export interface MountsCaller {
+  /** By which bobbin-fuse knows them. */
+  readonly number: number
+  readonly uid: number
+  /** `undefined`: anything. */
+  readonly places: Places | undefined
+}
+
 /** What the next daemon has to know of a mount that outlives this one. */
 interface MountNote {
   readonly body: MountBody
   readonly mountedAt: string
+  readonly caller?: MountsCaller | undefined
 }
 
 interface Mounted {
@@ -62,17 +74,17 @@ export class Mounts {
   async #adopt(survivor: SurvivingMount): Promise<void> {
     const { log, objects } = this.options
     try {
-      const { body, mountedAt } = JSON.parse(survivor.note) as MountNote
+      const { body, mountedAt, caller } = JSON.parse(survivor.note) as MountNote
       const opened = await this.#open(body)
       const mount = survivor.attach({
         mountpoint: body.mountpoint,
         opened,
-        objects,
+        objects: within(objects, caller?.places),
         log,
         mountedAt: Date.parse(mountedAt),
         run: body.run,
       })
-      this.#keep(opened, mount, body.mountpoint, mountedAt)
+      this.#keep(opened, mount, body.mountpoint, mountedAt, caller)
       log.info({ mountpoint: body.mountpoint, package: opened.name, topHash: opened.topHash }, 'goes on with a mount')
     } catch (error) {
       // Its package cannot be opened, so its readers would wait for nothing.
@@ -90,16 +102,28 @@ export class Mounts {
     this.#refuseWhenClosing()
     this.#refuseInside(body.mountpoint)
     const mountpoint = await resolveMountpoint(body.mountpoint)
+    return this.#addAt(mountpoint, body, undefined)
+  }
+
+  /** For a user who is not the owner. bobbin-fuse looks at the folder; the daemon, which may see more, does not. */
+  async addFor(caller: MountsCaller, body: MountBody): Promise<MountFacts> {
+    this.#refuseWhenClosing()
+    return this.#addAt(body.mountpoint, body, caller)
+  }
+
+  async #addAt(mountpoint: string, body: MountBody, caller: MountsCaller | undefined): Promise<MountFacts> {
     if (this.#starting.has(mountpoint))
       throw new BobbinError('ALREADY_MOUNTED', `${mountpoint} is being mounted already`)
     this.#starting.add(mountpoint)
     try {
       this.#refuseInside(mountpoint)
-      await checkMountpoint(mountpoint)
+      if (caller === undefined) await checkMountpoint(mountpoint)
+      else if (this.#mounted.has(mountpoint))
+        throw new BobbinError('ALREADY_MOUNTED', `${mountpoint} is mounted already`)
       const opened = await this.#open(body)
       try {
         this.#refuseWhenClosing()
-        return await this.#mount(opened, mountpoint, body)
+        return await this.#mount(opened, mountpoint, body, caller)
       } catch (error) {
         opened.close()
         throw error
@@ -133,31 +157,43 @@ export class Mounts {
     )
   }
 
-  async #mount(opened: OpenedPackage, mountpoint: string, body: MountBody): Promise<MountFacts> {
+  async #mount(
+    opened: OpenedPackage,
+    mountpoint: string,
+    body: MountBody,
+    caller: MountsCaller | undefined,
+  ): Promise<MountFacts> {
     const { objects, log, transport } = this.options
     const mountedAt = new Date().toISOString()
-    const note: MountNote = { body: { ...body, mountpoint }, mountedAt }
+    const note: MountNote = { body: { ...body, mountpoint }, mountedAt, caller }
     const mount = await transport.mount({
       mountpoint,
       opened,
-      objects,
+      objects: within(objects, caller?.places),
       log,
+      caller: caller?.number,
       mountedAt: Date.parse(mountedAt),
       run: body.run,
       openMode: body.openMode ?? this.options.openMode,
       note: JSON.stringify(note),
       options: {
-        allowOther: body.allowOther ?? process.getuid?.() === 0,
+        allowOther: caller === undefined && (body.allowOther ?? process.getuid?.() === 0),
         uid: body.uid ?? process.getuid?.() ?? 0,
         gid: body.gid ?? process.getgid?.() ?? 0,
         umask: body.umask ?? 0,
       },
     })
     log.info({ mountpoint, package: opened.name, topHash: opened.topHash }, 'mounted')
-    return this.#keep(opened, mount, mountpoint, mountedAt)
+    return this.#keep(opened, mount, mountpoint, mountedAt, caller)
   }
 
-  #keep(opened: OpenedPackage, mount: TransportMount, mountpoint: string, mountedAt: string): MountFacts {
+  #keep(
+    opened: OpenedPackage,
+    mount: TransportMount,
+    mountpoint: string,
+    mountedAt: string,
+    caller: MountsCaller | undefined,
+  ): MountFacts {
     const { log, transport } = this.options
     const facts: MountFacts = {
       mountpoint,
@@ -170,6 +206,7 @@ export class Mounts {
       entries: opened.index.facts.entries,
       bytes: opened.index.facts.bytes,
       mountedAt,
+      ...(caller !== undefined && { uid: caller.uid }),
     }
     this.#mounted.set(mountpoint, { facts, mount })
     this.#writeList()
@@ -187,6 +224,15 @@ export class Mounts {
     const mounted = this.#mounted.get(path) ?? this.#mounted.get(await resolveMountpoint(path))
     if (mounted === undefined)
       throw new BobbinError('NOT_MOUNTED', `${path} is not a mount of this daemon (bobbin status lists them)`)
+    await mounted.mount.unmount({ isForced })
+    await mounted.mount.closed
+  }
+
+  /** Throws NOT_MOUNTED for what is not a mount of that user, whatever it is. */
+  async removeOwn(mountpoint: string, isForced: boolean, uid: number): Promise<void> {
+    const mounted = this.#mounted.get(mountpoint)
+    if (mounted?.facts.uid !== uid)
+      throw new BobbinError('NOT_MOUNTED', `${mountpoint} is not a mount of yours (bobbin status lists them)`)
     await mounted.mount.unmount({ isForced })
     await mounted.mount.closed
   }
@@ -240,6 +286,18 @@ export class Mounts {
       { mode: 0o640 },
     )
     renameSync(`${path}.new`, path)
+  }
+}
+
+/** Of what is opened there, nothing from anywhere else is read. */
+function within(objects: ObjectProvider, places: Places | undefined): ObjectProvider {
+  if (places === undefined) return objects
+  return {
+    ...objects,
+    open: async (spec, options) => {
+      requireWithin(spec, [places])
+      return objects.open(spec, { ...options, within: places.folders })
+    },
   }
 }
 

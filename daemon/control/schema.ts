@@ -32,6 +32,13 @@ export const UnmountBody = Type.Object(
 )
 export type UnmountBody = Static<typeof UnmountBody>
 
+/** A line of a caller who is not the owner. Whose the mount is says the kernel, so nobody else does. */
+export const CallerRequest = Type.Union([
+  Type.Object({ mount: Type.Omit(MountBody, ['uid', 'gid', 'allowOther'], Closed) }, Closed),
+  Type.Object({ unmount: UnmountBody }, Closed),
+])
+export type CallerRequest = Static<typeof CallerRequest>
+
 export const StopBody = Type.Object({ force: Type.Optional(Type.Boolean()) }, Closed)
 export type StopBody = Static<typeof StopBody>
 
@@ -145,6 +152,8 @@ export const MountFacts = Type.Object({
   entries: Type.Integer(),
   bytes: Type.Integer(),
   mountedAt: Type.String(),
+  /** The user whose mount it is, where that is not the owner of the cache. */
+  uid: Type.Optional(Type.Integer()),
 })
 export type MountFacts = Static<typeof MountFacts>
 

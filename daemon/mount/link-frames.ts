@@ -6,7 +6,7 @@ import { BobbinError } from '../model/index.js'
 import type { ObjectId } from '../store/index.js'
 import { OBJECT_FOLDERS } from '../store/layout.js'
 
-export const LINK_VERSION = 3
+export const LINK_VERSION = 4
 export const FRAME_HEADER_BYTES = 8
 const PAYLOAD_BYTES_MAX = 4 * 2 ** 20
 export const OBJECT_BYTES = 33 + 32
@@ -49,6 +49,8 @@ export interface LinkMount {
   readonly message: string | undefined
   /** For the next daemon. */
   readonly note: string
+  /** The number of the caller whose mount it is (`asked`); 0: the owner's of the cache. */
+  readonly caller: number
 }
 
 export type ToFuse =
@@ -65,6 +67,7 @@ export type ToFuse =
   | { readonly kind: 'statsAsk'; readonly request: number }
   /** So many accesses are in the mount's log, lost ones included. */
   | { readonly kind: 'logged'; readonly mount: number; readonly count: number }
+  | { readonly kind: 'answer'; readonly caller: number; readonly line: string }
 
 export interface LinkedMount {
   readonly mount: number
@@ -100,6 +103,14 @@ export type FromFuse =
   | { readonly kind: 'ended'; readonly mount: number }
   | { readonly kind: 'indexDamaged'; readonly mount: number; readonly reason: string }
   | ({ readonly kind: 'stats'; readonly request: number } & LinkStats)
+  /** A user who is not the owner; bobbin-fuse knows who it is. */
+  | {
+      readonly kind: 'asked'
+      readonly caller: number
+      readonly uid: number
+      readonly gid: number
+      readonly line: string
+    }
 
 /** What bobbin-fuse counts. */
 export interface LinkStats {
@@ -129,6 +140,7 @@ const TO_FUSE = {
   stop: 40,
   statsAsk: 41,
   logged: 42,
+  answer: 43,
 } as const satisfies Record<ToFuse['kind'], number>
 
 /** A whole frame, with its header. */
@@ -166,6 +178,7 @@ export function encodeFrame(frame: ToFuse): Buffer {
         .u8(frame.message === undefined ? 0 : 1)
         .text(frame.message ?? '')
         .text(frame.note)
+        .u64(frame.caller)
       break
     case 'unmount':
       out
@@ -183,6 +196,9 @@ export function encodeFrame(frame: ToFuse): Buffer {
       break
     case 'logged':
       out.u32(frame.mount).u64(frame.count)
+      break
+    case 'answer':
+      out.u64(frame.caller).text(frame.line)
       break
     default:
       frame satisfies never
@@ -253,6 +269,8 @@ function readFrame(kind: number, from: Reader): FromFuse | undefined {
         backingIds: from.u64(),
         knownObjects: from.u64(),
       }
+    case 14:
+      return { kind: 'asked', caller: from.u64(), uid: from.u32(), gid: from.u32(), line: from.text() }
     default:
       return undefined
   }

@@ -27,6 +27,7 @@ export interface LinkHandlers {
   closed(mount: number): void
   ended(mount: number): void
   indexDamaged(mount: number, reason: string): void
+  asked(caller: number, uid: number, gid: number, line: string): void
 }
 
 type Answer = Extract<FromFuse, { kind: 'mounted' | 'mountFailed' | 'unmountDone' | 'evictDone' | 'stats' }>
@@ -206,6 +207,9 @@ function tell(handlers: LinkHandlers, frame: Told): void {
       break
     case 'indexDamaged':
       handlers.indexDamaged(frame.mount, frame.reason)
+      break
+    case 'asked':
+      handlers.asked(frame.caller, frame.uid, frame.gid, frame.line)
       break
     default:
       frame satisfies never

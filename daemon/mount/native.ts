@@ -37,6 +37,14 @@ export interface NativeOptions {
 
 type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log' | 'mountedAt' | 'run'>
 
+/** A user who is not the owner of the cache, as the kernel has told bobbin-fuse. */
+export interface Caller {
+  /** By which bobbin-fuse knows them, as long as they wait. */
+  readonly number: number
+  readonly uid: number
+  readonly gid: number
+}
+
 /** A mount as bobbin-fuse has it. */
 interface Served {
   readonly id: number
@@ -61,6 +69,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   readonly #fetching = new Map<number, Fetching>()
   readonly #rebuilding = new Map<number, Promise<void>>()
   readonly #working: NodeJS.Timeout
+  #answer: ((caller: Caller, line: string) => Promise<string>) | undefined
 
   private constructor(
     private readonly link: Link,
@@ -84,6 +93,16 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   start(known: Iterable<VerifiedObject>): void {
     this.link.listen(this)
     void this.link.tellKnown(known)
+  }
+
+  /** Has lines of callers who are not the owner answered, by a line; without this they are hung up on. */
+  answerCallers(answer: (caller: Caller, line: string) => Promise<string>): void {
+    this.#answer = answer
+  }
+
+  asked(number: number, uid: number, gid: number, line: string): void {
+    const answered = this.#answer?.({ number, uid, gid }, line) ?? Promise.resolve('')
+    void answered.then(text => this.link.send({ kind: 'answer', caller: number, line: text }))
   }
 
   /** Resolves when bobbin-fuse has gone. */
@@ -122,6 +141,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       package: opened.name,
       message: opened.index.message,
       note: request.note,
+      caller: request.caller ?? 0,
     })
     return this.#serve(answer.mount, request, answer.openMode, answer.reason)
   }

@@ -76,6 +76,8 @@ export interface MountRequest {
   readonly run?: string | undefined
   /** Given back with a surviving mount. */
   readonly note: string
+  /** Whose mount it will be, where that is not the owner of the cache; bobbin-fuse knows them by this number. */
+  readonly caller?: number | undefined
   readonly log: Log
 }
 
@@ -87,6 +89,8 @@ export interface ObjectProvider {
     options: {
       readonly label: string
       readonly signal?: AbortSignal | undefined
+      /** Folders that a file has to lie in; see `FetchOptions`. */
+      readonly within?: readonly string[] | undefined
       /** It goes on; see `FetchOptions`. */
       readonly onProgress?: (() => void) | undefined
     },

@@ -27,6 +27,8 @@ export interface OwnerFacts {
   /** Where it takes the cache's group; `undefined` for an owner of an earlier version. */
   readonly leasesPath?: string | undefined
   readonly statusPath?: string | undefined
+  /** Where others may mount; `undefined`: they may not. */
+  readonly mountsPath?: string | undefined
   readonly version: string
   /** Unix time, milliseconds. */
   readonly startedAt: number

@@ -20,6 +20,7 @@ enum class Kind : std::uint16_t {
   ended = 11,
   indexDamaged = 12,
   stats = 13,
+  asked = 14,
   ready = 32,
   failed = 33,
   working = 34,
@@ -31,6 +32,7 @@ enum class Kind : std::uint16_t {
   stop = 40,
   statsAsk = 41,
   logged = 42,
+  answer = 43,
 };
 
 constexpr std::size_t NAME_BYTES = 33;
@@ -91,6 +93,7 @@ std::optional<FromDaemon> readMount(wire::Reader& reader) {
   std::string message = reader.text();
   if (hasMessage == 1) mount.message = std::move(message);
   mount.note = reader.text();
+  mount.caller = reader.number<std::uint64_t>();
   if (allowOther > 1 || hasMessage > 1 || openMode >= OPEN_MODES || mount.umask > 0777) return std::nullopt;
   if (mount.mountpoint.empty() || mount.mountpoint[0] != '/') return std::nullopt;
   mount.allowOther = allowOther == 1;
@@ -173,6 +176,12 @@ std::optional<FromDaemon> readFrame(Kind kind, wire::Reader& reader) {
       frame.count = reader.number<std::uint64_t>();
       return frame;
     }
+    case Kind::answer: {
+      Answer frame;
+      frame.caller = reader.number<std::uint64_t>();
+      frame.line = reader.text();
+      return frame;
+    }
     default:
       return std::nullopt;
   }
@@ -229,7 +238,7 @@ struct Describer {
     for (const auto& part : {frame.mountpoint, frame.source, frame.index, frame.manifest, frame.registry,
                              frame.package, frame.message.value_or("-"), frame.note})
       text += " " + part;
-    return text;
+    return text + " " + std::to_string(frame.caller);
   }
   std::string operator()(const Unmount& frame) const {
     return "unmount " + std::to_string(frame.request) + " " + std::to_string(frame.mount) +
@@ -242,6 +251,9 @@ struct Describer {
   std::string operator()(const StatsAsk& frame) const { return "statsAsk " + std::to_string(frame.request); }
   std::string operator()(const Logged& frame) const {
     return "logged " + std::to_string(frame.mount) + " " + std::to_string(frame.count);
+  }
+  std::string operator()(const Answer& frame) const {
+    return "answer " + std::to_string(frame.caller) + " " + frame.line;
   }
 };
 
@@ -337,6 +349,12 @@ Buffer stats(std::uint64_t request, const Stats& stats) {
   FrameWriter frame(Kind::stats);
   frame.number(request).number(stats.hits).number(stats.waiting).number(stats.openObjects);
   frame.number(stats.openBytes).number(stats.backingIds).number(stats.knownObjects);
+  return frame.finish();
+}
+
+Buffer asked(std::uint64_t caller, std::uint32_t uid, std::uint32_t gid, const std::string& line) {
+  FrameWriter frame(Kind::asked);
+  frame.number(caller).number(uid).number(gid).text(line);
   return frame.finish();
 }
 

@@ -12,7 +12,7 @@
 
 namespace bobbin::link {
 
-inline constexpr std::uint32_t VERSION = 3;
+inline constexpr std::uint32_t VERSION = 4;
 inline constexpr std::size_t FRAME_HEADER_BYTES = 8;
 inline constexpr std::uint32_t PAYLOAD_BYTES_MAX = 4U << 20;
 
@@ -82,6 +82,8 @@ struct Mount {
   std::optional<std::string> message;
   // Nothing to us; the next daemon gets it back.
   std::string note;
+  // The number of the caller who asked for it and whose it will be (`asked`); 0: the owner of the cache.
+  std::uint64_t caller = 0;
 };
 struct Unmount {
   std::uint64_t request = 0;
@@ -103,9 +105,14 @@ struct Logged {
   std::uint64_t count = 0;
 };
 
+struct Answer {
+  std::uint64_t caller = 0;
+  std::string line;
+};
+
 using FromDaemon =
     std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk,
-                 Logged>;
+                 Logged, Answer>;
 
 // Nothing: it is no frame of ours.
 std::optional<FromDaemon> decode(std::uint16_t kind, std::span<const std::uint8_t> payload);
@@ -156,6 +163,7 @@ Buffer closed(std::uint32_t mount);
 Buffer ended(std::uint32_t mount);
 Buffer indexDamaged(std::uint32_t mount, const std::string& reason);
 Buffer stats(std::uint64_t request, const Stats& stats);
+Buffer asked(std::uint64_t caller, std::uint32_t uid, std::uint32_t gid, const std::string& line);
 
 // Cuts a stream into frames. Owned by whoever reads the socket.
 class FrameReader {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -63,11 +64,16 @@ struct Option {
   std::optional<std::string> value;
 };
 
-std::vector<Option> optionsFor(const link::Mount& request, int connection) {
+bool belongsTo(int folder, uid_t uid) {
+  struct stat stats {};
+  return ::fstat(folder, &stats) == 0 && stats.st_uid == uid;
+}
+
+std::vector<Option> optionsFor(const link::Mount& request, const MountOwner& owner, int connection) {
   std::vector<Option> options = {{"fd", std::to_string(connection)},
                                  {"rootmode", "40000"},
-                                 {"user_id", std::to_string(::getuid())},
-                                 {"group_id", std::to_string(::getgid())},
+                                 {"user_id", std::to_string(owner.uid)},
+                                 {"group_id", std::to_string(owner.gid)},
                                  {"default_permissions", std::nullopt},
                                  {"max_read", std::to_string(fuse::READ_BYTES_MAX)}};
   if (request.allowOther) options.push_back({"allow_other", std::nullopt});
@@ -75,13 +81,13 @@ std::vector<Option> optionsFor(const link::Mount& request, int connection) {
 }
 
 // A mount without a place. Not open: this kernel, or a filter of system calls, wants mount(2).
-Fd makeMount(const link::Mount& request, int connection) {
+Fd makeMount(const link::Mount& request, const MountOwner& owner, int connection) {
   const Fd context(static_cast<int>(::syscall(SYS_fsopen, "fuse", FSOPEN_CLOSE_ON_EXEC)));
   if (!context) return Fd();
   const auto configure = [&](unsigned command, const char* name, const char* value) {
     return ::syscall(SYS_fsconfig, context.get(), command, name, value, 0) == 0;
   };
-  auto options = optionsFor(request, connection);
+  auto options = optionsFor(request, owner, connection);
   options.insert(options.end(), {{"subtype", "bobbin"}, {"source", request.source}, {"ro", std::nullopt}});
   for (const auto& [name, value] : options) {
     const bool isTaken =
@@ -94,8 +100,8 @@ Fd makeMount(const link::Mount& request, int connection) {
 }
 
 // 0 or an errno. `mountId`: 0 where the kernel does not say.
-int mountOn(int folder, const link::Mount& request, Fd& connection, int& mountId) {
-  if (const Fd mount = makeMount(request, connection.get())) {
+int mountOn(int folder, const link::Mount& request, const MountOwner& owner, Fd& connection, int& mountId) {
+  if (const Fd mount = makeMount(request, owner, connection.get())) {
     mountId = mountIdOf(mount.get());
     const long moved =
         ::syscall(SYS_move_mount, mount.get(), "", folder, "", MOVE_FROM_AND_TO_DESCRIPTORS);
@@ -105,7 +111,7 @@ int mountOn(int folder, const link::Mount& request, Fd& connection, int& mountId
   connection.reset(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
   if (!connection) return errno;
   std::string options;
-  for (const auto& [name, value] : optionsFor(request, connection.get()))
+  for (const auto& [name, value] : optionsFor(request, owner, connection.get()))
     options += (options.empty() ? "" : ",") + std::string(name) + (value ? "=" + *value : "");
   const std::string target = "/proc/self/fd/" + std::to_string(folder);
   const int mounted = ::mount(request.source.c_str(), target.c_str(), "fuse.bobbin",
@@ -152,11 +158,16 @@ bool isInPlace(const Attachment& attachment, std::optional<MountedAt>& ours, std
 
 }  // namespace
 
-std::optional<Attachment> attach(const link::Mount& request, const std::vector<MountRoot>& roots, Fd& connection,
-                                 MountFailed& failed) {
+std::optional<Attachment> attach(const link::Mount& request, const MountOwner& owner,
+                                 const std::vector<MountRoot>& roots, Fd& connection, MountFailed& failed) {
   Attachment attachment;
   attachment.folder = openMountpoint(request.mountpoint, roots, failed);
   if (!attachment.folder) return std::nullopt;
+  if (owner.mustOwnFolder && !belongsTo(attachment.folder.get(), owner.uid)) {
+    failed = {link::MountFailure::mountpoint,
+              "cannot mount on " + request.mountpoint + ": the folder is not yours: choose one that you have made"};
+    return std::nullopt;
+  }
   const auto before = readMountTable();
   // The helper is for users; root that may not mount is in a container, and the helper may not either.
   bool isForHelper = !hasCapability(Capability::sysAdmin) && ::getuid() != 0;
@@ -166,11 +177,16 @@ std::optional<Attachment> attach(const link::Mount& request, const std::vector<M
       failed = deviceMissing(errno);
       return std::nullopt;
     }
-    const int error = mountOn(attachment.folder.get(), request, connection, attachment.mountId);
+    const int error = mountOn(attachment.folder.get(), request, owner, connection, attachment.mountId);
     if (error != 0) failed = mountRefused(request.mountpoint, error);
     // Capable in a namespace that may not mount here: as anybody else.
     isForHelper = error == EPERM && ::getuid() != 0;
     if (error != 0 && !isForHelper) return std::nullopt;
+  }
+  if (isForHelper && owner.mustOwnFolder) {
+    failed = {link::MountFailure::unavailable, "cannot mount on " + request.mountpoint +
+                                                   " for another user: bobbin-fuse needs CAP_SYS_ADMIN for that"};
+    return std::nullopt;
   }
   if (isForHelper) {
     connection = mountThroughHelper(request, failed);

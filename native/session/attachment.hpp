@@ -8,6 +8,8 @@
 // after the mount on it was seen to be ours by its id.
 #pragma once
 
+#include <sys/types.h>
+
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,6 +19,14 @@
 #include "session/mountpoint.hpp"
 
 namespace bobbin {
+
+// Whose a mount is: who may enter it where others may not.
+struct MountOwner {
+  uid_t uid = 0;
+  gid_t gid = 0;
+  // The folder that is mounted on has to be theirs.
+  bool mustOwnFolder = false;
+};
 
 // Owned by a mount; used by the server's thread.
 struct Attachment {
@@ -28,8 +38,8 @@ struct Attachment {
 };
 
 // Opens the mountpoint and /dev/fuse, and mounts. Nothing: `failed` says what to do, and nothing is mounted.
-std::optional<Attachment> attach(const link::Mount& request, const std::vector<MountRoot>& roots, Fd& connection,
-                                 MountFailed& failed);
+std::optional<Attachment> attach(const link::Mount& request, const MountOwner& owner,
+                                 const std::vector<MountRoot>& roots, Fd& connection, MountFailed& failed);
 
 struct Detached {
   link::UnmountOutcome outcome = link::UnmountOutcome::done;

@@ -20,7 +20,8 @@ struct Door {
 // As daemon/control/doors.ts has them.
 constexpr Door DOORS[] = {{"BOBBIN_CONTROL_FD", "socketPath", "", 0600},
                           {"BOBBIN_LEASES_FD", "leasesPath", ".leases", 0660},
-                          {"BOBBIN_STATUS_FD", "statusPath", ".status", 0660}};
+                          {"BOBBIN_STATUS_FD", "statusPath", ".status", 0660},
+                          {"", "mountsPath", ".mounts", 0660}};
 constexpr std::string_view SUFFIX = ".sock";
 
 std::string listenOn(const std::string& path, mode_t mode, Fd& listener) {
@@ -30,7 +31,7 @@ std::string listenOn(const std::string& path, mode_t mode, Fd& listener) {
     return "the path of a socket is over " + std::to_string(sizeof address.sun_path - 1) +
            " bytes: " + path + " (--socket names a shorter one)";
   std::memcpy(address.sun_path, path.data(), path.size());
-  listener.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  listener.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   // Whoever holds the cache's lock is the only one to listen here.
   ::unlink(path.c_str());
   // The file is never wider than it will be, not even for a moment.
@@ -47,15 +48,15 @@ std::string listenOn(const std::string& path, mode_t mode, Fd& listener) {
 
 }  // namespace
 
-Doors::Doors(std::string controlPath) {
+Doors::Doors(std::string controlPath, bool isForMounts) : count_(isForMounts ? ALL : MOUNTS) {
   std::string stem = controlPath;
   if (stem.ends_with(SUFFIX)) stem.resize(stem.size() - SUFFIX.size());
   paths_[0] = std::move(controlPath);
-  for (std::size_t i = 1; i < COUNT; i++) paths_[i] = stem + DOORS[i].infix + std::string(SUFFIX);
+  for (std::size_t i = 1; i < ALL; i++) paths_[i] = stem + DOORS[i].infix + std::string(SUFFIX);
 }
 
 std::string Doors::listen() {
-  for (std::size_t i = 0; i < COUNT; i++) {
+  for (std::size_t i = 0; i < count_; i++) {
     if (std::string problem = listenOn(paths_[i], DOORS[i].mode, listeners_[i]); !problem.empty())
       return problem;
   }
@@ -68,19 +69,21 @@ void Doors::remove() const {
 
 std::string Doors::facts() const {
   std::string facts;
-  for (std::size_t i = 0; i < COUNT; i++) facts += (i == 0 ? "" : ",") + field(DOORS[i].fact, paths_[i]);
+  for (std::size_t i = 0; i < count_; i++) facts += (i == 0 ? "" : ",") + field(DOORS[i].fact, paths_[i]);
   return facts;
 }
 
 std::vector<link::Inherited> Doors::inherited() const {
   std::vector<link::Inherited> inherited;
-  for (std::size_t i = 0; i < COUNT; i++) inherited.push_back({DOORS[i].variable, listeners_[i].get()});
+  for (std::size_t i = 0; i < MOUNTS; i++) inherited.push_back({DOORS[i].variable, listeners_[i].get()});
   return inherited;
 }
 
 std::vector<int> Doors::descriptors() const {
   std::vector<int> descriptors;
-  for (const Fd& listener : listeners_) descriptors.push_back(listener.get());
+  for (const Fd& listener : listeners_) {
+    if (listener) descriptors.push_back(listener.get());
+  }
   return descriptors;
 }
 

@@ -15,8 +15,9 @@ namespace bobbin {
 // Owned by the server, on whose thread it is called.
 class Doors {
  public:
-  // `controlPath`: of the owner's door, <name>.sock; the others are <name>.leases.sock and <name>.status.sock.
-  explicit Doors(std::string controlPath);
+  // `controlPath`: of the owner's door, <name>.sock; the others are <name>.leases.sock, <name>.status.sock, and
+  // where others may mount <name>.mounts.sock, which the daemon does not get (callers.hpp).
+  Doors(std::string controlPath, bool isForMounts);
 
   // Listens at each, as the files of whoever this thread acts as. Says what is wrong, or nothing.
   std::string listen();
@@ -26,15 +27,21 @@ class Doors {
   // For the owner file: JSON without its braces.
   std::string facts() const;
   std::vector<link::Inherited> inherited() const;
+  // -1: others may not mount.
+  int mounts() const { return listeners_[MOUNTS].get(); }
   std::vector<int> descriptors() const;
   // For a bobbin-fuse that replaces this one in place.
   void save(wire::Writer& out) const;
   void restore(wire::Reader& in);
 
  private:
-  static constexpr std::size_t COUNT = 3;
-  std::array<std::string, COUNT> paths_;
-  std::array<Fd, COUNT> listeners_;
+  // Of those that the daemon gets, and of all.
+  static constexpr std::size_t MOUNTS = 3;
+  static constexpr std::size_t ALL = 4;
+
+  std::size_t count_;
+  std::array<std::string, ALL> paths_;
+  std::array<Fd, ALL> listeners_;
 };
 
 }  // namespace bobbin

@@ -96,7 +96,7 @@ Mount::Mount(MountRecord record, Shared& shared) : record_(std::move(record)), s
 
 // --- beginning and end -----------------------------------------------------------------------------
 
-std::unique_ptr<Mount> Mount::create(std::uint32_t id, link::Mount request, Shared& shared,
+std::unique_ptr<Mount> Mount::create(std::uint32_t id, link::Mount request, const MountOwner& owner, Shared& shared,
                                      MountFailed& failed) {
   MountRecord record;
   record.id = id;
@@ -115,7 +115,7 @@ std::unique_ptr<Mount> Mount::create(std::uint32_t id, link::Mount request, Shar
     return nullptr;
   }
   Fd connection;
-  auto attachment = attach(asked, shared.roots, connection, failed);
+  auto attachment = attach(asked, owner, shared.roots, connection, failed);
   if (!attachment) return nullptr;
   mount->attachment_ = std::move(*attachment);
   mount->record_.mountId = mount->attachment_.mountId;

@@ -74,7 +74,7 @@ struct MountRecord {
 class Mount {
  public:
   // Mounts, and answers INIT. Null: `failed` says why, and nothing is mounted.
-  static std::unique_ptr<Mount> create(std::uint32_t id, link::Mount request, Shared& shared,
+  static std::unique_ptr<Mount> create(std::uint32_t id, link::Mount request, const MountOwner& owner, Shared& shared,
                                        MountFailed& failed);
   // Goes on with a connection that another bobbin-fuse has left. Null: its index cannot be read, `reason`
   // says.

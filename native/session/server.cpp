@@ -40,7 +40,10 @@ constexpr int EXIT_ACCESS_DENIED = 12;
 constexpr int EXIT_FAILED = 1;
 constexpr const char* STATE_VARIABLE = "BOBBIN_FUSE_STATE";
 
-enum class Event : std::uint64_t { signals, timer, wake, mountTable, link };
+// A caller's events are its number and that.
+constexpr std::uint64_t CALLERS = 1ULL << 32U;
+
+enum class Event : std::uint64_t { signals, timer, wake, mountTable, link, mountsDoor };
 
 void ignoreResult(long) {}
 
@@ -90,7 +93,7 @@ link::ChildUser childUser(const std::optional<Account>& account) {
 }  // namespace
 
 Server::Server(ServerOptions options)
-    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command, childUser(options_.daemonUser)), doors_(options_.socket) {
+    : options_(std::move(options)), shared_(options_.patience), supervisor_(options_.command, childUser(options_.daemonUser)), doors_(options_.socket, options_.isForGroup) {
   shared_.threads = options_.threads;
   shared_.withoutPassthrough = options_.withoutPassthrough;
   shared_.withoutResend = options_.withoutResend;
@@ -145,6 +148,8 @@ int Server::run() {
     startDaemon();
   }
 
+  if (doors_.mounts() >= 0) add(epoll_.get(), doors_.mounts(), EPOLLIN, Event::mountsDoor);
+
   while (!exitCode_) {
     epoll_event events[16];
     const int count = ::epoll_wait(epoll_.get(), events, 16, -1);
@@ -168,6 +173,7 @@ int Server::run() {
 }
 
 void Server::onEvent(std::uint64_t event) {
+  if (event >= CALLERS) return onCaller(event - CALLERS);
   switch (static_cast<Event>(event)) {
     case Event::signals:
       return onSignals();
@@ -179,6 +185,10 @@ void Server::onEvent(std::uint64_t event) {
       return onMountTable();
     case Event::link:
       return onLink();
+    case Event::mountsDoor:
+      return callers_.accept(doors_.mounts(), [this](int connection, std::uint64_t number) {
+        return add(epoll_.get(), connection, EPOLLIN, static_cast<Event>(CALLERS + number));
+      });
   }
 }
 
@@ -302,6 +312,7 @@ void Server::onSignals() {
 
 void Server::onDaemonEnd(int exitCode) {
   channel_.detach();
+  callers_.drop();
   reader_ = {};
   if (isStopping_ || isStoppedByDaemon_) {
     stopNow();
@@ -362,6 +373,7 @@ void Server::onTick() {
   fail(swept.killed, EINTR);
   for (const auto request : swept.cancelled) channel_.send(link::cancel(request));
   sendAccesses();
+  callers_.sweep(now);
 
   if (supervisor_.child() == 0) {
     if (!isStopping_ && now >= supervisor_.nextStart()) startDaemon();
@@ -502,10 +514,25 @@ link::EvictOutcome Server::evict(const link::ObjectName& name) {
 
 void Server::take(const link::Mount& frame) {
   MountFailed failed;
+  link::Mount request = frame;
+  // The owner of the cache, unless it is a caller whom we know: then what the daemon says of them counts for nothing.
+  MountOwner owner{.uid = ::getuid(), .gid = ::getgid(), .mustOwnFolder = false};
+  if (options_.daemonUser) owner = {.uid = options_.daemonUser->uid, .gid = options_.daemonUser->gid};
+  if (frame.caller != 0) {
+    const Caller* caller = callers_.find(frame.caller);
+    if (caller == nullptr) {
+      channel_.send(link::mountFailed(frame.request, link::MountFailure::other, "whoever asked for it has gone"));
+      return;
+    }
+    owner = {.uid = caller->uid, .gid = caller->gid, .mustOwnFolder = true};
+    request.uid = caller->uid;
+    request.gid = caller->gid;
+    request.allowOther = false;
+  }
   const std::uint32_t id = ++lastMount_;
   std::unique_ptr<Mount> mount;
   try {
-    mount = Mount::create(id, frame, shared_, failed);
+    mount = Mount::create(id, std::move(request), owner, shared_, failed);
     if (mount != nullptr) mount->start();
   } catch (const std::exception& error) {
     // No memory, no threads: this mount is not made, the others go on.
@@ -559,6 +586,15 @@ void Server::take(const link::Index& frame) {
 void Server::take(const link::Logged& frame) {
   const auto found = mounts_.find(frame.mount);
   if (found != mounts_.end()) found->second->accesses().logged(frame.count);
+}
+
+void Server::take(const link::Answer& frame) { callers_.answer(frame.caller, frame.line); }
+
+void Server::onCaller(std::uint64_t number) {
+  if (!callers_.receive(number)) return;
+  const Caller& caller = *callers_.find(number);
+  if (!channel_.isOpen()) return callers_.drop();
+  channel_.send(link::asked(number, caller.uid, caller.gid, caller.line));
 }
 
 void Server::take(const link::Stop&) { isStoppedByDaemon_ = true; }

@@ -11,6 +11,7 @@
 #include "link/channel.hpp"
 #include "link/service_manager.hpp"
 #include "link/supervisor.hpp"
+#include "session/callers.hpp"
 #include "session/doors.hpp"
 #include "session/mount.hpp"
 #include "session/privileges.hpp"
@@ -32,6 +33,8 @@ struct ServerOptions {
   std::vector<std::string> command;
   // The daemon's user, where it has one of its own; the cache is that user's.
   std::optional<Account> daemonUser;
+  // Others may mount, too, on folders of their own.
+  bool isForGroup = false;
   // To start again, in place.
   std::string executable;
   std::vector<std::string> arguments;
@@ -61,6 +64,7 @@ class Server {
   void onSignals();
   void onTick();
   void onMountTable();
+  void onCaller(std::uint64_t number);
   void onEnded();
   void dropLink(const char* why);
 
@@ -74,6 +78,7 @@ class Server {
   void take(const link::Unmount& frame);
   void take(const link::Index& frame);
   void take(const link::Logged& frame);
+  void take(const link::Answer& frame);
   void take(const link::Stop& frame);
   void take(const link::StatsAsk& frame);
 
@@ -103,6 +108,7 @@ class Server {
 
   Fd owner_;
   Doors doors_;
+  Callers callers_;
   Fd epoll_;
   Fd signals_;
   Fd timer_;
@@ -121,6 +127,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 5;
+inline constexpr std::uint32_t STATE_VERSION = 6;
 
 }  // namespace bobbin

@@ -98,10 +98,12 @@ TEST(Frames, ToTheDaemonAreWrittenAsTheVectorsSay) {
       mounted(9, 1, OpenMode::none, "asked for"),
       mountFailed(9, MountFailure::mountpoint, "it is no folder"),
       unmountDone(11, UnmountOutcome::busy, "in use"),
+      unmountDone(11, UnmountOutcome::covered, "in use"),
       closed(3),
       ended(3),
       indexDamaged(3, "a block"),
       stats(12, counted),
+      asked(7, 1000, 100, "{\"mount\":{}}"),
   };
   const auto vectors = readVectors("fuse ");
   ASSERT_EQ(vectors.size(), std::size(written));

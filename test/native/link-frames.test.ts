@@ -52,7 +52,7 @@ const PATHS = {
 
 /** What the vectors from the daemon say, in their order. */
 const FRAMES: readonly ToFuse[] = [
-  { kind: 'hello', version: 3, pid: 4321, program: 'bobbin 0.1.0' },
+  { kind: 'hello', version: 4, pid: 4321, program: 'bobbin 0.1.0' },
   { kind: 'ready', request: 7, object: ONE },
   { kind: 'failed', request: Number.MAX_SAFE_INTEGER, errno: 5 },
   { kind: 'working', requests: [1, 2, 3] },
@@ -61,17 +61,18 @@ const FRAMES: readonly ToFuse[] = [
   { kind: 'evictAsk', request: 8, ids: [id('sha2-256-chunked', 3), id('sha256', 9)] },
   {
     ...{ kind: 'mount', request: 9, uid: 1000, gid: 100, umask: 0o22, allowOther: true, openMode: 'passthrough' },
-    ...{ timeNs: -5n, ...PATHS, message: 'a message', note: '{"note":1}' },
+    ...{ timeNs: -5n, ...PATHS, message: 'a message', note: '{"note":1}', caller: 7 },
   },
   {
     ...{ kind: 'mount', request: 10, uid: 0, gid: 0, umask: 0, allowOther: false, openMode: 'auto' },
-    ...{ timeNs: 1_700_000_000_000_000_000n, ...PATHS, message: undefined, note: '' },
+    ...{ timeNs: 1_700_000_000_000_000_000n, ...PATHS, message: undefined, note: '', caller: 0 },
   },
   { kind: 'unmount', request: 11, mount: 3, isForced: true },
   { kind: 'index', mount: 3, index: '/cache/index2', manifest: '/cache/manifest2' },
   { kind: 'stop' },
   { kind: 'statsAsk', request: 12 },
   { kind: 'logged', mount: 3, count: Number.MAX_SAFE_INTEGER },
+  { kind: 'answer', caller: 7, line: '{"a": 1 }' },
 ]
 
 const plain = (frame: FromFuse) =>
@@ -119,7 +120,7 @@ t.test('decodeFrame refuses frames that are cut, too long or of an unknown kind'
       'a byte too many',
     )
   }
-  for (const kind of [0, 14, 32, 40, 65_535])
+  for (const kind of [0, 15, 32, 40, 65_535])
     t.throws(() => decodeFrame(kind, Buffer.alloc(0)), { code: 'INTERNAL' }, `kind ${kind}`)
   t.end()
 })
