@@ -241,10 +241,16 @@ function withoutCredentials(remote: string): string {
   return url.href
 }
 
+/**
+ * A repository may have come with a stranger's package: what is missing in it is not fetched, since its config names the programs
+ * that would do that. Of the two, Git before 2.39.4 knows the protocols alone.
+ */
+const AS_IT_IS = { GIT_NO_LAZY_FETCH: '1', GIT_ALLOW_PROTOCOL: 'none' }
+
 /** Another repository may lie there by now, or this one without its history. */
 async function hasCommit(folder: string, commit: string): Promise<boolean> {
   if (!existsSync(join(folder, '.git'))) return false
-  return git(folder, ['cat-file', '-e', `${commit}^{commit}`]).then(
+  return git(folder, ['cat-file', '-e', `${commit}^{commit}`], { env: AS_IT_IS }).then(
     () => true,
     () => false,
   )
@@ -325,7 +331,7 @@ export async function restoreCode(
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
-  await git(target, ['checkout-index', '--all', '--index'], { signal })
+  await checkOut(target, limits)
   await restoreSubmodules(target, here, limits)
 }
 
@@ -336,11 +342,17 @@ interface CloneLimits {
   readonly signal: AbortSignal | undefined
 }
 
-/** Git asks no others. Keys are ours to use, or not: helpers give passwords for any address that a record has. */
+/**
+ * Git asks no others. Keys are ours to use, or not: helpers give passwords for any address that a record has, and git-lfs, which
+ * knows nothing of git's protocols, logs in by ssh wherever a file of the repository says.
+ */
 function limitsOf({ isTrusted, mayReadFolders, signal }: CloneLimits): GitOptions {
   const protocols = [...PUBLIC_PROTOCOLS, ...(isTrusted ? ['ssh'] : []), ...(mayReadFolders ? ['file'] : [])]
   return {
-    env: { GIT_ALLOW_PROTOCOL: protocols.join(':') },
+    env: {
+      GIT_ALLOW_PROTOCOL: protocols.join(':'),
+      ...(!isTrusted && { GIT_NO_LAZY_FETCH: '1', GIT_SSH_COMMAND: 'false' }),
+    },
     settings: isTrusted ? AS_RECORDED : [...AS_RECORDED, ...settings('credential.helper=', 'core.askPass=')],
     signal,
     code: 'OBJECT_GONE',
@@ -357,6 +369,11 @@ async function clone(commit: string, source: string, target: string, limits: Clo
   await git(target, ['read-tree', 'HEAD'])
 }
 
+/** Files go through filters (git-lfs) on their way, which ask who they like: within the same limits. */
+async function checkOut(target: string, limits: CloneLimits): Promise<void> {
+  await git(target, ['checkout-index', '--all', '--index'], limitsOf(limits))
+}
+
 /** From where they lie in the folder that the code is from, pushed or not; else from where .gitmodules has them. */
 async function restoreSubmodules(target: string, folder: string | undefined, limits: CloneLimits): Promise<void> {
   for (const { path, commit } of await submodulesOf(target)) {
@@ -366,7 +383,7 @@ async function restoreSubmodules(target: string, folder: string | undefined, lim
       await clone(commit, here, inside, limits)
       const remote = await text(here, 'remote', 'get-url', 'origin').catch(() => undefined)
       if (remote !== undefined) await git(inside, ['remote', 'set-url', '--', 'origin', remote])
-      await git(inside, ['checkout-index', '--all', '--index'], { signal: limits.signal })
+      await checkOut(inside, limits)
       await restoreSubmodules(inside, here, limits)
     } else {
       // Who has a folder of ours may name others; a record from elsewhere may not.

@@ -12,7 +12,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { identifyCode, restoreCode } from '../../cli/run/code.js'
+import { findCode, identifyCode, restoreCode } from '../../cli/run/code.js'
 import { runProgram } from '../support/cli.js'
 import { testFolder } from '../support/daemon.js'
 
@@ -269,4 +269,61 @@ t.test('restoreCode ends when it is interrupted', async t => {
     signal: AbortSignal.abort(),
   })
   await t.rejects(restored, { code: 'INTERRUPTED' })
+})
+
+t.test(
+  'a repository that came with a package starts none of its programs when a record is looked for in it (S76)',
+  async t => {
+    const folder = testFolder(t)
+    const theirs = await repository(join(folder, 'package'), { 'a.txt': 'a\n' })
+    const { identity } = await identify(t, theirs)
+    const ran = join(folder, 'ran')
+    const program = join(folder, 'program')
+    writeFileSync(program, `#!/bin/sh\ntouch ${ran}\nexit 1\n`, { mode: 0o755 })
+    // What is missing is fetched by a program that the repository names.
+    const fetching = ['[extensions]', 'partialClone = origin', '[remote "origin"]', 'promisor = true']
+    const ways = [
+      ['url = ssh://host/a', '[core]', `sshCommand = ${program}`, `fsmonitor = ${program}`],
+      [`url = ${folder}`, `uploadpack = ${program}`],
+      ['url = https://host/a', `vcs = ext`, '[protocol "ext"]', 'allow = always'],
+    ]
+    const config = readFileSync(join(theirs, '.git/config'), 'utf8')
+    const before = process.cwd()
+    t.teardown(() => process.chdir(before))
+    process.chdir(theirs)
+    for (const [i, way] of ways.entries()) {
+      writeFileSync(join(theirs, '.git/config'), [config, ...fetching, ...way, ''].join('\n'))
+      t.equal((await findCode({ ...identity, commit: 'f'.repeat(40) })).here, undefined)
+      await restoreCode(identity, '/nowhere', join(folder, `restored${i}`), { isTrusted: false })
+      t.notOk(existsSync(ran), way.join(' '))
+      rmSync(ran, { force: true })
+    }
+  },
+)
+
+t.test("filters that a stranger's files pass through on their way have none of the user's keys (S76)", async t => {
+  const folder = testFolder(t)
+  const code = await repository(join(folder, 'code'), { '.gitattributes': '* filter=large\n', 'a.txt': 'a\n' })
+  const { identity } = await identify(t, code)
+  // As git-lfs does, a filter asks git for passwords, and ssh, for the host that the repository names.
+  const seen = join(folder, 'seen')
+  const config = join(folder, 'config')
+  const smudge = `(echo fill; printf 'protocol=https\\\\nhost=h\\\\n\\\\n' | git credential fill; sh -c \\"$GIT_SSH_COMMAND echo key\\") >> ${seen} 2>&1; cat`
+  const helper = `!echo username=u; echo password=secret; #`
+  const filters = ['[filter "large"]', `smudge = "${smudge}"`, '[credential]', `helper = "${helper}"`, '']
+  writeFileSync(config, filters.join('\n'))
+  const before = [process.cwd(), process.env.HOME] as const
+  t.teardown(() => process.chdir(before[0]))
+  t.teardown(() => {
+    process.env.HOME = before[1]
+  })
+  process.env.HOME = folder
+  renameSync(config, join(folder, '.gitconfig'))
+  process.chdir(code)
+  await restoreCode(identity, '/nowhere', join(folder, 'restored'), { isTrusted: false })
+  t.match(readFileSync(seen, 'utf8'), /^fill/, 'it ran')
+  t.notMatch(readFileSync(seen, 'utf8'), /secret|^key/m)
+  rmSync(seen)
+  await restoreCode(identity, '/nowhere', join(folder, 'trusted'), { isTrusted: true })
+  t.match(readFileSync(seen, 'utf8'), /secret[\s\S]*^key/m, 'as with git clone')
 })
