@@ -4,6 +4,7 @@ import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync
 import { homedir, release, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
 import { findBobbinFuse, prebuiltPackage } from '../daemon/control/bobbin-fuse.js'
+import { findDaemon } from '../daemon/control/client.js'
 import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
@@ -12,6 +13,7 @@ import { readOwner } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { lookAtRights } from './doctor-rights.js'
 import type { CommonFlags } from './settings.js'
+import { unkeptText } from './status.js'
 
 interface Check {
   readonly check: string
@@ -37,6 +39,7 @@ export async function doctor(flags: CommonFlags): Promise<void> {
       cacheFolder(context),
       ...rights(context, flags),
       daemon(context),
+      ...(await keptMounts(context)),
       credentials(),
       ...(await registry(context)),
     ]
@@ -256,6 +259,20 @@ function daemon({ settings }: Context): Check {
   return owner?.isHeld
     ? { check: 'daemon', ok: true, found: `runs as process ${owner.facts?.pid ?? '?'}`, fix: '' }
     : { check: 'daemon', ok: true, found: 'none runs; mount starts one', fix: '' }
+}
+
+/** Only where mounts would not outlive a death of bobbin-fuse that others do. */
+async function keptMounts({ settings }: Context): Promise<Check[]> {
+  const check = 'kept mounts'
+  try {
+    const count = (await findDaemon(settings.cacheDir)?.status())?.daemon.unkeptMounts ?? 0
+    return count === 0
+      ? []
+      : [{ check, ok: false, isOptional: true, found: `${count} mounts are not kept`, fix: unkeptText(count) }]
+  } catch {
+    // A daemon that does not answer is another check's.
+    return []
+  }
 }
 
 function credentials(): Check {

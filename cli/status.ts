@@ -6,6 +6,11 @@ import { table } from './output.js'
 import { commandLine, runningRuns } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
+/** What the service manager's store of descriptors is too small for; doctor says it, too. */
+export function unkeptText(mounts: number): string {
+  return `${mounts} of them would end with bobbin-fuse: raise FileDescriptorStoreMax= in its unit, and restart it`
+}
+
 export async function status(flags: CommonFlags): Promise<void> {
   await withContext(flags, async ({ settings, output }) => {
     const client = findDaemon(settings.cacheDir)
@@ -29,6 +34,7 @@ export async function status(flags: CommonFlags): Promise<void> {
             `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
         ),
       mounts.length === 0 ? 'mounts   none' : 'mounts',
+      ...(daemon.unkeptMounts > 0 ? [`  ${unkeptText(daemon.unkeptMounts)}`] : []),
       ...table(
         mounts.map(mount => [
           `  ${mount.mountpoint}`,

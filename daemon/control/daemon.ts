@@ -136,7 +136,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   process.once('unhandledRejection', error => void crash(error, log, outlive ? undefined : mounts))
 
   async function status(): Promise<StatusFacts> {
-    const { hits = 0, pinnedBytes: pinnedElsewhere = 0 } = (await transport.stats?.()) ?? {}
+    const { hits = 0, pinnedBytes: pinnedElsewhere = 0, unkeptMounts = 0 } = (await transport.stats?.()) ?? {}
     const { bytes, limitBytes, objects, pinnedBytes, evictions, lost, usage } = store.stats()
     const fetched = fetcher.stats()
     return {
@@ -148,6 +148,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
         cache: cacheDir,
         socket: socketPath,
         log: daemonLogPath(cacheDir),
+        unkeptMounts,
       },
       mounts: mounts.list(),
       cache: {

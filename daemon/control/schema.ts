@@ -167,6 +167,8 @@ export const StatusFacts = Type.Object({
     cache: Type.String(),
     socket: Type.String(),
     log: Type.String(),
+    /** Mounts that would end with bobbin-fuse, because the service manager cannot keep so many descriptors. */
+    unkeptMounts: Type.Integer(),
   }),
   mounts: Type.Array(MountFacts),
   cache: Type.Object({

@@ -122,6 +122,8 @@ export interface LinkStats {
   readonly openBytes: number
   readonly backingIds: number
   readonly knownObjects: number
+  /** Mounts that the service manager could not keep: they would end with bobbin-fuse. */
+  readonly unkeptMounts: number
 }
 
 /** Bytes of one access record: {u64 time, u32 ino, u32 what, u64 bytes}. */
@@ -268,6 +270,7 @@ function readFrame(kind: number, from: Reader): FromFuse | undefined {
         openBytes: from.u64(),
         backingIds: from.u64(),
         knownObjects: from.u64(),
+        unkeptMounts: from.u64(),
       }
     case 14:
       return { kind: 'asked', caller: from.u64(), uid: from.u32(), gid: from.u32(), line: from.text() }

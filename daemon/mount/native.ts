@@ -115,8 +115,8 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   }
 
   async stats(): Promise<TransportStats> {
-    const { hits, openBytes } = await this.link.stats()
-    return { hits, pinnedBytes: openBytes }
+    const { hits, openBytes, unkeptMounts } = await this.link.stats()
+    return { hits, pinnedBytes: openBytes, unkeptMounts }
   }
 
   /** Ends what is under way. `isFinal`: bobbin-fuse is to end, too. */

@@ -52,6 +52,8 @@ export interface TransportStats {
   readonly hits: number
   /** Of open objects. */
   readonly pinnedBytes: number
+  /** Mounts that end with bobbin-fuse, though a service manager keeps others. */
+  readonly unkeptMounts: number
 }
 
 export interface MountOptions {

@@ -349,6 +349,7 @@ Buffer stats(std::uint64_t request, const Stats& stats) {
   FrameWriter frame(Kind::stats);
   frame.number(request).number(stats.hits).number(stats.waiting).number(stats.openObjects);
   frame.number(stats.openBytes).number(stats.backingIds).number(stats.knownObjects);
+  frame.number(stats.unkeptMounts);
   return frame.finish();
 }
 

@@ -147,6 +147,8 @@ struct Stats {
   std::uint64_t openBytes = 0;
   std::uint64_t backingIds = 0;
   std::uint64_t knownObjects = 0;
+  // Mounts that the service manager could not keep: they would end with bobbin-fuse.
+  std::uint64_t unkeptMounts = 0;
 };
 
 // Each returns a whole frame, with its header.

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -15,6 +16,8 @@ constexpr int FIRST_FD = 3;
 ServiceManager::ServiceManager() {
   const char* address = ::getenv("NOTIFY_SOCKET");
   if (address != nullptr && (address[0] == '/' || address[0] == '@')) address_ = address;
+  if (const char* max = ::getenv("FDSTORE"); max != nullptr && *max >= '0' && *max <= '9')
+    keptMax_ = static_cast<std::uint32_t>(std::strtoul(max, nullptr, 10));
 }
 
 void ServiceManager::sendMessage(const std::string& state, int fd) const {
@@ -48,13 +51,18 @@ void ServiceManager::sendMessage(const std::string& state, int fd) const {
 
 void ServiceManager::notify(const std::string& state) const { sendMessage(state, -1); }
 
-void ServiceManager::store(const std::string& name, int fd) const {
+bool ServiceManager::store(const std::vector<std::pair<std::string, int>>& descriptors) {
+  const auto count = static_cast<std::uint32_t>(descriptors.size());
+  if (keptMax_ && kept_ + count > *keptMax_) return false;
   // FDPOLL=0: systemd would drop a descriptor of /dev/fuse when it polls as hung up.
-  sendMessage("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, fd);
+  for (const auto& [name, fd] : descriptors) sendMessage("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, fd);
+  kept_ += count;
+  return true;
 }
 
-void ServiceManager::remove(const std::string& name) const {
-  sendMessage("FDSTOREREMOVE=1\nFDNAME=" + name, -1);
+void ServiceManager::remove(const std::vector<std::string>& names) {
+  for (const auto& name : names) sendMessage("FDSTOREREMOVE=1\nFDNAME=" + name, -1);
+  kept_ -= std::min(kept_, static_cast<std::uint32_t>(names.size()));
 }
 
 std::map<std::string, Fd> ServiceManager::stored() {
@@ -70,6 +78,7 @@ std::map<std::string, Fd> ServiceManager::stored() {
     found[rest.substr(0, colon)] = Fd(fd);
     rest = colon == std::string::npos ? "" : rest.substr(colon + 1);
   }
+  kept_ = static_cast<std::uint32_t>(found.size());
   ::unsetenv("LISTEN_PID");
   ::unsetenv("LISTEN_FDS");
   ::unsetenv("LISTEN_FDNAMES");

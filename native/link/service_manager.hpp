@@ -2,8 +2,11 @@
 // us (sd_notify(3), FDSTORE=1).
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "link/system.hpp"
@@ -17,16 +20,25 @@ class ServiceManager {
 
   bool isThere() const { return !address_.empty(); }
   void notify(const std::string& state) const;
-  // Keeps a descriptor until it is removed by its name, over our death.
-  void store(const std::string& name, int fd) const;
-  void remove(const std::string& name) const;
+  // Has descriptors kept until they are removed by their names, over our death. False, and none is kept: it
+  // would not keep them all (FileDescriptorStoreMax=; systemd drops what is too much without a word, and says
+  // in FDSTORE how many it takes since version 254).
+  bool store(const std::vector<std::pair<std::string, int>>& descriptors);
+  void remove(const std::vector<std::string>& names);
+
+  // How many are kept, for the next bobbin-fuse.
+  std::uint32_t kept() const { return kept_; }
+  void setKept(std::uint32_t kept) { kept_ = kept; }
 
   // What an earlier bobbin-fuse has stored, by name.
-  static std::map<std::string, Fd> stored();
+  std::map<std::string, Fd> stored();
 
  private:
   void sendMessage(const std::string& state, int fd) const;
   std::string address_;
+  // Nothing: it does not say.
+  std::optional<std::uint32_t> keptMax_;
+  std::uint32_t kept_ = 0;
 };
 
 }  // namespace bobbin::link

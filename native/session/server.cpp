@@ -144,7 +144,7 @@ int Server::run() {
     writeOwner();
   }
   if (state == nullptr) {
-    recover(link::ServiceManager::stored());
+    recover(manager_.stored());
     startDaemon();
   }
 
@@ -605,6 +605,7 @@ void Server::take(const link::StatsAsk& frame) {
   stats.hits = shared_.hits;
   stats.waiting = shared_.parked.waiting();
   stats.knownObjects = shared_.known.size();
+  stats.unkeptMounts = unkept_.size();
   for (const auto& [id, mount] : mounts_) {
     const auto totals = mount->totals();
     stats.openObjects += totals.objects;
@@ -712,20 +713,27 @@ void Server::storeDescriptors(const Mount& mount) {
   const bool isSentAgain = mount.record().agreement.has(fuse::init::HAS_RESEND);
   if (!manager_.isThere() || !isSentAgain) return;
   const Fd record = memoryOf(mount.record().save());
-  if (record) manager_.store(nameOf(mount.id(), "record"), record.get());
-  manager_.store(nameOf(mount.id(), "open"), mount.openTableMemory());
-  manager_.store(nameOf(mount.id(), "folder"), mount.folder());
-  for (std::size_t i = 0; i < mount.channels().size(); i++)
-    manager_.store(nameOf(mount.id(), "fuse-" + std::to_string(i)), mount.channels()[i].get());
+  if (record && manager_.store(descriptorsOf(mount, record.get()))) return;
+  unkept_.insert(mount.id());
+  log(Level::warn, "the service manager cannot keep this mount, which would end with bobbin-fuse: raise FileDescriptorStoreMax=",
+      field("mountpoint", mount.record().request.mountpoint));
 }
 
 void Server::removeDescriptors(const Mount& mount) {
-  if (!manager_.isThere()) return;
-  manager_.remove(nameOf(mount.id(), "record"));
-  manager_.remove(nameOf(mount.id(), "open"));
-  manager_.remove(nameOf(mount.id(), "folder"));
+  const bool isUnkept = unkept_.erase(mount.id()) > 0;
+  if (!manager_.isThere() || isUnkept || !mount.record().agreement.has(fuse::init::HAS_RESEND)) return;
+  std::vector<std::string> names;
+  for (const auto& [name, fd] : descriptorsOf(mount, -1)) names.push_back(name);
+  manager_.remove(names);
+}
+
+std::vector<std::pair<std::string, int>> Server::descriptorsOf(const Mount& mount, int record) {
+  std::vector<std::pair<std::string, int>> descriptors = {{nameOf(mount.id(), "record"), record},
+                                                          {nameOf(mount.id(), "open"), mount.openTableMemory()},
+                                                          {nameOf(mount.id(), "folder"), mount.folder()}};
   for (std::size_t i = 0; i < mount.channels().size(); i++)
-    manager_.remove(nameOf(mount.id(), "fuse-" + std::to_string(i)));
+    descriptors.emplace_back(nameOf(mount.id(), "fuse-" + std::to_string(i)), mount.channels()[i].get());
+  return descriptors;
 }
 
 // After a death of ours: the connections live on in the service manager's store. What had been read and
@@ -773,6 +781,8 @@ Fd Server::saveState() const {
   putBlob(out, {reader_.rest().begin(), reader_.rest().end()});
   putBlob(out, shared_.known.save());
   putBlob(out, shared_.parked.save());
+  out.number(manager_.kept()).number(static_cast<std::uint32_t>(unkept_.size()));
+  for (const auto id : unkept_) out.number(id);
   out.number(static_cast<std::uint32_t>(shared_.roots.size()));
   for (const auto& root : shared_.roots) out.text(root.path).number(root.folder.get());
   out.number(static_cast<std::uint32_t>(mounts_.size()));
@@ -804,6 +814,9 @@ bool Server::restore(int fd) {
   const auto unread = takeBlob(in);
   if (!shared_.known.restore(takeBlob(in)) || !shared_.parked.restore(takeBlob(in))) return false;
   if (openCache() != 0) return false;
+  manager_.setKept(in.number<std::uint32_t>());
+  for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--)
+    unkept_.insert(in.number<std::uint32_t>());
   for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
     std::string path = in.text();
     shared_.roots.push_back({.path = std::move(path), .folder = takeDescriptor(in)});

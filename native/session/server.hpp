@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -89,6 +90,7 @@ class Server {
   void sendAccesses();
   void storeDescriptors(const Mount& mount);
   void removeDescriptors(const Mount& mount);
+  static std::vector<std::pair<std::string, int>> descriptorsOf(const Mount& mount, int record);
   void stopNow();
   void upgrade();
   bool isFitToUpgrade() const;
@@ -100,6 +102,8 @@ class Server {
   ServerOptions options_;
   Shared shared_;
   link::ServiceManager manager_;
+  // Mounts that would end with us, though the service manager keeps others.
+  std::set<std::uint32_t> unkept_;
   link::Supervisor supervisor_;
   link::Channel channel_;
   link::FrameReader reader_;
@@ -127,6 +131,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 6;
+inline constexpr std::uint32_t STATE_VERSION = 7;
 
 }  // namespace bobbin

@@ -14,6 +14,7 @@ import { daemonCommand, findBobbinFuse } from '../../daemon/control/bobbin-fuse.
 import { DaemonClient } from '../../daemon/control/client.js'
 import { OPEN_MODES } from '../../daemon/mount/transport.js'
 import { wholeAccessLog } from '../support/access-log.js'
+import { Bobbin } from '../support/cli.js'
 import { bodyOf, cannotMount, mountsBelow, run, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
@@ -260,5 +261,27 @@ t.test('a kernel that sends nothing again: its death ends the mounts, and nobody
   await manager.ask('start')
   t.same((await client.status()).mounts, [])
   t.same(mountsBelow(folder), [], 'the dead mount is cleared away')
+  t.same(await manager.ask('stop'), { status: 0 })
+})
+
+t.test('mounts that the service manager cannot keep are told by status and doctor (S68)', { skip }, async t => {
+  if (!isKernelNew) return void t.comment(`skipped: Linux ${release()} does not send requests again`)
+  const keptMax = 12
+  const { folder, manager, mount, client } = await prepare(t, { FDSTORE: String(keptMax) })
+  await manager.ask('start')
+  const paths = []
+  for (const mode of ['auto', 'cached', 'none'] as const) paths.push(await mount(mode))
+  const keptMounts = async () => new Set((await manager.names()).map(name => /^mount-(\d+)-/.exec(name)![1]))
+  await until('one is kept', async () => (await keptMounts()).has('1'))
+  const { unkeptMounts } = (await client.status()).daemon
+  t.ok(unkeptMounts > 0, 'three need more than there is room for')
+  t.equal(unkeptMounts, paths.length - (await keptMounts()).size)
+  t.ok((await manager.names()).length <= keptMax)
+  const bobbin = new Bobbin(join(folder, 'cache'))
+  t.match(await bobbin.text('status'), /of them would end with bobbin-fuse: raise FileDescriptorStoreMax=/)
+  t.match((await bobbin.try('doctor')).stdout, /note {2}kept mounts +\d mounts are not kept/)
+  for (const path of paths) await client.unmount(path, false)
+  await until('nothing is kept', async () => (await manager.names()).length === 0)
+  t.equal((await client.status()).daemon.unkeptMounts, 0)
   t.same(await manager.ask('stop'), { status: 0 })
 })

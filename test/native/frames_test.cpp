@@ -87,7 +87,8 @@ TEST(Frames, ToTheDaemonAreWrittenAsTheVectorsSay) {
                       .openObjects = 3,
                       .openBytes = 1ULL << 40U,
                       .backingIds = 5,
-                      .knownObjects = 6};
+                      .knownObjects = 6,
+                      .unkeptMounts = 7};
   const Bytes written[] = {
       hello(99, "bobbin-fuse"),
       mounts(mountFacts),
