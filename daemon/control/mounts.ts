@@ -278,14 +278,19 @@ export class Mounts {
     }
   }
 
+  /** The list is only a help to a later daemon: a full disk ends no mount, and is no reason to refuse one. */
   #writeList(): void {
     const path = this.#listPath
-    writeFileSync(
-      `${path}.new`,
-      [...this.#mounted.keys()].map(mountpoint => `${JSON.stringify(mountpoint)}\n`).join(''),
-      { mode: 0o640 },
-    )
-    renameSync(`${path}.new`, path)
+    try {
+      writeFileSync(
+        `${path}.new`,
+        [...this.#mounted.keys()].map(mountpoint => `${JSON.stringify(mountpoint)}\n`).join(''),
+        { mode: 0o640 },
+      )
+      renameSync(`${path}.new`, path)
+    } catch (error) {
+      this.options.log.warn({ path, error: String(error) }, 'cannot write down which mounts there are')
+    }
   }
 }
 

@@ -56,8 +56,10 @@ export async function acquireOwnership(
   makeCacheFolder(cacheDir)
   const fd = options.inheritedFd ?? (await lockOwnerFile(cacheDir))
   try {
-    ftruncateSync(fd)
-    writeSync(fd, `${JSON.stringify(facts)}\n`, 0)
+    // Over what an earlier owner has left, which is cut afterwards: on a full disk, this block can still be had.
+    const text = Buffer.from(`${JSON.stringify(facts)}\n`)
+    writeSync(fd, text, 0, text.length, 0)
+    ftruncateSync(fd, text.length)
   } catch (error) {
     closeSync(fd)
     throw localError(`write ${ownerPath(cacheDir)}`, error)
