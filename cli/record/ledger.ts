@@ -5,7 +5,7 @@
  * the counts is its head, which the trace statement shows when there is no more of it.
  */
 import { createHash } from 'node:crypto'
-import { createReadStream, statSync } from 'node:fs'
+import { createReadStream, lstatSync } from 'node:fs'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
 import { DurableFile } from '../../daemon/store/index.js'
 import { formatRow, type LedgerRow, nameOf, parseRow } from './ledger-row.js'
@@ -127,11 +127,11 @@ export function textSha256(text: string): string {
   return createHash('sha256').update(text).digest('hex')
 }
 
-/** SHA-256 of a file, hex; undefined when there is no file of that name. */
+/** SHA-256 of a file, hex; undefined when there is no file of that name: a link is none. */
 export async function fileSha256(path: string): Promise<string | undefined> {
   const hash = createHash('sha256')
   try {
-    if (!statSync(path).isFile()) return undefined
+    if (!lstatSync(path).isFile()) return undefined
     // Larger than any buffer, perhaps.
     for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer)
     return hash.digest('hex')

@@ -1,6 +1,7 @@
 /** Lines of files that may be larger than any string: one at a time, whatever is in them but a line feed. */
-import { type FileHandle, open } from 'node:fs/promises'
+import { type FileHandle, lstat, open } from 'node:fs/promises'
 import { BobbinError, localError } from '../../daemon/model/index.js'
+import { notOpened, OPEN_FLAGS, refuseUnlessFile } from './record-file.js'
 
 const LINE_FEED = 10
 /** Memory that a reader takes, beside the longest line. Bytes. */
@@ -13,7 +14,7 @@ export interface LineOptions {
   onBytes?(piece: Buffer): void
 }
 
-/** Without their line feeds; the last line may lack its own. Throws LOCAL_IO, ACCESS_DENIED, INVALID_ARGUMENT. */
+/** Without their line feeds; the last line may lack its own. Throws LOCAL_IO, ACCESS_DENIED, INVALID_ARGUMENT, FOLDER_DIFFERS for what is no file. */
 export async function* linesOf(path: string, { lineBytesMax, onBytes }: LineOptions): AsyncGenerator<string> {
   // Read into again and again, so that no garbage grows with the file.
   const piece = Buffer.alloc(PIECE_BYTES)
@@ -43,10 +44,15 @@ export async function* linesOf(path: string, { lineBytesMax, onBytes }: LineOpti
 }
 
 async function opened(path: string): Promise<FileHandle> {
+  let file: FileHandle | undefined
   try {
-    return await open(path)
+    refuseUnlessFile(path, await lstat(path))
+    file = await open(path, OPEN_FLAGS)
+    refuseUnlessFile(path, await file.stat())
+    return file
   } catch (error) {
-    throw localError(`read ${path}`, error)
+    await file?.close()
+    throw notOpened(path, error)
   }
 }
 

@@ -7,9 +7,11 @@ import { Value } from '@sinclair/typebox/value'
 import { parsePackageName } from '../../daemon/model/index.js'
 
 const RUN_ID = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
+/** A merged record names folders after it. */
+const HOST = /^[^/\0]*$/
 const RunId = Type.String({ pattern: RUN_ID.source })
 const Sha256 = Type.String({ pattern: '^[0-9a-f]{64}$' })
-const Time = Type.String({ pattern: '^\\d{4}-\\d\\d-\\d\\dT[\\d:.]+Z$' })
+const Time = Type.String({ pattern: '^\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(?:\\.\\d+)?Z$' })
 const Texts = Type.Record(Type.String(), Type.String())
 const OrNull = <T extends typeof Sha256>(schema: T) => Type.Union([schema, Type.Null()])
 
@@ -63,7 +65,7 @@ const Output = Type.Object({ path: Type.String(), size: Type.Integer(), sha256: 
 
 const Node = Type.Object({
   runId: RunId,
-  host: Type.String(),
+  host: Type.String({ pattern: HOST.source }),
   exitCode: Type.Union([Type.Integer(), Type.Null()]),
   statementSha256: Sha256,
   /** What it was given beside what all were given. */
@@ -79,7 +81,7 @@ const Schema = Type.Object({
   pid: Type.Integer(),
   /** When that process started, in ticks since the machine did: another one of this number has another time. */
   pidStart: Type.Optional(Type.String()),
-  host: Type.String(),
+  host: Type.String({ pattern: HOST.source }),
   engine: Type.Object({
     name: Type.Union([Type.Literal('host'), Type.Literal('docker'), Type.Literal('podman')]),
     version: Type.String(),
@@ -146,7 +148,9 @@ export function parseFacts(text: string): RunFacts | undefined {
   }
   const isInside = ({ path }: { readonly path: string }) =>
     !path.split('/').some(part => ['', '.', '..'].includes(part))
-  return (facts.outputs ?? []).every(isInside) ? facts : undefined
+  const { outputs = [], mounts, startedOn, endedOn = startedOn, finishedOn = startedOn } = facts
+  const times = [startedOn, endedOn, finishedOn, ...mounts.map(({ mountedAt }) => mountedAt)]
+  return outputs.every(isInside) && !times.map(Date.parse).some(Number.isNaN) ? facts : undefined
 }
 
 export function formatFacts(facts: RunFacts): string {

@@ -10,12 +10,13 @@
  *   pushed.json      the revision that the outputs became
  *   stdout.log, stderr.log, outputs/, mnt/, loader/, deliveries.ndjson
  */
-import { readdirSync, readFileSync, statSync } from 'node:fs'
+import { closeSync, fstatSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { v7 } from 'uuid'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
 import { makeFolderDurablySync, writeDurablySync } from '../../daemon/store/index.js'
+import { openRecordFileSync } from './record-file.js'
 import { formatFacts, isRunId, parseFacts, type RunFacts } from './run-facts.js'
 
 /** Where the record lies in a package of outputs. */
@@ -116,18 +117,24 @@ export class RunFolder {
   }
 }
 
-/** A document of a record, which anybody may have made. Throws LOCAL_IO, ACCESS_DENIED, INVALID_ARGUMENT for one that is too long. */
+/**
+ * A document of a record, which anybody may have made. Throws LOCAL_IO, ACCESS_DENIED, INVALID_ARGUMENT for one that is too long,
+ * FOLDER_DIFFERS for what is no file.
+ */
 export function readDocument(path: string): string {
+  const fd = openRecordFileSync(path)
   try {
-    const { size } = statSync(path)
+    const { size } = fstatSync(fd)
     if (size > DOCUMENT_BYTES_MAX)
       throw new BobbinError(
         'INVALID_ARGUMENT',
         `${path}: it has ${size} bytes, a document of a record has at most ${DOCUMENT_BYTES_MAX}`,
       )
-    return readFileSync(path, 'utf8')
+    return readFileSync(fd, 'utf8')
   } catch (error) {
     throw localError(`read ${path}`, error)
+  } finally {
+    closeSync(fd)
   }
 }
 

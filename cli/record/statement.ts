@@ -127,7 +127,7 @@ function imageOf({ image }: RunFacts): ResourceDescriptor {
   })
   return {
     name: 'image',
-    uri: `pkg:oci/${encodeURIComponent(name.toLowerCase())}@${encodeURIComponent(digest)}${query.size > 0 ? `?${query}` : ''}`,
+    uri: `pkg:oci/${encodeURIComponent(name.toLowerCase().toWellFormed())}@${encodeURIComponent(digest.toWellFormed())}${query.size > 0 ? `?${query}` : ''}`,
     digest: { sha256: digest.replace(/^sha256:/, '') },
     annotations: { configId: id, platform, platformManifest, localOnly },
   }
@@ -214,7 +214,7 @@ const DIGEST_NAMES: Readonly<Record<string, string>> = {
 
 function accessOf(row: LedgerRow, registry: string | undefined): ResourceDescriptor {
   const { key, hashType, hash, size, via, first, count, aborted } = row
-  const uri = `${packageUri(registry ?? 'unknown:', row.package, row.topHash)}${registry?.startsWith('s3://') ? '&path=' : '/'}${encodeURI(key)}`
+  const uri = `${packageUri(registry ?? 'unknown:', row.package, row.topHash)}${registry?.startsWith('s3://') ? '&path=' : '/'}${encodeURI(key.toWellFormed())}`
   return {
     name: key,
     uri,

@@ -5,6 +5,8 @@
 import type { KeyObject } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { isDeepStrictEqual } from 'node:util'
+import { type Static, Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
 import { throwIfAborted } from '../../daemon/model/index.js'
 import type { OpenedPackage, OpenOptions } from '../../daemon/quilt/package-cache.js'
 import { compareWithFolder } from '../run/outputs.js'
@@ -14,7 +16,38 @@ import type { LedgerRow } from './ledger-row.js'
 import { openRecorded } from './open-recorded.js'
 import type { RunFacts } from './run-facts.js'
 import { type RunFolder, readDocument } from './run-folder.js'
-import { provenance, type Statement, trace } from './statement.js'
+import { provenance, trace } from './statement.js'
+
+/** What is read of a statement, which may be a stranger's; all else of it is compared with what it should be. */
+const ReadableSchema = Type.Object({
+  predicate: Type.Object({
+    buildDefinition: Type.Optional(
+      Type.Object({
+        resolvedDependencies: Type.Optional(
+          Type.Array(
+            Type.Object({
+              name: Type.Optional(Type.String()),
+              annotations: Type.Optional(Type.Object({ complete: Type.Optional(Type.Unknown()) })),
+            }),
+          ),
+        ),
+      }),
+    ),
+    runDetails: Type.Optional(
+      Type.Object({
+        byproducts: Type.Optional(
+          Type.Array(
+            Type.Object({
+              uri: Type.Optional(Type.String()),
+              digest: Type.Optional(Type.Object({ sha256: Type.Optional(Type.String()) })),
+            }),
+          ),
+        ),
+      }),
+    ),
+  }),
+})
+type Readable = Static<typeof ReadableSchema>
 
 /** Rows of a ledger that are named one by one when they are wrong. */
 const WRONG_ROWS_MAX = 1000
@@ -103,34 +136,35 @@ function signatureProblems(run: RunFolder, key: KeyObject): string[] {
   })
 }
 
-function namedFiles({ predicate }: Pick<Statement, 'predicate'>): Map<string, string> {
-  const { runDetails } = predicate as { runDetails?: { byproducts?: { uri?: string; digest?: { sha256?: string } }[] } }
+function namedFiles({ predicate }: Readable): Map<string, string> {
   const files = new Map<string, string>()
-  for (const { uri, digest } of runDetails?.byproducts ?? []) {
+  for (const { uri, digest } of predicate.runDetails?.byproducts ?? []) {
     const name = /^file:(\w[\w.-]*)$/.exec(uri ?? '')?.[1]
     if (name !== undefined && digest?.sha256 !== undefined) files.set(name, digest.sha256)
   }
   return files
 }
 
-export function isCompleteIn({ predicate }: Pick<Statement, 'predicate'>): boolean {
-  interface Definition {
-    readonly resolvedDependencies?: { readonly name?: string; readonly annotations?: { readonly complete?: boolean } }[]
-  }
-  const { resolvedDependencies } = (predicate as { buildDefinition?: Definition }).buildDefinition ?? {}
-  return resolvedDependencies?.find(({ name }) => name === 'reads')?.annotations?.complete === true
+export function isCompleteIn({ predicate }: Readable): boolean {
+  const reads = predicate.buildDefinition?.resolvedDependencies?.find(({ name }) => name === 'reads')
+  return reads?.annotations?.complete === true
 }
 
 function isSame(a: unknown, b: unknown): boolean {
   // A damaged document is null, which none of ours is.
   const plain = (value: unknown) => JSON.parse(JSON.stringify(value ?? null))
-  return isDeepStrictEqual(plain(a), plain(b))
+  try {
+    return isDeepStrictEqual(plain(a), plain(b))
+  } catch {
+    // One of them is nested deeper than the stack, which none of ours is.
+    return false
+  }
 }
 
 /** Says nothing when it is damaged: then it follows from nothing. */
-export function statementOf(run: RunFolder): Pick<Statement, 'predicate'> {
-  const found = documentOf(run, 'statement.json') as Statement | undefined | null
-  return typeof found?.predicate === 'object' && found.predicate !== null ? found : { predicate: {} }
+export function statementOf(run: RunFolder): Readable {
+  const found = documentOf(run, 'statement.json')
+  return Value.Check(ReadableSchema, found) ? found : { predicate: {} }
 }
 
 function documentOf(run: RunFolder, name: string): unknown {

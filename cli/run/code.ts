@@ -15,6 +15,7 @@ import {
 } from 'node:fs'
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path'
 import { BobbinError, type ErrorCode } from '../../daemon/model/index.js'
+import { fileSha256 } from '../record/ledger.js'
 import { runQuietly } from './process.js'
 
 export interface CodeIdentity {
@@ -327,7 +328,11 @@ export async function restoreCode(
   // What .gitmodules names is often relative to it.
   if (here !== undefined && place.remote !== undefined)
     await git(target, ['remote', 'set-url', '--', 'origin', place.remote.url])
-  if (code.diffSha256 !== null) await git(target, ['apply', '--cached', resolve(diffPath)])
+  if (code.diffSha256 !== null) {
+    if ((await fileSha256(diffPath)) !== code.diffSha256)
+      throw new BobbinError('FOLDER_DIFFERS', `${diffPath} is missing or is not what the record says`)
+    await git(target, ['apply', '--cached', resolve(diffPath)])
+  }
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
     throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)

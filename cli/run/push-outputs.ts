@@ -3,7 +3,6 @@
  * the hashes that it was made from, the metadata has them and the provenance statement.
  */
 import { createHash } from 'node:crypto'
-import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
 import type { Revision, RevisionOptions } from '../../daemon/fetch/push/push-revision.js'
@@ -11,6 +10,7 @@ import { BobbinError } from '../../daemon/model/index.js'
 import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
 import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
 import { type Context, sourceConfigOf } from '../context.js'
+import { hasRecordFile } from '../record/record-file.js'
 import type { RunFacts } from '../record/run-facts.js'
 import { RECORD_FOLDER, type RunFolder, readDocument } from '../record/run-folder.js'
 import { hashVariables } from './hashes.js'
@@ -49,7 +49,7 @@ export async function pushOutputs(
     const what = `${join(outputDir, first.path)} is ${first.change}${more}`
     throw new BobbinError('FOLDER_DIFFERS', `the outputs are no longer those of the run ${runId}: ${what}`)
   }
-  const record = RECORD_FILES.filter(name => existsSync(folder.file(name)))
+  const record = RECORD_FILES.filter(name => hasRecordFile(folder.file(name)))
   const files = new Map([
     ...outputs.map(({ path }) => [path, join(outputDir, path)] as const),
     ...record.map(name => [`${RECORD_FOLDER}/${name}`, folder.file(name)] as const),

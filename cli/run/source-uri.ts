@@ -4,6 +4,8 @@ import type { CodeIdentity } from './code.js'
 export function gitSourceUri({ remote, folder }: CodeIdentity, ref: string | null): string {
   // scp's way of writing it is no URI.
   const scp = remote === null ? undefined : /^([\w.-]+@)?([\w.-]+):(?!\/\/)(.+)$/.exec(remote)
-  const place = scp ? `ssh://${scp[1] ?? ''}${scp[2]}/${scp[3]}` : (remote ?? `file://${encodeURI(folder)}`)
+  const place = scp
+    ? `ssh://${scp[1] ?? ''}${scp[2]}/${scp[3]}`
+    : (remote ?? `file://${encodeURI(folder.toWellFormed())}`)
   return `git+${place.startsWith('/') ? `file://${place}` : place}${ref === null ? '' : `@${ref}`}`
 }

@@ -1,10 +1,13 @@
 /** The end of a run, without a mount: its access log is written here, and its record made from it. */
 import {
   appendFileSync,
+  cpSync,
   existsSync,
   mkdirSync,
   readdirSync,
+  readFileSync,
   rmSync,
+  symlinkSync,
   truncateSync,
   utimesSync,
   writeFileSync,
@@ -24,7 +27,7 @@ import { AccessLog } from '../../daemon/mount/access-log.js'
 import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
-import { Bobbin } from '../support/cli.js'
+import { Bobbin, runProgram } from '../support/cli.js'
 import { cuttableDisk } from '../support/power-cut.js'
 import { writeRegistry } from '../support/registry.js'
 
@@ -209,4 +212,104 @@ t.test('runs that are broken are listed as such, with the reason, beside the oth
     { runId: damaged.runId, state: 'broken', why: /damaged/ },
     { runId: abandoned.runId, state: 'broken', why: /reads.jsonl/, command: ['train'] },
   ])
+})
+
+/** The record of a run, to be tampered with again and again, as somebody else may send it. */
+async function sentRecords(t: Test) {
+  const { run, folder, cacheDir, finish } = await ranOn(t)
+  await finish()
+  writeFileSync(run.file('run.intoto.jsonl'), '{}\n{}\n')
+  let count = 0
+  const send = () => {
+    const sent = join(folder, `sent${count++}`)
+    cpSync(run.path, sent, { recursive: true })
+    return sent
+  }
+  return { folder, send, bobbin: new Bobbin(cacheDir, { BOBBIN_STATE: join(folder, 'others') }) }
+}
+
+t.test('pipes, devices and links in the place of files of a record are said, and nothing is read of them', async t => {
+  const { folder, send, bobbin } = await sentRecords(t)
+  const secret = join(folder, 'secret')
+  writeFileSync(secret, 'secret')
+  const kinds = {
+    pipe: async (path: string) => void (await runProgram('mkfifo', [path])),
+    device: async (path: string) => symlinkSync('/dev/zero', path),
+    link: async (path: string) => symlinkSync(secret, path),
+  }
+  for (const name of ['run.json', 'statement.json', 'trace.json', 'reads.jsonl', 'run.intoto.jsonl'])
+    for (const [kind, make] of Object.entries(kinds)) {
+      const sent = send()
+      rmSync(join(sent, name))
+      await make(join(sent, name))
+      const verified = await bobbin.try('record', 'verify', sent)
+      // Without a key the envelopes are not opened.
+      if (name === 'run.intoto.jsonl') t.equal(verified.status, 0, `${name}: ${kind}`)
+      else t.match(verified, { status: 13, stderr: name }, `${name}: ${kind}`)
+    }
+})
+
+t.test('record push gives nothing away that a link of the record leads to', async t => {
+  const { folder, send, bobbin } = await sentRecords(t)
+  const sent = send()
+  const outputs = join(folder, 'outputs')
+  mkdirSync(outputs)
+  const facts = JSON.parse(readFileSync(join(sent, 'run.json'), 'utf8')) as RunFacts
+  writeFileSync(join(sent, 'run.json'), JSON.stringify({ ...facts, outputDir: outputs, outputs: [] }))
+  writeFileSync(join(folder, 'secret'), 'secret')
+  symlinkSync(join(folder, 'secret'), join(sent, 'stdout.log'))
+  const pushed = await bobbin.try('record', 'push', sent, join(folder, 'pushed', 'a', 'b'))
+  t.match(pushed, { status: 13, stderr: /stdout.log is a link/ })
+  t.notOk(existsSync(join(folder, 'pushed')), 'nothing is there')
+})
+
+t.test('whatever shape a record has, it is verified or refused, and nothing is called a bug of ours', async t => {
+  const { send, bobbin } = await sentRecords(t)
+  const deep = `${'['.repeat(200_000)}${']'.repeat(200_000)}`
+  const row = { package: 'a/b', topHash: 'a'.repeat(64), key: '\ud800', hashType: 'SHA256', hash: 'aa', size: 1 }
+  const shapes: Record<string, (sent: string) => [name: string, text: string]> = {
+    'byproducts that are none': () => ['statement.json', '{"predicate":{"runDetails":{"byproducts":[null,5]}}}'],
+    'dependencies that are no list': () => [
+      'statement.json',
+      '{"predicate":{"buildDefinition":{"resolvedDependencies":{"a":1}},"runDetails":null}}',
+    ],
+    'a deep statement': () => ['statement.json', `{"predicate":{"x":${deep}}}`],
+    'a deep trace': () => ['trace.json', deep],
+    'half a character in the ledger': () => [
+      'reads.jsonl',
+      `${JSON.stringify({ ...row, via: 'fuse', count: 1, aborted: 0, first: 'x' })}\n`,
+    ],
+    'half a character in the code': sent => {
+      const facts = JSON.parse(readFileSync(join(sent, 'run.json'), 'utf8')) as RunFacts
+      const hash = 'a'.repeat(40)
+      const code = {
+        folder: '/\ud800',
+        commit: hash,
+        tree: hash,
+        ref: null,
+        remote: null,
+        isDirty: false,
+        untracked: 0,
+      }
+      return ['run.json', JSON.stringify({ ...facts, code: { ...code, diffSha256: null } })]
+    },
+    'a time that is none': sent => [
+      'run.json',
+      readFileSync(join(sent, 'run.json'), 'utf8').replace(
+        /"startedOn": "[^"]*"/,
+        '"startedOn": "9999-99-99T99:99:99Z"',
+      ),
+    ],
+    'a host above others': sent => [
+      'run.json',
+      readFileSync(join(sent, 'run.json'), 'utf8').replace(/"host": "[^"]*"/, '"host": "../../x"'),
+    ],
+  }
+  for (const [what, shape] of Object.entries(shapes)) {
+    const sent = send()
+    const [name, text] = shape(sent)
+    writeFileSync(join(sent, name), text)
+    const verified = await bobbin.try('record', 'verify', sent)
+    t.equal(verified.status, 13, `${what}: ${verified.stderr}`)
+  }
 })
