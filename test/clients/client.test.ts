@@ -49,6 +49,10 @@ t.test('the Python client', async t => {
   )
 })
 
+t.test('the Python client takes nothing from a sidecar that lies into a shell, a path or a clock', t =>
+  runScript(t, 'hostile.py', { python: 'system', options: {}, env: {} }),
+)
+
 t.test('the Python client says what is missing (S30)', async t => {
   for (const [what, code, damage] of [
     ['gone', 'OBJECT_GONE', (path: string) => rm(path)],

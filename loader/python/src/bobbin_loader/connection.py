@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import math
 import os
 import socket
 from typing import Any, List, NamedTuple, Optional, Tuple
@@ -17,6 +18,8 @@ _UNIT_SOCKET = "/run/bobbin-loader/loader.sock"
 _CONNECT_S = 10.0
 # More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time.
 _ANSWER_S = 120.0
+# However long a sidecar wants to be left alone: who waits looks at the time between.
+_RETRY_MAX_S = 60.0
 
 
 class Address(NamedTuple):
@@ -172,4 +175,5 @@ def refused(status: int, retry_text: Optional[str], body: bytes) -> Refused:
             retry_after = float(retry_text or 1)
         except ValueError:
             retry_after = 1.0
+        retry_after = min(max(retry_after, 0.0), _RETRY_MAX_S) if math.isfinite(retry_after) else 1.0
     return Refused(code, detail, status, retry_after)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 from .batches import Batch, Sample
 from .connection import Address, Connection, Refused
 from .cursor import Cursor
-from .errors import BobbinError, Cut
+from .errors import BobbinError, Cut, damaged
 from .patience import Patience
 
 _START_S = 30.0
+_HASH = re.compile(r"[0-9a-f]{64}")
+# Of what is put into commands that a shell sees.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_.{}-]+")
+# Six digits (loader/protocol.md).
+_SHARDS_MAX = 1_000_000
+_TEXTS = ("planId", "package", "topHash", "shards", "objects")
+_NUMBERS = ("samples", "entries", "bytes", "stepsPerEpoch", "maxStepBytes", "shardsPerEpoch")
 
 
 class Plan:
@@ -170,7 +179,8 @@ class Plan:
         address = self.address
         if address.socket_path:
             curl = "curl --silent --show-error --fail --retry 10 --retry-connrefused --unix-socket"
-            return [f"pipe:{curl} '{address.socket_path}' http://bobbin/wds/{name}" for name in names]
+            socket_path = shlex.quote(address.socket_path)
+            return [f"pipe:{curl} {socket_path} http://bobbin/wds/{name}" for name in names]
         login = f"bobbin:{address.token}@" if address.token else ""
         return [f"http://{login}{address.host}:{address.port}/wds/{name}" for name in names]
 
@@ -209,6 +219,7 @@ class Plan:
             raise BobbinError("PLAN_NOT_FOUND", f"the sidecar makes another plan of it now: {again['planId']}")
 
     def _take(self, facts: Dict[str, Any]) -> None:
+        _check(facts)
         self.plan_id = facts["planId"]
         self.package = facts["package"]
         self.top_hash = facts["topHash"]
@@ -232,3 +243,22 @@ class Plan:
             f"<Plan {self.plan_id[:16]} of {self.package}: {self.samples} samples, "
             f"{self.steps_per_epoch} steps of {self.global_batch}>"
         )
+
+
+def _check(facts: Any) -> None:
+    """Whoever listens may be nobody's sidecar, and what it says becomes requests, commands and sizes. Raises ANSWER_DAMAGED."""
+    if not isinstance(facts, dict):
+        raise damaged("the answer is no plan")
+    problems = [name for name in _TEXTS if not isinstance(facts.get(name), str)]
+    problems += [name for name in _NUMBERS if type(facts.get(name)) is not int or facts[name] < 0]
+    if not problems:
+        problems += [name for name in ("planId", "topHash") if not _HASH.fullmatch(facts[name])]
+        problems += [] if _SHARD_NAME.fullmatch(facts["shards"]) else ["shards"]
+        problems += [] if facts["shardsPerEpoch"] <= _SHARDS_MAX else ["shardsPerEpoch"]
+    document = facts.get("plan")
+    batch = document.get("batch") if isinstance(document, dict) else None
+    count = batch.get("global") if isinstance(batch, dict) else None
+    if type(count) is not int or count < 1:
+        problems.append("plan")
+    if problems:
+        raise damaged(f"the sidecar's answer has no plan's {', '.join(problems)}")
