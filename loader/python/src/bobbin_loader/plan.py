@@ -246,7 +246,7 @@ class Plan:
 
 
 def _check(facts: Any) -> None:
-    """Whoever listens may be nobody's sidecar, and what it says becomes requests, commands and sizes. Raises ANSWER_DAMAGED."""
+    """What listens may be no sidecar, and its words become requests, commands and sizes. Raises ANSWER_DAMAGED."""
     if not isinstance(facts, dict):
         raise damaged("the answer is no plan")
     problems = [name for name in _TEXTS if not isinstance(facts.get(name), str)]
