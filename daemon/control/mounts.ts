@@ -12,7 +12,7 @@ import { unmountPath } from '../mount/unmount.js'
 import type { CacheRoom } from '../quilt/cache-room.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { formatRegistry, parseRegistry } from '../quilt/reference.js'
-import type { Places } from '../quilt/served.js'
+import { confined, type Places } from '../quilt/served.js'
 import { requireWithin } from './leases.js'
 import type { MountBody, MountFacts } from './schema.js'
 
@@ -75,7 +75,7 @@ export class Mounts {
     const { log, objects } = this.options
     try {
       const { body, mountedAt, caller } = JSON.parse(survivor.note) as MountNote
-      const opened = await this.#open(body)
+      const opened = await this.#open(body, caller?.places)
       const mount = survivor.attach({
         mountpoint: body.mountpoint,
         opened,
@@ -120,7 +120,7 @@ export class Mounts {
       if (caller === undefined) await checkMountpoint(mountpoint)
       else if (this.#mounted.has(mountpoint))
         throw new BobbinError('ALREADY_MOUNTED', `${mountpoint} is mounted already`)
-      const opened = await this.#open(body)
+      const opened = await this.#open(body, caller?.places)
       try {
         this.#refuseWhenClosing()
         return await this.#mount(opened, mountpoint, body, caller)
@@ -145,8 +145,10 @@ export class Mounts {
     throw new BobbinError('MOUNTPOINT_UNUSABLE', `${path} lies inside the mount ${outer}: choose a folder outside`)
   }
 
-  #open(body: MountBody): Promise<OpenedPackage> {
-    const { cacheDir, source, offline, room } = this.options
+  /** Its manifest, too, is a file like others, and may be a link that leads out. */
+  #open(body: MountBody, places: Places | undefined): Promise<OpenedPackage> {
+    const { cacheDir, offline, room } = this.options
+    const source = confined(this.options.source, places?.folders)
     return openPackage(
       {
         registry: parseRegistry(body.registry),

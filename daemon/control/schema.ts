@@ -32,9 +32,12 @@ export const UnmountBody = Type.Object(
 )
 export type UnmountBody = Static<typeof UnmountBody>
 
-/** A line of a caller who is not the owner. Whose the mount is says the kernel, so nobody else does. */
+/**
+ * A line of a caller who is not the owner. Whose the mount is says the kernel, so nobody else does; and that of a run would
+ * have its access log kept for as long as they like.
+ */
 export const CallerRequest = Type.Union([
-  Type.Object({ mount: Type.Omit(MountBody, ['uid', 'gid', 'allowOther'], Closed) }, Closed),
+  Type.Object({ mount: Type.Omit(MountBody, ['uid', 'gid', 'allowOther', 'run'], Closed) }, Closed),
   Type.Object({ unmount: UnmountBody }, Closed),
 ])
 export type CallerRequest = Static<typeof CallerRequest>

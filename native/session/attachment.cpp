@@ -64,11 +64,6 @@ struct Option {
   std::optional<std::string> value;
 };
 
-bool belongsTo(int folder, uid_t uid) {
-  struct stat stats {};
-  return ::fstat(folder, &stats) == 0 && stats.st_uid == uid;
-}
-
 std::vector<Option> optionsFor(const link::Mount& request, const MountOwner& owner, int connection) {
   std::vector<Option> options = {{"fd", std::to_string(connection)},
                                  {"rootmode", "40000"},
@@ -161,13 +156,9 @@ bool isInPlace(const Attachment& attachment, std::optional<MountedAt>& ours, std
 std::optional<Attachment> attach(const link::Mount& request, const MountOwner& owner,
                                  const std::vector<MountRoot>& roots, Fd& connection, MountFailed& failed) {
   Attachment attachment;
-  attachment.folder = openMountpoint(request.mountpoint, roots, failed);
+  attachment.folder = openMountpoint(request.mountpoint, roots,
+                                     owner.mustOwnFolder ? std::optional(owner.uid) : std::nullopt, failed);
   if (!attachment.folder) return std::nullopt;
-  if (owner.mustOwnFolder && !belongsTo(attachment.folder.get(), owner.uid)) {
-    failed = {link::MountFailure::mountpoint,
-              "cannot mount on " + request.mountpoint + ": the folder is not yours: choose one that you have made"};
-    return std::nullopt;
-  }
   const auto before = readMountTable();
   // The helper is for users; root that may not mount is in a container, and the helper may not either.
   bool isForHelper = !hasCapability(Capability::sysAdmin) && ::getuid() != 0;

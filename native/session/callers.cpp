@@ -51,13 +51,13 @@ bool Callers::receive(std::uint64_t number) {
     if (n < 0 && errno == EAGAIN) return false;
     // It has hung up, or says more than one line: it wants nothing from us any more.
     if (n <= 0 || caller.isAsked || caller.line.size() + static_cast<std::size_t>(n) > LINE_BYTES_MAX) {
-      callers_.erase(found);
+      hangUp(found);
       return false;
     }
     caller.line.append(bytes, static_cast<std::size_t>(n));
     if (caller.line.find('\n') == std::string::npos) continue;
     if (caller.line.find('\n') != caller.line.size() - 1 || caller.line.find('\0') != std::string::npos) {
-      callers_.erase(found);
+      hangUp(found);
       return false;
     }
     caller.line.pop_back();
@@ -69,12 +69,17 @@ bool Callers::receive(std::uint64_t number) {
 
 const Caller* Callers::find(std::uint64_t number) const {
   const auto found = callers_.find(number);
-  return found == callers_.end() || !found->second.isAsked ? nullptr : &found->second;
+  const bool isWaiting = found != callers_.end() && found->second.isAsked && found->second.connection;
+  return isWaiting ? &found->second : nullptr;
 }
 
 void Callers::answer(std::uint64_t number, const std::string& line) {
   const auto found = callers_.find(number);
   if (found == callers_.end()) return;
+  if (!found->second.connection) {
+    callers_.erase(found);
+    return;
+  }
   // It fits into the socket's buffer, which is empty. Whoever gets less notices the missing end.
   const std::string whole = line + "\n";
   [[maybe_unused]] const auto sent =
@@ -83,7 +88,17 @@ void Callers::answer(std::uint64_t number, const std::string& line) {
 }
 
 void Callers::sweep(Clock::time_point now) {
-  std::erase_if(callers_, [&](const auto& item) { return now > item.second.deadline; });
+  for (auto at = callers_.begin(); at != callers_.end();) {
+    const auto caller = at++;
+    if (now > caller->second.deadline) hangUp(caller);
+  }
+}
+
+void Callers::hangUp(std::map<std::uint64_t, Caller>::iterator caller) {
+  if (caller->second.isAsked)
+    caller->second.connection.reset();
+  else
+    callers_.erase(caller);
 }
 
 }  // namespace bobbin

@@ -2,7 +2,8 @@
 // nowhere else: the kernel says who has connected (SO_PEERCRED), and the daemon cannot say otherwise.
 //
 // A caller sends one line and gets one line back; the daemon answers it. Callers are few, a line is short, and all of
-// them have deadlines, so whoever says nothing or reads nothing holds up nobody.
+// them have deadlines, so whoever says nothing or reads nothing holds up nobody. Whoever hangs up after asking counts
+// until the daemon has answered: else a user who asks and hangs up, in a loop, would have it do any amount of work.
 #pragma once
 
 #include <sys/types.h>
@@ -18,6 +19,7 @@
 namespace bobbin {
 
 struct Caller {
+  // Not open: it has hung up, and the daemon has not answered yet.
   Fd connection;
   uid_t uid = 0;
   gid_t gid = 0;
@@ -44,6 +46,8 @@ class Callers {
   void drop() { callers_.clear(); }
 
  private:
+  void hangUp(std::map<std::uint64_t, Caller>::iterator caller);
+
   std::map<std::uint64_t, Caller> callers_;
   std::uint64_t last_ = 0;
 };

@@ -98,6 +98,11 @@ Fd walk(const std::string& path, int start, const std::vector<std::string>& name
   return held;
 }
 
+bool belongsTo(int folder, uid_t uid) {
+  struct stat stats {};
+  return ::fstat(folder, &stats) == 0 && stats.st_uid == uid;
+}
+
 }  // namespace
 
 int mountIdOf(int fd) {
@@ -131,7 +136,8 @@ std::string openMountRoots(const std::vector<std::string>& paths, std::vector<Mo
   return "";
 }
 
-Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, MountFailed& failed) {
+Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, std::optional<uid_t> owner,
+                  MountFailed& failed) {
   std::vector<std::string> names;
   std::string relative = path.empty() ? "" : path.substr(1);
   if (path.size() >= PATH_MAX || path[0] != '/' || !splitNames(relative, names)) {
@@ -153,6 +159,11 @@ Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, 
     splitNames(relative, names);
   }
   Fd folder = walk(path, root == nullptr ? top.get() : root->folder.get(), names, root != nullptr, failed);
+  if (owner && (!folder || !belongsTo(folder.get(), *owner))) {
+    failed = refused(path, "it is not yours, not there, or lies behind a link or inside another mount: choose a "
+                           "folder that you have made");
+    return Fd();
+  }
   if (folder && !checkMountpoint(folder.get(), path, failed)) folder.reset();
   return folder;
 }

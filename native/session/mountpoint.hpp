@@ -6,6 +6,9 @@
 // the caller is the thread that has to go on.
 #pragma once
 
+#include <sys/types.h>
+
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,8 +32,10 @@ struct MountRoot {
 std::string openMountRoots(const std::vector<std::string>& paths, std::vector<MountRoot>& roots);
 
 // Opens a folder (O_PATH) that something may be mounted on, below one of `roots`; without any, anywhere,
-// since whoever asks may do it by itself. On failure, `failed` says what to do.
-Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, MountFailed& failed);
+// since whoever asks may do it by itself. On failure, `failed` says what to do. `owner`: the folder has to be theirs,
+// and they are told nothing of what is not, since we may look where they may not.
+Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, std::optional<uid_t> owner,
+                  MountFailed& failed);
 
 // Whether a mount may hide the folder: it is empty. `path` is for the message.
 bool checkMountpoint(int folder, const std::string& path, MountFailed& failed);

@@ -1,6 +1,6 @@
 /** Mounts by users who are not the owner of the cache (--mounts-for-group), tried by such users, who mean no good. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { chownSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { chownSync, existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { chmod } from 'node:fs/promises'
 import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
@@ -139,7 +139,7 @@ t.test('no mount by others widens what they may do (S74)', { skip: whyNot() }, a
 
   await t.test('not as somebody else, nor for others', async t => {
     const mine = folderOf(MEMBER, 'mine')
-    for (const more of [{ uid: 0 }, { gid: 0 }, { allowOther: true }])
+    for (const more of [{ uid: 0 }, { gid: 0 }, { allowOther: true }, { run: folder }])
       t.match(await say(MEMBER, door, body(mine, more)), /INVALID_ARGUMENT/, JSON.stringify(more))
     for (const line of ['', '{}', '[]', 'null', '{"stop":{}}', `{"mount":${'['.repeat(1000)}`])
       t.match(await say(MEMBER, door, line), /INVALID_ARGUMENT/, line.slice(0, 20))
@@ -165,6 +165,52 @@ t.test('no mount by others widens what they may do (S74)', { skip: whyNot() }, a
     t.equal(read.status, 1)
     t.notMatch(read.stdout, 'aws_secret')
     await client.unmount(mine, true)
+  })
+
+  await t.test('not a package behind a link that leads out of the registry', async t => {
+    const hidden = await writeRegistry(join(folder, 'hidden'), 'secret/pkg', { 'patients/alice.txt': 'x' })
+    symlinkSync(hidden.manifestPath, join(folder, 'registry/.quilt/packages', hidden.topHash))
+    const mine = folderOf(MEMBER, 'mine4')
+    const answer = await say(MEMBER, door, body(mine, { topHash: hidden.topHash }))
+    t.match(answer, /NOT_SERVED/)
+    t.notMatch(answer, /hidden/)
+    t.same(mounts(), [])
+  })
+
+  await t.test('they learn nothing of the folders of others', async t => {
+    const closed = folderOf(OTHER, 'closed')
+    await chmod(closed, 0o700)
+    for (const name of ['full', 'empty']) mkdirSync(join(closed, name))
+    writeFileSync(join(closed, 'full/file'), '')
+    symlinkSync('/', join(closed, 'link'))
+    const answers = new Set<string>()
+    for (const name of ['full', 'empty', 'full/file', 'none', 'link', 'none/below', 'link/etc'])
+      answers.add((await say(MEMBER, door, body(join(closed, name)))).replaceAll(join(closed, name), ''))
+    t.equal(answers.size, 1, [...answers].join('\n'))
+  })
+
+  await t.test('who asks and hangs up, again and again, stops nobody, and takes no memory', async t => {
+    const fuse = (await client.status()).daemon.supervisorPid
+    const before = (await client.status()).daemon.pid
+    const script = `import socket, sys, time
+line = b'{"mount":{"registry":"' + b"x" * 60000 + b'"}}\\n'
+end = time.time() + 4
+while time.time() < end:
+    s = socket.socket(socket.AF_UNIX)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200000)
+    try:
+        s.connect(sys.argv[1]); s.sendall(line)
+    except OSError:
+        pass
+    s.close()`
+    const [command, ...rest] = as(MEMBER)
+    await runProgram(command!, [...rest, 'python3', '-c', script, door])
+    const kilobytes = Number(/VmHWM:\s*(\d+)/.exec(readFileSync(`/proc/${fuse}/status`, 'utf8'))?.[1])
+    t.ok(kilobytes < 32 * 1024, `bobbin-fuse took ${kilobytes} KiB`)
+    const mine = folderOf(MEMBER, 'mine5')
+    await until('there is room for a caller', async () => /"facts"/.test(await say(MEMBER, door, body(mine))))
+    t.equal((await client.status()).daemon.pid, before, 'the daemon goes on')
+    await client.unmount(mine, false)
   })
 
   await t.test('whoever says nothing holds up nobody', async t => {
