@@ -102,7 +102,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const concealer = new Concealer('the daemon', log)
   native?.answerCallers((caller, line) => answerCaller(caller, line, { mounts, servedMounts, concealer, log }))
   native?.start(verifiedObjects(store))
-  const roomHolds = new RoomHolds(store, log)
+  const roomHolds = new RoomHolds(store, () => store.stats().limitBytes, log)
   await mounts.begin()
   void store.settle()
   const stopping = new Promise<string>(resolve => {

@@ -43,6 +43,23 @@ export function doorPath(controlPath: string, door: Door): string {
   return `${controlPath.replace(/\.sock$/, '')}.${door}.sock`
 }
 
+/** What an owner of leases or room is called here: whoever comes through a shared door lets go nothing of others. */
+export function ownerAt(door: Door, owner: string): string {
+  return door === 'control' ? owner : `${door}/${owner}`
+}
+
+/** Did it come through a shared door? */
+export function isShared(owner: string): boolean {
+  return owner.includes('/')
+}
+
+/** Are there so many already that came through the same door as this one? So the group leaves room for the owner. */
+export function isDoorFull(owners: Iterable<string>, owner: string, max: number): boolean {
+  let count = 0
+  for (const other of owners) if (isShared(other) === isShared(owner)) count++
+  return count >= max
+}
+
 /** Where others may mount, it is bobbin-fuse that listens here (callers.ts). */
 export function mountsPath(controlPath: string): string {
   return `${controlPath.replace(/\.sock$/, '')}.mounts.sock`

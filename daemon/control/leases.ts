@@ -29,6 +29,7 @@ import { parseRegistry } from '../quilt/reference.js'
 import { confined, isBelowOne, isWithin, type Places, Served } from '../quilt/served.js'
 import type { ObjectId, ObjectStore } from '../store/index.js'
 import { Concealer } from './conceal.js'
+import { isDoorFull } from './doors.js'
 import { problemOf } from './errors.js'
 import type { FindAnswer, FindBody, LeaseAnswer, LeaseBody, LoaderFacts, OwnerFacts, ReleaseBody } from './schema.js'
 
@@ -54,6 +55,7 @@ interface OpenPackageUse {
 /** Longer than any pause of a process that goes on. */
 const OWNER_MS = 60_000
 const SWEEP_MS = 5000
+/** Of those who come through one door. */
 const OWNERS_MAX = 1000
 /** Of an owner. */
 const LEASES_MAX = 100_000
@@ -242,7 +244,7 @@ export class Leases {
   #owner(name: string): Owner {
     let owner = this.#owners.get(name)
     if (owner === undefined) {
-      if (this.#owners.size >= OWNERS_MAX)
+      if (isDoorFull(this.#owners.keys(), name, OWNERS_MAX))
         throw new BobbinError('BUSY', `there are ${OWNERS_MAX} owners of leases already`)
       owner = { leases: new Map(), pins: 0, facts: undefined, seenMs: 0 }
       this.#owners.set(name, owner)

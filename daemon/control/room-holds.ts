@@ -3,21 +3,29 @@
  * until they let go or are not heard of for HOLD_MS. Both sides of it are here: the daemon's, and the asker's.
  */
 import { randomBytes } from 'node:crypto'
-import { BobbinError, hasCode, type Log } from '../model/index.js'
+import { BobbinError, formatBytes, hasCode, type Log } from '../model/index.js'
 import { type CacheRoom, type RoomHold, unownedRoom } from '../quilt/cache-room.js'
 import { type DaemonClient, findDaemon } from './client.js'
+import { isDoorFull, isShared } from './doors.js'
 import type { RoomBody } from './schema.js'
 
 const HOLD_MS = 120_000
 const RENEW_MS = 30_000
+/** Of those who come through one door. */
 const HOLDS_MAX = 1000
+/** Of the quota, for what comes through the shared door: half of what packages and plans may take. */
+const SHARED_PART = 1 / 8
+/** Even of a small quota. */
+const SHARED_BYTES_MIN = 2 ** 19
 
 export class RoomHolds {
-  readonly #holds = new Map<string, { readonly hold: RoomHold; seenMs: number }>()
+  readonly #holds = new Map<string, { readonly hold: RoomHold; bytes: number; seenMs: number }>()
   readonly #timer: NodeJS.Timeout
 
   constructor(
     private readonly room: CacheRoom,
+    /** The quota, in bytes. */
+    private readonly limitBytes: () => number,
     private readonly log: Log,
   ) {
     this.#timer = setInterval(() => this.#sweep(), RENEW_MS)
@@ -32,12 +40,33 @@ export class RoomHolds {
       known?.hold.end()
       return
     }
-    if (known === undefined && this.#holds.size >= HOLDS_MAX)
+    if (known === undefined && isDoorFull(this.#holds.keys(), name, HOLDS_MAX))
       throw new BobbinError('BUSY', `${HOLDS_MAX} processes hold room in the cache already`)
-    const held = known ?? { hold: this.room.hold(what), seenMs: 0 }
+    if (isShared(name)) this.#refuseBeyondShare(name, bytes)
+    const held = known ?? { hold: this.room.hold(what), bytes: 0, seenMs: 0 }
     this.#holds.set(name, held)
     held.seenMs = Date.now()
-    await held.hold.grow(bytes)
+    const before = held.bytes
+    // Already now, so that several at once see each other.
+    held.bytes = Math.max(before, bytes)
+    try {
+      await held.hold.grow(bytes)
+    } catch (error) {
+      held.bytes = before
+      throw error
+    }
+  }
+
+  /** So that nobody of the group can keep the owner from opening a package. */
+  #refuseBeyondShare(name: string, bytes: number): void {
+    const most = Math.max(SHARED_BYTES_MIN, Math.floor(this.limitBytes() * SHARED_PART))
+    let elsewhere = 0
+    for (const [other, { bytes }] of this.#holds) if (isShared(other) && other !== name) elsewhere += bytes
+    if (elsewhere + bytes <= most) return
+    throw new BobbinError(
+      'STORE_FULL',
+      `no room for ${formatBytes(bytes)} through the door of the group, which may hold ${formatBytes(most)} and holds ${formatBytes(elsewhere)}: wait, or raise --cache-limit`,
+    )
   }
 
   #sweep(): void {

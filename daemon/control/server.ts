@@ -4,8 +4,9 @@ import { chmodSync, rmSync } from 'node:fs'
 import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
 import { BobbinError, type Log } from '../model/index.js'
 import { Served } from '../quilt/served.js'
+import { boundBodies, REQUEST_MS } from './bodies.js'
 import { Concealer } from './conceal.js'
-import { DOORS, type Door, doorMode, doorPath, type Right, refusalOf } from './doors.js'
+import { DOORS, type Door, doorMode, doorPath, ownerAt, type Right, refusalOf } from './doors.js'
 import { PROBLEM_TYPE, problemOf } from './errors.js'
 import type { Leases } from './leases.js'
 import { formatMetrics, METRICS_TYPE } from './metrics.js'
@@ -72,6 +73,7 @@ async function createApp(options: ServerOptions, door: Door): Promise<FastifyIns
   const { log, socketPath } = options
   const app = Fastify({
     forceCloseConnections: true,
+    requestTimeout: REQUEST_MS,
     // A lease of 200,000 inodes.
     bodyLimit: 4 * 2 ** 20,
     // Fastify's own settings drop fields that a schema does not have, and turn text into numbers: a
@@ -94,6 +96,8 @@ async function createApp(options: ServerOptions, door: Door): Promise<FastifyIns
       .type(PROBLEM_TYPE)
       .send({ status: 404, code: 'INVALID_ARGUMENT', detail: `no ${request.method} ${request.url} here` }),
   )
+  // The owner may ask for what they like.
+  if (door !== 'control') boundBodies(app)
   for (const [right, addRoutes] of Object.entries(routesOf) as [Right, Routes][]) {
     await app.register(async scope => {
       // Before a body is read. A right that this door does not give is refused with the name of the door that does.
@@ -190,11 +194,6 @@ const routesOf: Readonly<Record<Right, Routes>> = {
       return reply.code(204).send()
     })
   },
-}
-
-/** Whoever comes through the shared door cannot let go what the owner's own loaders hold. */
-function ownerAt(door: Door, owner: string): string {
-  return door === 'control' ? owner : `${door}/${owner}`
 }
 
 /** The word of an owner of leases is all that it takes to let them go, so others see a digest. */

@@ -1,4 +1,6 @@
 /** The daemon's doors, tried by people who are really other users: what a member of the cache's group may do, and a stranger. */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { chownSync, lstatSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { chmod } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
@@ -212,6 +214,45 @@ t.test(
     }
   },
 )
+
+t.test('a member uses up no place, room or memory of the owner (S70)', { skip: cannot }, async t => {
+  const { daemon, control } = await stage(t, 'fuse-native')
+  const { limitBytes } = (await daemon.client.status()).cache
+  const script = `import http.client, json, select, socket, sys
+path, large = sys.argv[1], int(sys.argv[2])
+def connected():
+    s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect(path); return s
+client = http.client.HTTPConnection("daemon"); client.sock = connected()
+def ask(path, body):
+    client.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    answer = client.getresponse(); answer.read(); return answer.status
+room = ask("/v1/room", {"hold": "large", "what": "x", "bytes": large})
+owners = [ask("/v1/objects/renew", {"owner": f"o{i}"}) for i in range(1001)]
+holds = [ask("/v1/room", {"hold": f"h{i}", "what": "x", "bytes": 1}) for i in range(1001)]
+head = b"POST /v1/objects/lease HTTP/1.1\\r\\nHost: x\\r\\nContent-Type: application/json\\r\\nContent-Length: 4000000\\r\\n\\r\\n"
+begun = [connected() for _ in range(40)]
+for s in begun: s.sendall(head)
+refused = 0
+while refused < 24:
+    for s in select.select(begun, [], [], 20)[0]:
+        refused += b" 429 " in s.recv(100)
+        begun.remove(s)
+print(json.dumps({"room": room, "owners": owners[-1], "holds": holds[-1], "refused": refused}))
+sys.stdout.flush()
+sys.stdin.read()`
+  const [command, ...before] = MEMBER
+  const args = [...before, 'python3', '-c', script, doorPath(control, 'leases'), String(Math.ceil(limitBytes / 6))]
+  const member = spawn(command!, args, { stdio: ['pipe', 'pipe', 'inherit'] })
+  t.teardown(() => member.kill('SIGKILL'))
+  const [said] = (await once(member.stdout, 'data')) as [Buffer]
+  const answers = JSON.parse(said.toString()) as Record<string, number>
+  // 64 MiB of bodies are let in.
+  t.match(answers, { room: 507, owners: 429, holds: 429, refused: 24 })
+  // While all that lasts.
+  t.same(await daemon.client.renewOwner({ owner: 'mine' }), { leases: 0 })
+  await daemon.client.askRoom({ hold: 'mine', what: 'a package', bytes: Math.ceil(limitBytes / 6) })
+  member.stdin.end()
+})
 
 t.test('the doors outlive the daemon, and bobbin-fuse that replaces itself (S70)', { skip: cannotNative }, async t => {
   const { daemon, control } = await stage(t, 'native')
