@@ -131,8 +131,9 @@ export class S3Source implements Source {
       try {
         for await (const chunk of watch(body.stream, progress)) {
           at += chunk.length
+          const cameAt = performance.now()
           yield chunk
-          progress.touch()
+          progress.took(chunk.length, performance.now() - cameAt)
         }
         if (first.end === undefined || at === first.end) return
         failure = new Error(`the body ended ${first.end - at} bytes early`)
@@ -263,7 +264,10 @@ async function* watch(stream: Readable, progress: Progress): AsyncGenerator<Uint
   const iterator = stream[Symbol.asyncIterator]()
   try {
     for (;;) {
-      const timer = setTimeout(() => stream.destroy(new SilenceError('no bytes came')), progress.connectionMs())
+      const timer = setTimeout(
+        () => stream.destroy(new SilenceError('no bytes came, or too few')),
+        progress.connectionMs(),
+      )
       let step: IteratorResult<Uint8Array>
       try {
         step = await iterator.next()
