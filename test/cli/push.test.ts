@@ -224,6 +224,20 @@ t.test('what is no file is left out, and said', async t => {
   t.equal(readFileSync(join(folder, 'installed/link'), 'utf8'), 'b')
 })
 
+t.test('a .quiltignore that is no file, or has no end, is refused at once', async t => {
+  const { dir, bobbin, target } = fixture(t)
+  const rules = join(dir, '.quiltignore')
+  for (const make of [
+    () => runProgram('mkfifo', [rules]),
+    () => symlinkSync('/dev/zero', rules),
+    () => writeFileSync(rules, 'x'.repeat(2 ** 20 + 1)),
+  ]) {
+    await make()
+    t.match(await bobbin.try('push', dir, target, '-m', 'm'), { status: 2, stderr: '.quiltignore' })
+    rmSync(rules)
+  }
+})
+
 /** A push of its own, whose end is told. */
 function started(t: Test, args: readonly string[], cache: string): { child: ChildProcess; said: () => string } {
   const [command, ...before] = AS_USERS_DO

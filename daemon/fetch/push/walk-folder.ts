@@ -5,11 +5,14 @@
  * sockets and devices. Empty folders leave no trace: packages have none.
  */
 import { isUtf8 } from 'node:buffer'
-import type { Dirent } from 'node:fs'
-import { readdir, readFile, stat } from 'node:fs/promises'
+import { constants, type Dirent } from 'node:fs'
+import { type FileHandle, open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { BobbinError, keyProblem, type LogicalKey, localError, systemCode, throwIfAborted } from '../../model/index.js'
 import { type IgnoreRule, parseQuiltignore } from './quiltignore.js'
+
+/** More than the characters that `parseQuiltignore` takes, each of four bytes. */
+const RULES_BYTES_MAX = 2 ** 20
 
 export interface FoundFile {
   readonly key: LogicalKey
@@ -30,11 +33,22 @@ export async function* walkFolder(dir: string, options: WalkOptions = {}): Async
   yield* walk(dir, '', isIgnored, options)
 }
 
+/** The folder may be a stranger's: a pipe keeps its reader waiting for ever, and a device has no end. */
 async function readRules(path: string): Promise<string> {
-  return await readFile(path, 'utf8').catch(error => {
+  let file: FileHandle | undefined
+  try {
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK)
+    const stats = await file.stat()
+    if (!stats.isFile()) throw new BobbinError('INVALID_ARGUMENT', `${path} is not a file: move it away`)
+    if (stats.size > RULES_BYTES_MAX)
+      throw new BobbinError('INVALID_ARGUMENT', `${path} has ${stats.size} bytes, at most ${RULES_BYTES_MAX}`)
+    return await file.readFile('utf8')
+  } catch (error) {
     if (['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')) return ''
     throw localError(`read ${path}`, error)
-  })
+  } finally {
+    await file?.close()
+  }
 }
 
 async function* walk(
