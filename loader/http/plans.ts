@@ -180,10 +180,11 @@ export class Plans {
     }
   }
 
-  /** By the first digits of its id. */
+  /** By the first digits of its id. Of plans that are not served here nothing is told, least of all the other digits. */
   async useByPrefix<T>(prefix: string, run: (plan: OpenPlan) => Promise<T>): Promise<T> {
     const names = readdirSync(this.#folder).filter(name => name.startsWith(prefix) && name.endsWith('.json'))
-    if (names.length === 1) return this.use(names[0]!.slice(0, -'.json'.length), run)
+    const ids = names.map(name => name.slice(0, -'.json'.length)).filter(id => this.#isServed(id))
+    if (ids.length === 1) return this.use(ids[0]!, run)
     throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${prefix}…: post it to /v1/plans first`)
   }
 
@@ -305,6 +306,11 @@ export class Plans {
     if (stored === undefined || places.length === 0)
       throw new BobbinError('PLAN_NOT_FOUND', `this sidecar has no plan ${id}: post it to /v1/plans first`)
     return { opening: this.#openStored(id, stored.document, places), users: 0 }
+  }
+
+  #isServed(id: string): boolean {
+    const stored = this.#read(id)
+    return stored !== undefined && this.#placesOf(stored).length > 0
   }
 
   /** Those that are served here. */

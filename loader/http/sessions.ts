@@ -10,7 +10,7 @@ interface Session {
   seenMs: number
 }
 
-/** Beyond it the longest unheard of goes. */
+/** Beyond it there are no new ones: else whoever opens many would have the leases of others let go. */
 const SESSIONS_MAX = 10_000
 const SWEEP_MS = 1000
 /** What clients may call a session, and what a lease in one is called. */
@@ -26,15 +26,15 @@ export class Sessions {
     this.#timer.unref()
   }
 
-  /** One that is not known (any more) is begun anew under its own name. */
+  /** One that is not known (any more) is begun anew under its own name. Throws BUSY. */
   open(name = randomBytes(9).toString('base64url').replaceAll('-', '_')): string {
     // Numbers go on rising over a restart, so that an old lease names none of ours.
     const known = this.#sessions.get(name)
-    // The last in the map is the one that was heard of last.
-    this.#sessions.delete(name)
-    this.#sessions.set(name, known ?? { leases: new Map(), next: Date.now(), seenMs: 0 })
-    this.#sessions.get(name)!.seenMs = Date.now()
-    if (this.#sessions.size > SESSIONS_MAX) this.#end(this.#sessions.keys().next().value!)
+    if (known === undefined && this.#sessions.size >= SESSIONS_MAX)
+      throw new BobbinError('BUSY', `${SESSIONS_MAX} clients hold paths here already: ask again, or for tar`)
+    const session = known ?? { leases: new Map(), next: Date.now(), seenMs: 0 }
+    session.seenMs = Date.now()
+    this.#sessions.set(name, session)
     return name
   }
 

@@ -272,6 +272,10 @@ t.test('plans of one cache are known at each door as far as it serves them', asy
   const other = { folder: dirname(one.cacheDir), args: ['--serve', yours!.reference] }
   const two = await startLoader(t, other)
   t.equal((await two.ask(`/v1/plans/${plan.planId}`)).status, 404)
+  // Nor are the other digits of its id told to who knows the first ones.
+  const shard = await two.ask(`/wds/q${mine!.topHash.slice(0, 16)}-p${plan.planId.slice(0, 16)}-e0-w1r0-000000.tar`)
+  t.equal(shard.status, 404)
+  t.notMatch(shard.body.toString(), plan.planId)
   t.equal((await two.plan({ batch: { global: 1 }, package: yours!.reference })).planId, plan.planId)
   t.match((await two.ask(`/v1/plans/${plan.planId}`)).json(), { package: yours!.reference })
 })
