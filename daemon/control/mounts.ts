@@ -280,15 +280,17 @@ export class Mounts {
     }
   }
 
-  /** The list is only a help to a later daemon: a full disk ends no mount, and is no reason to refuse one. */
+  /**
+   * The list is only a help to a later daemon: a full disk ends no mount, and is no reason to refuse one. Mounts of others are
+   * not in it: dead ones are unmounted by path, and others can put links in the way of theirs.
+   */
   #writeList(): void {
     const path = this.#listPath
+    const own = this.list().filter(({ uid }) => uid === undefined)
     try {
-      writeFileSync(
-        `${path}.new`,
-        [...this.#mounted.keys()].map(mountpoint => `${JSON.stringify(mountpoint)}\n`).join(''),
-        { mode: 0o640 },
-      )
+      writeFileSync(`${path}.new`, own.map(({ mountpoint }) => `${JSON.stringify(mountpoint)}\n`).join(''), {
+        mode: 0o640,
+      })
       renameSync(`${path}.new`, path)
     } catch (error) {
       this.options.log.warn({ path, error: String(error) }, 'cannot write down which mounts there are')

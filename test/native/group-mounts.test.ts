@@ -80,7 +80,7 @@ print(b"".join(iter(lambda: s.recv(65536), b"")).decode())`
 
 t.test('others mount on their own folders, for themselves, what is allowed (S74)', { skip: whyNot() }, async t => {
   const at = await stage(t)
-  const { written, bobbin, run, folderOf, mounts, door, client } = at
+  const { written, bobbin, run, folderOf, mounts, door, client, cacheDir } = at
   t.equal(statSync(door).mode & 0o777, 0o660)
   const mine = folderOf(MEMBER, 'mine')
   const mounted = await bobbin(MEMBER, 'mount', written.reference, mine, '--json')
@@ -91,6 +91,7 @@ t.test('others mount on their own folders, for themselves, what is allowed (S74)
   t.equal((await run(MEMBER, 'cat', join(mine, 'f'))).stdout, 'text')
   t.match((await run(MEMBER, 'stat', '-c', '%u', join(mine, 'f'))).stdout, String(MEMBER))
   t.match(await run(OTHER, 'cat', join(mine, 'f')), { status: 1, stderr: /denied/ }, 'another member cannot enter')
+  t.equal(readFileSync(join(cacheDir, 'mounts'), 'utf8'), '', 'no later daemon unmounts by a path that is theirs')
 
   await t.test('no other member unmounts it', async t => {
     t.not((await bobbin(OTHER, 'umount', mine, '--force')).status, 0)
