@@ -1,4 +1,5 @@
 import { resolve } from 'node:path'
+import { findBobbinFuse } from '../daemon/control/bobbin-fuse.js'
 import { findDaemon } from '../daemon/control/client.js'
 import { BobbinError, hasCode } from '../daemon/model/index.js'
 import { mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
@@ -20,7 +21,7 @@ export async function umount(dir: string, flags: CommonFlags & { readonly force?
       // Of a daemon that was killed, or of another cache's: the mount is ours all the same.
       const isLeft = mountAt(mountpoint)?.type === 'fuse.bobbin'
       if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE') || !isLeft) throw error
-      await unmountPath(mountpoint, { isForced: flags.force ?? false })
+      await unmountPath(mountpoint, { isForced: flags.force ?? false, program: findBobbinFuse().path })
     }
   })
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <thread>
 
+#include "session/leftover.hpp"
 #include "session/privileges.hpp"
 #include "session/server.hpp"
 
@@ -44,6 +45,9 @@ and `bobbin daemon`, which start this program.
   --state-version       which state of another bobbin-fuse it can take over
   --syncfs              syncs the file system of descriptor 3, and ends with 1 if it has lost something that was
                         written since 3 was opened, or last synced so
+  --unmount PATH --mount-id N [--lazy]
+                        unmounts a mount of ours that nobody else does; ends with 3 when there is no such mount, 4 when
+                        it is in use, 5 when something else is at PATH, or on or inside the mount
 
 SIGTERM, SIGINT and SIGHUP unmount everything and end it; SIGUSR2 replaces it by the file at its path, without
 losing a mount or a request. With NOTIFY_SOCKET it says READY=1 and stores its connections (FileDescriptorStoreMax=).
@@ -75,6 +79,13 @@ std::string ownPath() {
   return n > 0 ? std::string(path, static_cast<std::size_t>(n)) : "";
 }
 
+int unmountOnce(const std::string& path, unsigned mountId, bool isLazy) {
+  if (mountId == 0) return refuse("--unmount needs --mount-id");
+  const auto [outcome, message] = bobbin::unmountLeftover(path, static_cast<int>(mountId), isLazy);
+  if (!message.empty()) std::fprintf(stderr, "%s\n", message.c_str());
+  return static_cast<int>(outcome);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -83,7 +94,10 @@ int main(int argc, char** argv) {
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
   std::optional<bobbin::Account> user;
-  enum Option { cache = 1, socket, userName, daemonUser, mountsForGroup, mountBelow, threads, patience, version, help, stateVersion, syncfs };
+  std::optional<std::string> leftover;
+  unsigned leftoverId = 0;
+  bool isLazy = false;
+  enum Option { cache = 1, socket, userName, daemonUser, mountsForGroup, mountBelow, threads, patience, version, help, stateVersion, syncfs, unmount, mountId, lazy };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
                           {"user", required_argument, nullptr, userName},
@@ -96,6 +110,9 @@ int main(int argc, char** argv) {
                           {"help", no_argument, nullptr, help},
                           {"state-version", no_argument, nullptr, stateVersion},
                           {"syncfs", no_argument, nullptr, syncfs},
+                          {"unmount", required_argument, nullptr, unmount},
+                          {"mount-id", required_argument, nullptr, mountId},
+                          {"lazy", no_argument, nullptr, lazy},
                           {nullptr, 0, nullptr, 0}};
   for (int found; (found = ::getopt_long(argc, argv, "+", known, nullptr)) != -1;) {
     unsigned number = 0;
@@ -142,10 +159,20 @@ int main(int argc, char** argv) {
       case syncfs:
         if (::syncfs(SYNCFS_FD) == 0) return 0;
         return errno == EBADF ? EXIT_USAGE : EXIT_LOST;
+      case unmount:
+        leftover = optarg;
+        break;
+      case mountId:
+        if (!readNumber(optarg, 1, INT_MAX, leftoverId)) return refuse("--mount-id takes a number");
+        break;
+      case lazy:
+        isLazy = true;
+        break;
       default:
         return EXIT_USAGE;
     }
   }
+  if (leftover) return unmountOnce(*leftover, leftoverId, isLazy);
   options.command.assign(argv + optind, argv + argc);
   if (options.command.empty()) return refuse("no command: it has to start a daemon");
   if (options.cache.empty() || options.cache[0] != '/') return refuse("--cache takes an absolute path");

@@ -4,6 +4,7 @@
  */
 import { mkdirSync, rmdirSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
+import { findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { BobbinError, hasCode, localError } from '../../daemon/model/index.js'
 import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
@@ -149,7 +150,8 @@ export async function unmountAll(client: DaemonClient | undefined, mounts: reado
     const { mountpoint } = mount
     try {
       if (status !== undefined && isServed(mount, status)) await client?.unmount(mountpoint, true)
-      else if (await isDead(mountpoint)) await unmountPath(mountpoint, { isForced: true })
+      else if (await isDead(mountpoint))
+        await unmountPath(mountpoint, { isForced: true, program: findBobbinFuse().path })
     } catch (error) {
       if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE')) throw error
     }

@@ -13,6 +13,7 @@ import type { CacheRoom } from '../quilt/cache-room.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { formatRegistry, parseRegistry } from '../quilt/reference.js'
 import { confined, type Places } from '../quilt/served.js'
+import { findBobbinFuse } from './bobbin-fuse.js'
 import { requireWithin } from './leases.js'
 import type { MountBody, MountFacts } from './schema.js'
 
@@ -178,6 +179,7 @@ export class Mounts {
       run: body.run,
       openMode: body.openMode ?? this.options.openMode,
       note: JSON.stringify(note),
+      unmountProgram: findBobbinFuse().path,
       options: {
         allowOther: caller === undefined && (body.allowOther ?? process.getuid?.() === 0),
         uid: body.uid ?? process.getuid?.() ?? 0,
@@ -336,7 +338,7 @@ async function clearDeadMounts(listPath: string, log: Log): Promise<void> {
     })
     if (!/not connected/i.test(probe.stderr ?? '')) continue
     try {
-      await unmountPath(mountpoint, { isForced: true })
+      await unmountPath(mountpoint, { isForced: true, program: findBobbinFuse().path })
       log.warn({ mountpoint }, 'a dead mount of an earlier daemon was cleared away')
     } catch (error) {
       log.error({ mountpoint, error: String(error) }, 'a dead mount of an earlier daemon cannot be cleared away')

@@ -113,7 +113,7 @@ function mountAdvice(): string {
 function watch(
   session: FuseSession,
   filesystem: PackageFilesystem,
-  { mountpoint, log }: MountRequest,
+  { mountpoint, log, unmountProgram }: MountRequest,
   descriptor: number | undefined,
 ): TransportMount {
   const id = mountAt(mountpoint)?.id
@@ -160,7 +160,7 @@ function watch(
           `${top.source} (${top.type}) is mounted on top of ${mountpoint}: umount that first`,
         )
       }
-      await unmountPath(mountpoint, { isForced })
+      await unmountPath(mountpoint, { isForced, program: unmountProgram })
       close()
     },
   }

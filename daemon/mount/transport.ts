@@ -80,6 +80,8 @@ export interface MountRequest {
   readonly note: string
   /** Whose mount it will be, where that is not the owner of the cache; bobbin-fuse knows them by this number. */
   readonly caller?: number | undefined
+  /** A bobbin-fuse, for a transport that is none (unmount.ts). */
+  readonly unmountProgram?: string | undefined
   readonly log: Log
 }
 

@@ -68,26 +68,26 @@ bool mayHang(const std::string& type, bool isConfined) {
   return type == "fuse.bobbin" || (isConfined && type.starts_with("fuse"));
 }
 
-Fd walk(const std::string& path, int start, const std::vector<std::string>& names, bool isConfined,
-        MountFailed& failed) {
+// What may be at the end of a walk.
+enum class End { mount, folderAlone };
+
+// Not open: `why` says what is wrong.
+Fd walk(int start, const std::vector<std::string>& names, bool isConfined, End end, std::string& why) {
   Fd held;
   int folder = start;
   int mountId = mountIdOf(start);
   for (const std::string& name : names) {
-    Fd next(::openat(folder, name.c_str(), STEP_FLAGS));
-    if (!next) {
-      failed = refused(path, stepFailed(folder, name, errno));
-      return Fd();
-    }
+    Fd next = openStep(folder, name, why);
+    if (!next) return Fd();
     if (const int id = mountIdOf(next.get()); id != mountId) {
       const auto mounted = mountWithId(readMountTable(), id);
       const std::string what = mounted ? mounted->source + ", " + mounted->type : "it cannot be told what";
-      if (&name == &names.back()) {
-        failed = refused(path, "something is mounted there already (" + what + "): choose another folder");
+      if (end == End::folderAlone && &name == &names.back()) {
+        why = "something is mounted there already (" + what + "): choose another folder";
         return Fd();
       }
       if (!mounted || mayHang(mounted->type, isConfined)) {
-        failed = refused(path, "it lies inside another mount (" + what + "): choose a folder outside");
+        why = "it lies inside another mount (" + what + "): choose a folder outside";
         return Fd();
       }
       mountId = id;
@@ -103,7 +103,20 @@ bool belongsTo(int folder, uid_t uid) {
   return ::fstat(folder, &stats) == 0 && stats.st_uid == uid;
 }
 
+// False: it is none that can be walked.
+bool splitPath(const std::string& path, std::vector<std::string>& names) {
+  return path.size() < PATH_MAX && path[0] == '/' && splitNames(path.substr(1), names);
+}
+
+constexpr const char* NOT_PLAIN = "it is no absolute path without empty, . and .. parts";
+
 }  // namespace
+
+Fd openStep(int folder, const std::string& name, std::string& why) {
+  Fd next(::openat(folder, name.c_str(), STEP_FLAGS));
+  if (!next) why = stepFailed(folder, name, errno);
+  return next;
+}
 
 int mountIdOf(int fd) {
   char text[1024];
@@ -139,13 +152,13 @@ std::string openMountRoots(const std::vector<std::string>& paths, std::vector<Mo
 Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, std::optional<uid_t> owner,
                   MountFailed& failed) {
   std::vector<std::string> names;
-  std::string relative = path.empty() ? "" : path.substr(1);
-  if (path.size() >= PATH_MAX || path[0] != '/' || !splitNames(relative, names)) {
-    failed = refused(path.substr(0, PATH_MAX), "it is no absolute path without empty, . and .. parts");
+  if (!splitPath(path, names)) {
+    failed = refused(path.substr(0, PATH_MAX), NOT_PLAIN);
     return Fd();
   }
   // The folder may lie in one that only its owner may enter.
   const CapabilityRaised raised(Capability::dacReadSearch);
+  std::string relative;
   const MountRoot* root = rootOf(path, roots, relative);
   if (!roots.empty() && root == nullptr) {
     failed = refused(path, "bobbin-fuse may mount below " + joined(roots) + " (--mount-below)");
@@ -158,7 +171,10 @@ Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, 
     names.clear();
     splitNames(relative, names);
   }
-  Fd folder = walk(path, root == nullptr ? top.get() : root->folder.get(), names, root != nullptr, failed);
+  std::string why;
+  const int start = root == nullptr ? top.get() : root->folder.get();
+  Fd folder = walk(start, names, root != nullptr, End::folderAlone, why);
+  if (!folder) failed = refused(path, why);
   if (owner && (!folder || !belongsTo(folder.get(), *owner))) {
     failed = refused(path, "it is not yours, not there, or lies behind a link or inside another mount: choose a "
                            "folder that you have made");
@@ -166,6 +182,18 @@ Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, 
   }
   if (folder && !checkMountpoint(folder.get(), path, failed)) folder.reset();
   return folder;
+}
+
+Fd openParent(const std::string& path, std::string& name, std::string& why) {
+  std::vector<std::string> names;
+  if (!splitPath(path, names)) {
+    why = NOT_PLAIN;
+    return Fd();
+  }
+  name = names.back();
+  names.pop_back();
+  Fd top(::open("/", STEP_FLAGS));
+  return names.empty() ? std::move(top) : walk(top.get(), names, false, End::mount, why);
 }
 
 bool checkMountpoint(int folder, const std::string& path, MountFailed& failed) {

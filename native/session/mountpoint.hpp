@@ -37,6 +37,12 @@ std::string openMountRoots(const std::vector<std::string>& paths, std::vector<Mo
 Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, std::optional<uid_t> owner,
                   MountFailed& failed);
 
+// Opens (O_PATH) the folder that the last `name` of a path lies in, which may be mounted on. Not open: `why` says
+// what is wrong.
+Fd openParent(const std::string& path, std::string& name, std::string& why);
+// One step from a folder: what lies on top at that name, and no link.
+Fd openStep(int folder, const std::string& name, std::string& why);
+
 // Whether a mount may hide the folder: it is empty. `path` is for the message.
 bool checkMountpoint(int folder, const std::string& path, MountFailed& failed);
 

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import { cannotMount } from '../support/daemon.js'
-import { playHostile } from './hostile.js'
+import { playHostile, playHostileParent } from './hostile.js'
 
 const SECONDS = process.env.CI ? 12 : 5
 
@@ -31,3 +31,20 @@ for (const [play, title] of Object.entries(plays)) {
     for (const what of ['mounted', 'refused', 'unmounted']) t.ok(counts[what]! > 0, `some were ${what}`)
   })
 }
+
+t.test(
+  'what is left of a daemon is unmounted, and nothing else, while a folder above it is exchanged (S65)',
+  {
+    skip: cannotPlay(),
+  },
+  async t => {
+    const outcome = await playHostileParent({ seconds: SECONDS, program: findBobbinFuse().path! })
+    if (!t.equal(outcome.status, 0)) return t.comment(outcome.stdout.slice(-4000), outcome.stderr.slice(-4000))
+    const { ended, counts } = JSON.parse(outcome.stdout) as { ended: object; counts: object }
+    t.comment(counts)
+    t.same(ended, {
+      ...{ noNumber: 2, dots: 1, link: 1, notThere: 5, somethingElse: 5, notOurs: 5, covered: 5 },
+      ...{ inUse: 4, lazy: 0, gone: 3 },
+    })
+  },
+)

@@ -14,6 +14,7 @@ import { type Outcome, runProgram } from '../support/cli.js'
 import { fileRow, manifestText, topHashOf } from '../support/manifest.js'
 import { repository } from '../support/parts.js'
 import type { HostileOptions } from './hostile-daemon.js'
+import type { ParentOptions } from './hostile-parent.js'
 
 const REGISTRY: Registry = { kind: 's3', bucket: 'bucket' }
 /** Beside the time that it plays: starting, and unmounting what is left. */
@@ -41,6 +42,24 @@ export async function playHostile(asked: Play): Promise<Outcome> {
     const roots = ['roots', 'roots-2'].flatMap(name => ['--mount-below', join(folder, name)])
     const bobbinFuse = [asked.program, '--cache', join(folder, 'cache'), '--threads', '2', ...roots, '--', ...daemon]
     return await runProgram('unshare', ['--mount', '--propagation', 'private', ...bobbinFuse], {
+      timeoutMs: asked.seconds * 1000 + MORE_MS,
+    })
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** Unmounting what was left, below a folder that is exchanged all the time (hostile-parent.ts). */
+export async function playHostileParent(asked: Pick<ParentOptions, 'seconds' | 'program'>): Promise<Outcome> {
+  const folder = mkdtempSync(join(tmpdir(), 'bobbin-hostile-'))
+  try {
+    for (const name of ['roots', 'cache']) mkdirSync(join(folder, name))
+    const play = [
+      process.execPath,
+      join(import.meta.dirname, 'hostile-parent.js'),
+      JSON.stringify({ folder, ...asked }),
+    ]
+    return await runProgram('unshare', ['--mount', '--propagation', 'private', ...play], {
       timeoutMs: asked.seconds * 1000 + MORE_MS,
     })
   } finally {
