@@ -140,7 +140,8 @@ export function isRunId(text: string): boolean {
 export function parseFacts(text: string): RunFacts | undefined {
   let facts: unknown
   try {
-    facts = JSON.parse(text)
+    // Fields that the schema does not have may be of any shape, and whoever prints the facts would print them.
+    facts = Value.Clean(Schema, JSON.parse(text))
     if (!Value.Check(Schema, facts)) return undefined
     for (const { package: name } of [...facts.mounts, ...(facts.loaded ?? [])]) parsePackageName(name)
   } catch {

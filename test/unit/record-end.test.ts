@@ -300,6 +300,10 @@ t.test('whatever shape a record has, it is verified or refused, and nothing is c
         '"startedOn": "9999-99-99T99:99:99Z"',
       ),
     ],
+    'a deep field that is none of ours': sent => [
+      'run.json',
+      readFileSync(join(sent, 'run.json'), 'utf8').replace('{', () => `{"more":${deep},`),
+    ],
     'a host above others': sent => [
       'run.json',
       readFileSync(join(sent, 'run.json'), 'utf8').replace(/"host": "[^"]*"/, '"host": "../../x"'),
