@@ -29,6 +29,9 @@ import { ServedMounts } from './served-mounts.js'
 import { startServer } from './server.js'
 import { chooseSocketPath } from './socket-path.js'
 
+/** What of its quota a cache's access logs may take: 10,000,000 files that are read need 480 MB. */
+const ACCESS_LOGS_PART = 1 / 8
+
 export interface DaemonOptions {
   readonly cacheDir: string
   readonly ioTimeoutMs: number
@@ -68,7 +71,15 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     { inheritedFd: inherited?.ownerFd },
   )
   const native =
-    inherited && (await NativeTransport.connect({ linkFd: inherited.linkFd, cacheDir, version: version(), log }))
+    inherited &&
+    (await NativeTransport.connect({
+      linkFd: inherited.linkFd,
+      cacheDir,
+      version: version(),
+      log,
+      // Asked for when a mount is read, and mounts come after the store.
+      accessLogBytesMax: () => Math.floor(store.stats().limitBytes * ACCESS_LOGS_PART),
+    }))
   const sourceConfig = { ioTimeoutMs, offline }
   const workers = new Workers(sourceConfig)
   const store = await openStore(cacheDir, {

@@ -8,7 +8,7 @@
 import { closeSync, existsSync, fstatSync, ftruncateSync, mkdirSync, openSync, readSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import type { TopHash } from '../model/index.js'
-import { accessFolder, pruneAccessLogs } from './access-logs.js'
+import { type AccessLogRoom, accessFolder } from './access-logs.js'
 import { ACCESS_BYTES } from './link-frames.js'
 
 /** 22 million records, which 10,000,000 files make that are each opened and read. What a mount has beyond that is counted as lost. Bytes. */
@@ -17,9 +17,6 @@ const LOG_BYTES_MAX = 512 * 2 ** 20
 const FIRST_LINE_BYTES_MAX = 64 * 2 ** 10
 /** What is read of a log at once: a whole number of records. Bytes. */
 const PIECE_BYTES = 10_000 * ACCESS_BYTES
-/** Of the mounts of this process, which are all that there are: a cache has one daemon. */
-const livePaths = new Set<string>()
-
 /** By their numbers in a record. `lost`: `bytes` is how many records are missing here. */
 const KINDS = ['lost', 'open', 'read'] as const
 
@@ -61,10 +58,11 @@ export class AccessLog {
     /** bobbin-fuse's number of the mount: of two at the same time, each has its own. */
     mount: number,
     private readonly facts: AccessLogFacts,
+    private readonly room: AccessLogRoom,
   ) {
     this.#folder = accessFolder(cacheDir)
     this.path = join(this.#folder, `${facts.topHash}-${facts.mountedAt}-${mount}.log`)
-    livePaths.add(this.path)
+    room.begin(this.path)
     try {
       // Of an earlier daemon: it is gone on with.
       if (existsSync(this.path)) this.#open()
@@ -89,7 +87,8 @@ export class AccessLog {
     if (count === 0) return
     try {
       this.#open()
-      if (this.#bytes + rest.length > LOG_BYTES_MAX) {
+      // One record more, for what is owed.
+      if (this.#bytes + rest.length > LOG_BYTES_MAX || !this.room.take(rest.length + ACCESS_BYTES)) {
         this.#lose(count)
         return
       }
@@ -108,7 +107,7 @@ export class AccessLog {
 
   /** The mount is over. */
   close(): void {
-    livePaths.delete(this.path)
+    this.room.end(this.path)
     if (this.#fd === undefined) return
     try {
       this.#payOwed()
@@ -122,7 +121,7 @@ export class AccessLog {
   #open(): void {
     if (this.#fd !== undefined) return
     mkdirSync(this.#folder, { recursive: true, mode: 0o750 })
-    pruneAccessLogs(this.#folder, livePaths)
+    this.room.prune()
     this.#fd = openSync(this.path, 'a', 0o640)
     this.#bytes = this.#takeUp(fstatSync(this.#fd).size)
     if (this.#bytes === 0) this.#write(Buffer.from(`${JSON.stringify(this.facts)}\n`))

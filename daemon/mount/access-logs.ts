@@ -6,7 +6,8 @@
  *    that cannot look there (another user's folder, one that is not there at the moment) keeps them for 30 days;
  *  - of the others the newest, a hundred and 1 GiB at most.
  *
- * So a log of a run whose folder was deleted is one of the others.
+ * So a log of a run whose folder was deleted is one of the others. All together take a part of the cache's quota at most:
+ * whoever may read a mount can make its log grow, and must not push the objects of others out of the cache.
  */
 import { closeSync, openSync, readdirSync, readSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -16,6 +17,8 @@ export const NEEDS_ACCESS_LOGS = 'needs-access-logs'
 
 const LOGS_MAX = 100
 const LOGS_BYTES_MAX = 2 ** 30
+/** Looking costs a read of each log. */
+const LOOK_AGAIN_MS = 60_000
 /** Longer than most jobs. */
 const UNSEEN_RUN_MS = 30 * 24 * 60 * 60 * 1000
 /** Of a log's first line, which tells of its run. Bytes. */
@@ -32,14 +35,66 @@ export function accessFolder(cacheDir: string): string {
   return join(cacheDir, 'access')
 }
 
-/** Deletes the logs that are not kept. `live`: paths of those whose mounts last. */
-export function pruneAccessLogs(folder: string, live: ReadonlySet<string>): void {
-  let bytes = 0
-  for (const [i, log] of logsIn(folder).entries()) {
-    bytes += log.size
-    if ((i < LOGS_MAX && bytes <= LOGS_BYTES_MAX) || live.has(log.path) || isNeeded(log)) continue
-    rmSync(log.path, { force: true })
+/** The room that all access logs of a cache have, and the mounts that write them: a cache has one daemon. */
+export class AccessLogRoom {
+  readonly #live = new Set<string>()
+  readonly #folder: string
+  /** All logs in the folder, once they were looked at. */
+  #bytes = 0
+  #lookAgainMs = 0
+
+  /** `bytesMax`: what all of them may take together. */
+  constructor(
+    cacheDir: string,
+    private readonly bytesMax: () => number = () => Number.POSITIVE_INFINITY,
+  ) {
+    this.#folder = accessFolder(cacheDir)
   }
+
+  begin(path: string): void {
+    this.#live.add(path)
+  }
+
+  end(path: string): void {
+    this.#live.delete(path)
+  }
+
+  /** Deletes the logs that are not kept. */
+  prune(needed = 0): void {
+    this.#bytes = pruneAccessLogs(this.#folder, this.#live, Math.min(LOGS_BYTES_MAX, this.bytesMax() - needed))
+  }
+
+  /** Takes room for what is about to be written; false: there is none, also without the logs that nobody needs. */
+  take(bytes: number): boolean {
+    if (this.#bytes + bytes > this.bytesMax()) {
+      if (Date.now() < this.#lookAgainMs) return false
+      this.prune(bytes)
+      if (this.#bytes + bytes > this.bytesMax()) {
+        this.#lookAgainMs = Date.now() + LOOK_AGAIN_MS
+        return false
+      }
+    }
+    this.#bytes += bytes
+    return true
+  }
+}
+
+/** How many bytes the logs take that are left. `live`: paths of those whose mounts last. */
+function pruneAccessLogs(folder: string, live: ReadonlySet<string>, bytesMax: number): number {
+  const logs = logsIn(folder)
+  const kept = logs.filter(log => live.has(log.path) || isNeeded(log))
+  let bytes = kept.reduce((sum, { size }) => sum + size, 0)
+  const others = logs.filter(log => !kept.includes(log))
+  let count = kept.length
+  for (const { path, size } of others) {
+    if (count < LOGS_MAX && bytes + size <= bytesMax) {
+      count++
+      bytes += size
+    } else {
+      rmSync(path, { force: true })
+    }
+  }
+  return bytes
 }
 
 /** The newest mounts first. */

@@ -12,6 +12,7 @@ import type { OpenedPackage } from '../quilt/package-cache.js'
 import { formatRegistry } from '../quilt/reference.js'
 import { type ObjectId, objectId } from '../store/index.js'
 import { AccessLog } from './access-log.js'
+import { AccessLogRoom } from './access-logs.js'
 import { errnoOf } from './errno.js'
 import { Link, type LinkHandlers } from './link.js'
 import type { EvictOutcome, LinkedMount, LinkOpenMode, VerifiedObject } from './link-frames.js'
@@ -33,6 +34,8 @@ export interface NativeOptions {
   readonly cacheDir: string
   readonly version: string
   readonly log: Log
+  /** What access logs may take together. Bytes. */
+  readonly accessLogBytesMax?: () => number
 }
 
 type Attached = Pick<MountRequest, 'mountpoint' | 'opened' | 'objects' | 'log' | 'mountedAt' | 'run'>
@@ -69,6 +72,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   readonly #fetching = new Map<number, Fetching>()
   readonly #rebuilding = new Map<number, Promise<void>>()
   readonly #working: NodeJS.Timeout
+  readonly #accessLogRoom: AccessLogRoom
   #answer: ((caller: Caller, line: string) => Promise<string>) | undefined
 
   private constructor(
@@ -76,6 +80,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     private readonly left: readonly LinkedMount[],
     private readonly options: NativeOptions,
   ) {
+    this.#accessLogRoom = new AccessLogRoom(options.cacheDir, options.accessLogBytesMax)
     for (const { mount } of left) this.#early.set(mount, [])
     this.#working = setInterval(() => {
       if (this.#fetching.size > 0) link.send({ kind: 'working', requests: this.#takeMoved() })
@@ -182,15 +187,20 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       onEnded = resolve
     })
     const { opened, mountpoint, mountedAt, run } = attached
-    const accesses = new AccessLog(this.options.cacheDir, id, {
-      version: 1,
-      registry: formatRegistry(opened.registry),
-      package: opened.name,
-      topHash: opened.topHash,
-      mountpoint,
-      mountedAt,
-      ...(run !== undefined && { run }),
-    })
+    const accesses = new AccessLog(
+      this.options.cacheDir,
+      id,
+      {
+        version: 1,
+        registry: formatRegistry(opened.registry),
+        package: opened.name,
+        topHash: opened.topHash,
+        mountpoint,
+        mountedAt,
+        ...(run !== undefined && { run }),
+      },
+      this.#accessLogRoom,
+    )
     this.#served.set(id, { id, attached, accesses, onClosed, onEnded })
     const early = this.#early.get(id) ?? []
     this.#early.delete(id)

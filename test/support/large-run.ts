@@ -19,6 +19,7 @@ import { finishRun } from '../../cli/run/finish.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
 import { parsePackageName, type TopHash } from '../../daemon/model/index.js'
 import { AccessLog } from '../../daemon/mount/access-log.js'
+import { AccessLogRoom } from '../../daemon/mount/access-logs.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
 
@@ -77,7 +78,13 @@ async function make(): Promise<void> {
   for (let i = 0; i < 2; i++) {
     const mountedAt = MOUNTED_AT + i
     const mountpoint = `/mnt/${i}`
-    const log = new AccessLog(cacheDir, i, { version: 1, registry, package: NAME, topHash, mountpoint, mountedAt })
+    const room = new AccessLogRoom(cacheDir)
+    const log = new AccessLog(
+      cacheDir,
+      i,
+      { version: 1, registry, package: NAME, topHash, mountpoint, mountedAt },
+      room,
+    )
     // Each file is opened, and read for the first time; directories have the numbers below theirs.
     const inos = fileNumbers(directories)
     for (let sent = 0; sent < 2 * rows; ) sent += appendTo(log, sent, Math.min(RECORDS_AT_ONCE, 2 * rows - sent), inos)

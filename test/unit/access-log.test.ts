@@ -1,8 +1,10 @@
 /** The access log of a mount, over several daemons: every access once, and what is missing is counted (S26). */
-import { appendFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { appendFileSync, existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import type { TopHash } from '../../daemon/model/index.js'
-import { AccessLog } from '../../daemon/mount/access-log.js'
+import { AccessLog, type AccessLogFacts } from '../../daemon/mount/access-log.js'
+import { AccessLogRoom } from '../../daemon/mount/access-logs.js'
 import { wholeAccessLog } from '../support/access-log.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -29,13 +31,22 @@ function records(...inos: readonly (number | string)[]): Buffer {
   )
 }
 
+const rooms = new Map<string, AccessLogRoom>()
+
+/** As a daemon does it: all logs of a folder share their room. */
+function openLog(folder: string, mount: number, facts: AccessLogFacts = FACTS): AccessLog {
+  const room = rooms.get(folder) ?? new AccessLogRoom(folder)
+  rooms.set(folder, room)
+  return new AccessLog(folder, mount, facts, room)
+}
+
 /** As `records` takes them. */
 function read(path: string): (number | string)[] {
   return wholeAccessLog(path).records.map(({ kind, ino, bytes }) => (kind === 'lost' ? String(bytes) : ino))
 }
 
 t.test('what is sent again, or in part again, is there once', async t => {
-  const log = new AccessLog(t.testdir(), 1, FACTS)
+  const log = openLog(t.testdir(), 1)
   t.notOk(existsSync(log.path), 'a mount that nobody reads leaves none')
   log.append(0, records(1, 2))
   t.equal(log.count, 2)
@@ -49,23 +60,23 @@ t.test('what is sent again, or in part again, is there once', async t => {
 
 t.test('the next daemon goes on where the file ends', async t => {
   const folder = t.testdir()
-  const first = new AccessLog(folder, 1, FACTS)
+  const first = openLog(folder, 1)
   first.append(0, records(1, '5', 2))
   t.equal(first.count, 7)
   // Killed while it wrote.
   appendFileSync(first.path, records(3).subarray(0, 10))
-  const second = new AccessLog(folder, 1, FACTS)
+  const second = openLog(folder, 1)
   t.equal(second.count, 7)
   t.strictSame(second.stats(), { records: 2, lost: 5 })
   second.append(6, records(2, 3))
   t.strictSame(read(second.path), [1, '5', 2, 3])
   t.match(wholeAccessLog(second.path).facts, FACTS)
-  t.notMatch(new AccessLog(folder, 2, FACTS).path, second.path)
+  t.notMatch(openLog(folder, 2).path, second.path)
   second.close()
 
   // Not even its first line was whole.
   writeFileSync(second.path, '{"version":1')
-  const third = new AccessLog(folder, 1, FACTS)
+  const third = openLog(folder, 1)
   t.equal(third.count, 0)
   third.append(0, records(7))
   t.strictSame(read(third.path), [7])
@@ -74,10 +85,10 @@ t.test('the next daemon goes on where the file ends', async t => {
 
 t.test('where numbers are missing, the log says how many', async t => {
   const folder = t.testdir()
-  const log = new AccessLog(folder, 1, FACTS)
+  const log = openLog(folder, 1)
   log.append(0, records(1, 2, 3))
   truncateSync(log.path, readFileSync(log.path).length - 2 * 24)
-  const next = new AccessLog(folder, 1, FACTS)
+  const next = openLog(folder, 1)
   t.equal(next.count, 1)
   next.append(3, records(4))
   t.strictSame(read(next.path), [1, '2', 4])
@@ -87,7 +98,7 @@ t.test('where numbers are missing, the log says how many', async t => {
 t.test('logs of mounts that last are kept, however many there are', async t => {
   const folder = t.testdir()
   const append = (mount: number, mountedAt: number) => {
-    const log = new AccessLog(folder, mount, { ...FACTS, mountedAt })
+    const log = openLog(folder, mount, { ...FACTS, mountedAt })
     log.append(0, records(mount))
     return log
   }
@@ -100,10 +111,44 @@ t.test('logs of mounts that last are kept, however many there are', async t => {
   lasting.close()
 })
 
+t.test(
+  'all logs together have a part of the quota: ended ones go first, then records are counted as lost (S95)',
+  async t => {
+    const folder = t.testdir()
+    const bytesMax = 20_000
+    const room = new AccessLogRoom(folder, () => bytesMax)
+    const open = (mount: number) => new AccessLog(folder, mount, { ...FACTS, mountedAt: FACTS.mountedAt + mount }, room)
+    const many = (count: number) => records(...Array<number>(count).fill(1))
+    const ended = open(1)
+    ended.append(0, many(400))
+    ended.close()
+    const lasting = open(2)
+    const other = open(3)
+    lasting.append(0, many(200))
+    other.append(0, many(100))
+    t.ok(existsSync(ended.path))
+    lasting.append(200, many(300))
+    t.notOk(existsSync(ended.path), 'nobody needs it')
+    t.equal(lasting.stats().lost, 0)
+    for (let i = 0; i < 50; i++) lasting.append(500 + i * 10, many(10))
+    t.ok(lasting.stats().lost > 0)
+    t.equal(lasting.count, 1000)
+    other.append(100, many(10))
+    t.equal(other.stats().lost, 10, 'the room is one for all')
+    const bytes = readdirSync(join(folder, 'access')).reduce(
+      (sum, name) => sum + statSync(join(folder, 'access', name)).size,
+      0,
+    )
+    t.ok(bytes <= bytesMax + 2 * 1000, `${bytes} bytes, with the first line of each`)
+    lasting.close()
+    other.close()
+  },
+)
+
 t.test('a full disk loses records, which are counted when there is room again', async t => {
   const disk = smallDisk(t, 1)
   if (disk === undefined) return
-  const log = new AccessLog(disk, 1, FACTS)
+  const log = openLog(disk, 1)
   log.append(0, records(1))
   writeFileSync(`${disk}/filler`, Buffer.alloc(2 ** 20 - 8192))
   let sent = 1
@@ -114,6 +159,6 @@ t.test('a full disk loses records, which are counted when there is room again', 
   const found = read(log.path)
   t.equal(found.at(-1), 3)
   t.match(found.at(-2), /^\d+$/)
-  t.equal(new AccessLog(disk, 1, FACTS).count, sent + 1, 'the file tells of each')
+  t.equal(openLog(disk, 1).count, sent + 1, 'the file tells of each')
   log.close()
 })

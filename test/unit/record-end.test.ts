@@ -24,7 +24,7 @@ import { finishRun } from '../../cli/run/finish.js'
 import { createSource } from '../../daemon/fetch/source/index.js'
 import { parsePackageName, type TopHash } from '../../daemon/model/index.js'
 import { AccessLog } from '../../daemon/mount/access-log.js'
-import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
+import { AccessLogRoom, NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { openPackage } from '../../daemon/quilt/package-cache.js'
 import { parseRegistry } from '../../daemon/quilt/reference.js'
 import { Bobbin, runProgram } from '../support/cli.js'
@@ -59,7 +59,8 @@ async function ranOn(t: Test, stateFolder?: string) {
     mountpoint,
     mountedAt,
   })
-  const log = new AccessLog(cacheDir, 1, { ...mountOf('/mnt/run', MOUNTED_AT), run: run.path })
+  const room = new AccessLogRoom(cacheDir)
+  const log = new AccessLog(cacheDir, 1, { ...mountOf('/mnt/run', MOUNTED_AT), run: run.path }, room)
   log.append(0, opens(...['two/three', 'one', 'one'].map(key => opened.index.find(key)!.ino)))
   log.close()
   const { manifestSha256, entries, bytes } = opened.index.facts
@@ -89,7 +90,7 @@ async function ranOn(t: Test, stateFolder?: string) {
   const verify = () => verifyRecord(run, { publicKey: undefined, packages: { ...options, offline: true } })
   /** A mount that somebody else made later, and has ended; `run` is the folder of its run. */
   const mountLater = (number: number, other: { readonly run?: string } = {}) => {
-    const later = new AccessLog(cacheDir, number, { ...mountOf(`/mnt/${number}`, MOUNTED_AT + number), ...other })
+    const later = new AccessLog(cacheDir, number, { ...mountOf(`/mnt/${number}`, MOUNTED_AT + number), ...other }, room)
     later.append(0, opens(2))
     later.close()
     return later.path
