@@ -638,8 +638,9 @@ void Server::stopNow() {
   manager_.notify("STOPPING=1");
   sendAccesses();
   for (auto& [id, mount] : mounts_) {
-    const auto fields = [&](const Detached& detached) {
-      return field("mountpoint", mount->record().request.mountpoint) + "," + field("error", detached.message);
+    const std::string& mountpoint = mount->record().request.mountpoint;
+    const auto fields = [&mountpoint](const Detached& detached) {
+      return field("mountpoint", mountpoint) + "," + field("error", detached.message);
     };
     Detached detached = mount->unmount(false);
     if (detached.outcome == link::UnmountOutcome::busy) {
