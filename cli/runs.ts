@@ -11,6 +11,7 @@ import { containerName, removeContainer } from './run/container.js'
 import { unmountAll, unmountUnrecorded } from './run/data.js'
 import { finishRun } from './run/finish.js'
 import { endLeftovers } from './run/leftovers.js'
+import { removeFolders } from './run/made-folders.js'
 import { commandLine, isUnderWay } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
@@ -97,6 +98,7 @@ export async function upToDate(folder: RunFolder, { settings, source, signal }: 
   await unmountAll(client, facts.mounts)
   if (client !== undefined && facts.mounting !== undefined)
     await unmountUnrecorded(client, facts.mounting, facts.startedOn)
+  removeFolders(facts.madeFolders ?? [])
   const { mounting: _, ...known } = facts
   const { exitCode, endedOn, problems = [] } = facts
   const finishedOn = endedOn ?? new Date().toISOString()

@@ -36,7 +36,7 @@ export async function mergeRecords(
   )
   const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
   const areEqual = all.every(({ facts: { options } }) => isDeepStrictEqual(options, first.options))
-  const { outputDir: _, outputsBefore: __, endedOn: ___, ...rest } = first
+  const { outputDir: _, outputsBefore: __, endedOn: ___, madeFolders: ____, ...rest } = first
   const facts: RunFacts = {
     ...rest,
     runId: folder.runId,

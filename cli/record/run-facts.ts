@@ -99,6 +99,8 @@ const Schema = Type.Object({
   mounts: Type.Array(Mount),
   /** The mountpoint of one that is on its way. */
   mounting: Type.Optional(Type.String({ pattern: '^/' })),
+  /** Folders that this run made for its mountpoints (run/made-folders.ts): it removes these alone. */
+  madeFolders: Type.Optional(Type.Array(Type.Object({ path: Type.String({ pattern: '^/' }), stamp: Type.String() }))),
   /** Whose loader was it; null: there was none. */
   loaderSocket: OrNull(Type.String()),
   /** Where the command ran, below the code's folder; absolute where there is no code. In containers: the engine's business. */

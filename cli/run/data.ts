@@ -2,11 +2,10 @@
  * A run's own mounts: each run has one a package, also where the same revision is mounted already. They share the
  * objects and the index, cost milliseconds, and have an access log of their own: that is what makes ledgers exact.
  */
-import { mkdirSync, rmdirSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import { findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
 import type { DaemonClient } from '../../daemon/control/client.js'
-import { BobbinError, hasCode, localError } from '../../daemon/model/index.js'
+import { BobbinError, hasCode } from '../../daemon/model/index.js'
 import { NEEDS_ACCESS_LOGS } from '../../daemon/mount/access-logs.js'
 import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
 import { unmountPath } from '../../daemon/mount/unmount.js'
@@ -15,6 +14,7 @@ import { writeDurablySync } from '../../daemon/store/index.js'
 import { type Context, openNamed, type PackageFlags, referenceOf } from '../context.js'
 import type { RunMount } from '../record/run-facts.js'
 import { isDead, isServed, settledStatus } from './came-through.js'
+import { type MadeFolder, makeFolders, removeFolders } from './made-folders.js'
 
 /** `PKG:TARGET` as typed. */
 export interface MountWish {
@@ -57,12 +57,13 @@ export async function mountFor(
     readonly client: DaemonClient
     readonly folder: string
     readonly isContainer: boolean
-    /** Told of a mount before and behind its making. */
-    onProgress(mounts: readonly RunMount[], mounting?: string): void
+    /** Told of a mount before and behind its making, and of all folders that were made for mounts. */
+    onProgress(mounts: readonly RunMount[], madeFolders: readonly MadeFolder[], mounting?: string): void
   },
 ): Promise<RunMount[]> {
   const { settings } = context
   const mounts: RunMount[] = []
+  const madeFolders: MadeFolder[] = []
   const run = resolve(dirname(folder))
   if (wishes.length > 0) writeDurablySync(join(run, NEEDS_ACCESS_LOGS), '')
   try {
@@ -72,9 +73,9 @@ export async function mountFor(
       try {
         // The folder above the mountpoint is bound, too: a mount that is made again is seen there, and only there.
         const wanted = isContainer ? join(folder, String(i), basename(wish.target)) : resolve(wish.target)
-        makeFolder(wanted)
+        madeFolders.push(...makeFolders(wanted))
         const mountpoint = await resolveMountpoint(wanted)
-        onProgress(mounts, mountpoint)
+        onProgress(mounts, madeFolders, mountpoint)
         const facts = await client.mount({
           registry: formatRegistry(opened.registry),
           package: opened.name,
@@ -102,13 +103,14 @@ export async function mountFor(
           cacheDir: settings.cacheDir,
           ...(flags.quarantine && { quarantine: true }),
         })
-        onProgress(mounts)
+        onProgress(mounts, madeFolders)
       } finally {
         opened.close()
       }
     }
   } catch (error) {
     await unmountAll(client, mounts)
+    removeFolders(madeFolders)
     throw error
   }
   return mounts
@@ -124,14 +126,6 @@ async function mountedPackage(client: DaemonClient, text: string): Promise<strin
     'INVALID_ARGUMENT',
     `${text} is mounted by the daemon of another cache: give --cache, or the package`,
   )
-}
-
-function makeFolder(path: string): void {
-  try {
-    mkdirSync(path, { recursive: true })
-  } catch (error) {
-    throw localError(`make the mountpoint ${path}`, error)
-  }
 }
 
 /** One whose maker was killed before it could write down that it is there. */
@@ -154,11 +148,6 @@ export async function unmountAll(client: DaemonClient | undefined, mounts: reado
         await unmountPath(mountpoint, { isForced: true, program: findBobbinFuse().path })
     } catch (error) {
       if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE')) throw error
-    }
-    try {
-      rmdirSync(mountpoint)
-    } catch {
-      // It has been there before, with something in it, or it is needed by somebody.
     }
   }
 }

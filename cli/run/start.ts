@@ -1,11 +1,12 @@
 /** One run, from what was asked for to its record. `bobbin run` and `bobbin reproduce` both come here. */
 import type { KeyObject } from 'node:crypto'
-import { existsSync, rmSync } from 'node:fs'
+import { existsSync, realpathSync, rmSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join, relative } from 'node:path'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { ensureDaemon } from '../../daemon/control/launch.js'
 import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
+import { readMountTable } from '../../daemon/mount/mount-table.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
 import type { RunFacts, RunMount } from '../record/run-facts.js'
@@ -28,6 +29,7 @@ import { hashVariables } from './hashes.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
 import { startOf } from './leftovers.js'
+import { type MadeFolder, removeFolders } from './made-folders.js'
 import { type FilesBefore, lookAtOutputs } from './outputs.js'
 import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
@@ -78,10 +80,17 @@ export async function startRun(wish: RunWish, flags: PackageFlags, context: Cont
     facts = await runIn(folder, wish, flags, context)
   } catch (error) {
     // Its output is the first thing that a command leaves. What has run stays, and `bobbin runs` makes its record.
-    if (!existsSync(folder.file('stdout.log'))) rmSync(folder.path, { recursive: true, force: true })
+    if (!existsSync(folder.file('stdout.log'))) removeUnlessMounted(folder.path)
     throw error
   }
   return { folder, facts: await finish(folder, facts, wish, context) }
+}
+
+/** What could not be unmounted is not ours to walk into: `bobbin runs` tries again. */
+function removeUnlessMounted(path: string): void {
+  const real = realpathSync(path)
+  const isMountedBelow = readMountTable().some(({ mountpoint }) => mountpoint.startsWith(`${real}/`))
+  if (!isMountedBelow) rmSync(path, { recursive: true, force: true })
 }
 
 async function finish(
@@ -126,8 +135,12 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   throwIfAborted(signal)
   const isContainer = wish.container !== undefined
   const mountsFolder = folder.file('mnt')
-  const onProgress = (made: readonly RunMount[], mounting?: string) =>
-    know({ mounts: [...made], ...(mounting !== undefined && { mounting }) })
+  const onProgress = (made: readonly RunMount[], madeFolders: readonly MadeFolder[], mounting?: string) =>
+    know({
+      mounts: [...made],
+      ...(madeFolders.length > 0 && { madeFolders: [...madeFolders] }),
+      ...(mounting !== undefined && { mounting }),
+    })
   const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer, onProgress })
   let sidecar: Sidecar | undefined
   let ended: RunFacts
@@ -165,6 +178,7 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
       problems.push("the run's loader ended during the run: its log is loader.log")
     }
     areReadsKept = (await unmountedByOne(client, mounts)) && areReadsKept
+    removeFolders(facts.madeFolders ?? [])
   }
   if (outputDir !== undefined && isFull(outputDir))
     problems.push(`no space is left in ${outputDir}: outputs may be cut short`)

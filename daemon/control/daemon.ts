@@ -4,7 +4,7 @@
  * It starts in one line of steps, each undone by the end in reverse: ownership, workers, store,
  * fetcher, mounts, socket.
  */
-import { readFileSync, rmSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { Fetcher } from '../fetch/fetcher.js'
 import { hashFileOn } from '../fetch/hash-object.js'
 import { createSource } from '../fetch/source/index.js'
@@ -26,7 +26,7 @@ import { boundLog, daemonLogPath } from './own-log.js'
 import { RoomHolds } from './room-holds.js'
 import type { StatusFacts } from './schema.js'
 import { ServedMounts } from './served-mounts.js'
-import { startServer } from './server.js'
+import { removeSocket, startServer } from './server.js'
 import { chooseSocketPath } from './socket-path.js'
 
 /** What of its quota a cache's access logs may take: 10,000,000 files that are read need 480 MB. */
@@ -193,7 +193,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   await store.close()
   await workers.close()
   source.close()
-  if (inherited === undefined) for (const door of DOORS) rmSync(doorPath(socketPath, door), { force: true })
+  if (inherited === undefined) for (const door of DOORS) removeSocket(doorPath(socketPath, door))
   ownership.release()
   ownLog.close()
   log.flush()

@@ -1,6 +1,6 @@
 /** The daemon's HTTP API, on one unix socket per right (doors.ts). */
 import { createHash } from 'node:crypto'
-import { chmodSync, rmSync } from 'node:fs'
+import { chmodSync, lstatSync, rmSync } from 'node:fs'
 import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
 import { BobbinError, type Log } from '../model/index.js'
 import { Served } from '../quilt/served.js'
@@ -124,7 +124,7 @@ async function listen(app: FastifyInstance, { socketPath, listenFds }: ServerOpt
     app.server.listen({ fd: listenFds[door] })
     return listening
   }
-  rmSync(path, { force: true })
+  removeSocket(path)
   // The file is made in this very call, and must never be wider than it will be.
   const umask = process.umask(0o177)
   try {
@@ -134,6 +134,11 @@ async function listen(app: FastifyInstance, { socketPath, listenFds }: ServerOpt
   }
   await listening
   chmodSync(path, doorMode[door])
+}
+
+/** Whatever else lies there is somebody's file: then listening fails. */
+export function removeSocket(path: string): void {
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket()) rmSync(path, { force: true })
 }
 
 const routesOf: Readonly<Record<Right, Routes>> = {

@@ -51,6 +51,16 @@ export function temporaryFolder(cacheDir: string): string {
   return join(cacheDir, 'tmp')
 }
 
+/**
+ * What a name in the temporary folder says of its file; undefined: it is not a name that Bobbin makes. Somebody may have given us
+ * a folder with a `tmp` of their own (`--cache .`), and what lies there is not ours to delete, whatever it begins with.
+ */
+export function parseTemporaryName(name: string): { readonly pid: number; readonly isStores: boolean } | undefined {
+  const [, pid, kind] =
+    /^(\d+)-[0-9a-f]+\.(object|evicted|(?:manifest|index|cat)(?:\.[0-9a-f]{8}\.\w+)?)$/.exec(name) ?? []
+  return pid === undefined ? undefined : { pid: Number(pid), isStores: kind === 'object' || kind === 'evicted' }
+}
+
 export function objectPath(cacheDir: string, id: ObjectId): string {
   const slashAt = id.indexOf('/')
   return join(objectsFolder(cacheDir), id.slice(0, slashAt), id.slice(slashAt + 1, slashAt + 3), id.slice(slashAt + 1))

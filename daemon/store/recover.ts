@@ -3,7 +3,15 @@ import { lstat, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Log, localError, systemCode } from '../model/index.js'
 import { type JournalEntry, loadJournal } from './journal.js'
-import { isObjectId, OBJECT_FOLDERS, type ObjectId, objectPath, objectsFolder, temporaryFolder } from './layout.js'
+import {
+  isObjectId,
+  OBJECT_FOLDERS,
+  type ObjectId,
+  objectPath,
+  objectsFolder,
+  parseTemporaryName,
+  temporaryFolder,
+} from './layout.js'
 
 /**
  * The objects that are here, least recently used first. The journal's word is enough after a clean
@@ -56,9 +64,10 @@ async function* walkObjects(cacheDir: string): AsyncGenerator<ObjectId> {
 async function removeTemporaries(cacheDir: string): Promise<void> {
   const folder = temporaryFolder(cacheDir)
   for (const name of await list(folder)) {
-    const pid = Number(/^(\d+)-/.exec(name)?.[1])
-    const isOurs = /\.(?:object|evicted)$/.test(name)
-    if (!isOurs && (!(pid > 0) || pid === process.pid || isAlive(pid))) continue
+    const temporary = parseTemporaryName(name)
+    if (temporary === undefined) continue
+    const { pid, isStores } = temporary
+    if (!isStores && (pid === process.pid || isAlive(pid))) continue
     await rm(join(folder, name), { recursive: true, force: true }).catch(error => {
       throw localError(`delete ${join(folder, name)}`, error)
     })

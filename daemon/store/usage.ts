@@ -6,7 +6,7 @@ import { lstatSync, type Stats } from 'node:fs'
 import { opendir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { systemCode } from '../model/index.js'
-import { objectsFolder, temporaryFolder } from './layout.js'
+import { objectsFolder, parseTemporaryName, temporaryFolder } from './layout.js'
 import { isAlive } from './recover.js'
 
 /** Bytes. */
@@ -43,10 +43,11 @@ export async function measureUsage(cacheDir: string): Promise<CacheUsage> {
   }
   for await (const { bytes } of filesOf(objectsFolder(cacheDir), 'flat')) usage.other += bytes
   for await (const file of filesOf(temporaryFolder(cacheDir), 'flat')) {
-    const [, pid, kind] = /^(\d+)-.*\.(\w+)$/.exec(file.name) ?? []
+    const temporary = parseTemporaryName(file.name)
     // The store's own: reserved by size, or evicted.
-    if (kind === 'object' || kind === 'evicted') continue
-    if (pid !== undefined && isRubbish(file, pid)) await rm(file.path, { force: true }).catch(() => {})
+    if (temporary?.isStores) continue
+    if (temporary !== undefined && isRubbish(file, String(temporary.pid)))
+      await rm(file.path, { force: true }).catch(() => {})
     else usage.underWay += file.bytes
   }
   return usage

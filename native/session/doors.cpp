@@ -24,6 +24,12 @@ constexpr Door DOORS[] = {{"BOBBIN_CONTROL_FD", "socketPath", "", 0600},
                           {"", "mountsPath", ".mounts", 0660}};
 constexpr std::string_view SUFFIX = ".sock";
 
+// Whatever else lies there is a file of whoever named the path.
+bool isSocket(const std::string& path) {
+  struct stat stats {};
+  return ::lstat(path.c_str(), &stats) == 0 && S_ISSOCK(stats.st_mode);
+}
+
 std::string listenOn(const std::string& path, mode_t mode, Fd& listener) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -33,7 +39,7 @@ std::string listenOn(const std::string& path, mode_t mode, Fd& listener) {
   std::memcpy(address.sun_path, path.data(), path.size());
   listener.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   // Whoever holds the cache's lock is the only one to listen here.
-  ::unlink(path.c_str());
+  if (isSocket(path)) ::unlink(path.c_str());
   // The file is never wider than it will be, not even for a moment.
   const mode_t umask = ::umask(0177);
   const bool isBound =
@@ -41,6 +47,8 @@ std::string listenOn(const std::string& path, mode_t mode, Fd& listener) {
   const int error = errno;
   ::umask(umask);
   errno = error;
+  if (!isBound && error == EADDRINUSE)
+    return "listen on " + path + ": it is there, and is not a socket (--socket names another one)";
   if (!isBound || ::chmod(path.c_str(), mode) != 0 || ::listen(listener.get(), SOMAXCONN) != 0)
     return "listen on " + path + ": " + errorText(errno);
   return "";
@@ -64,7 +72,9 @@ std::string Doors::listen() {
 }
 
 void Doors::remove() const {
-  for (const std::string& path : paths_) ::unlink(path.c_str());
+  for (const std::string& path : paths_) {
+    if (isSocket(path)) ::unlink(path.c_str());
+  }
 }
 
 std::string Doors::facts() const {

@@ -253,6 +253,19 @@ test('the socket of the daemon is held, and handed on', async t => {
   t.same((await readdir(folder)).sort(), ['cache'], 'they go with bobbin-fuse')
 })
 
+test('a file at the path of a socket is no socket to take away (S119)', async t => {
+  const folder = testFolder(t)
+  const notes = join(folder, 'notes')
+  await writeFile(notes, 'what somebody wrote')
+  const { status, stderr } = await run(findBobbinFuse().path!, [
+    ...['--cache', join(folder, 'cache'), '--socket', notes],
+    ...['--', 'true'],
+  ])
+  t.not(status, 0)
+  t.match(stderr, /notes: it is there, and is not a socket/)
+  t.equal(await readFile(notes, 'utf8'), 'what somebody wrote')
+})
+
 test('a second bobbin-fuse on one cache is refused, and the first goes on (S15)', async t => {
   const { daemon, written } = await small(t, { f: 'f' }, NATIVE)
   const { path } = await daemon.mount(written, 'mnt')

@@ -21,6 +21,7 @@ import t, { type Test } from 'tap'
 import { HASH_TYPES, type HashType, type ObjectSpec } from '../../daemon/model/index.js'
 import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
 import { findObject, type ObjectStore, objectId, openStore, type StoreOptions } from '../../daemon/store/index.js'
+import { measureUsage } from '../../daemon/store/usage.js'
 import { noise, rememberingLog } from '../support/objects.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -215,6 +216,19 @@ t.test('openStore removes temporary files of the dead and leaves those of the li
   })
   await openStore(cacheDir, ROOMY)
   t.same(readdirSync(join(cacheDir, 'tmp')).sort(), [`${process.ppid}-abc.manifest`, 'unrelated'].sort())
+})
+
+t.test('openStore deletes nothing in a folder tmp that somebody had before it was a cache (S119)', async t => {
+  const dead = spawnSync('true').pid
+  const names = [`${dead}-photos`, `${dead}-results.csv`, `${dead}-my.object`, 'model.object', `${dead}-abc.index.tar`]
+  const cacheDir = t.testdir({ tmp: Object.fromEntries(names.map(name => [name, { a: 'x' }])) })
+  const file = join(cacheDir, 'tmp', `${dead}-notes.txt`)
+  writeFileSync(file, 'x')
+  // As old as what nobody writes to any more.
+  utimesSync(file, 1, 1)
+  await openStore(cacheDir, ROOMY)
+  await measureUsage(cacheDir)
+  t.same(readdirSync(join(cacheDir, 'tmp')).sort(), [...names, `${dead}-notes.txt`].sort())
 })
 
 t.test('ObjectStore.open catches a byte that was changed in a cached file (S7)', async t => {
