@@ -28,6 +28,9 @@ t.test('engines read batches', async t => {
   await t.test("torch's DataLoader and torchdata's StatefulDataLoader", t =>
     runScript(t, 'torch_loader.py', { options, env }),
   )
+  await t.test("StatefulDataLoader's state goes on from anywhere, also between two epochs (S112)", t =>
+    runScript(t, 'state.py', { options, env }),
+  )
   await t.test('webdataset, unchanged', t => runScript(t, 'webdataset_read.py', { options, env }))
   await t.test('torchrun and Ray, on two sidecars', async t => {
     const other = await startLoader(t)

@@ -60,6 +60,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         self._place = Place()
         # In a worker that was given a state of its own (StatefulDataLoader): where its next pass begins.
         self._own: Optional[Start] = None
+        # How far the pass is that is under way, or that has ended in a worker.
         self._now: Optional[Start] = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,10 +80,15 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
                 f"the state is of worker {state.get('worker')} of {state.get('workers')}, this is {worker.number} of "
                 f"{worker.total}: to go on with another number of workers, keep batch.cursor in the checkpoint",
             )
-        if "workers" in state:
-            self._own, self._now = start, start
-        else:
+        if worker.slot == 0:
             self._restart(start)
+            return
+        if "workers" not in state:
+            start = worker.part_of(start)
+        self._own, self._now = start, None
+        # StatefulDataLoader makes workers of an epoch that had ended, asks them for nothing and makes others: those are
+        # told by this where to begin.
+        self._place.begin(worker, start.epoch)
 
     def state_dict(self) -> Dict[str, Any]:
         """Where to go on, with as many workers. With any number: ``{"cursor": batch.cursor}``."""
@@ -102,11 +108,9 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         return state
 
     def __iter__(self) -> Iterator[Any]:
-        worker = Worker.here()
-        start = self._next(worker)
-        self._place.begin(worker, start.epoch)
-        self._own, self._now = None, start
-        return self._pass(start, worker)
+        """A pass, which begins when something is taken from it: one that was only made is no pass."""
+        self._now = None
+        return self._pass(Worker.here())
 
     def __len__(self) -> int:
         if self._batched:
@@ -120,10 +124,12 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     def _next(self, worker: Worker) -> Start:
         if self._own is not None:
             return self._own
-        epoch, step, sample = self._place.get(worker)
-        return Start(epoch, step + worker.number, sample if worker.number == 0 else 0)
+        return worker.part_of(self._place.get(worker))
 
-    def _pass(self, start: Start, worker: Worker) -> Iterator[Any]:
+    def _pass(self, worker: Worker) -> Iterator[Any]:
+        start = self._next(worker)
+        self._place.begin(worker, start.epoch)
+        self._own, self._now = None, start
         plan, stride = self.plan, worker.total
         batches = plan.batches(
             epoch=start.epoch, step=start.step, rank=self.rank, world=self.world, stride=stride, **self._options
@@ -140,7 +146,9 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
                 self._now = behind if i == len(samples) else Start(batch.epoch, batch.step, i)
                 yield sample
             skip = 0
-        self._now = Start(start.epoch + 1, worker.number, 0)
+        # StatefulDataLoader asks a worker again that was at its end, and has to find it there. Without workers it
+        # begins the next pass.
+        self._now = Start(start.epoch, plan.steps_per_epoch, 0) if worker.slot else Start(start.epoch + 1, 0, 0)
 
     def _restart(self, start: Start) -> None:
         self._own, self._now = None, None

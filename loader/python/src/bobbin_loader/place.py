@@ -20,6 +20,13 @@ _NEXT = 4
 _SIZE = _NEXT + 1 + _WORKERS_MAX
 
 
+class Start(NamedTuple):
+    epoch: int
+    step: int
+    #: Samples of that step that were given already.
+    sample: int
+
+
 class Worker(NamedTuple):
     number: int
     #: Of all workers; 1 also where the DataLoader has none.
@@ -32,12 +39,9 @@ class Worker(NamedTuple):
         info = None if torch is None else get_worker_info()
         return cls(0, 1, 0) if info is None else cls(info.id, info.num_workers, 1 + info.id)
 
-
-class Start(NamedTuple):
-    epoch: int
-    step: int
-    #: Samples of that step that were given already.
-    sample: int
+    def part_of(self, start: Start) -> Start:
+        """Where this worker begins when all of them begin there."""
+        return Start(start.epoch, start.step + self.number, start.sample if self.number == 0 else 0)
 
 
 class Place:
