@@ -136,7 +136,9 @@ t.test('a network that misbehaves', { timeout: 900_000 }, async t => {
   t.test('install from a server that falls silent is 75, and goes on where it was (S10, S20)', async t => {
     const bobbin = newBobbin(t, stage)
     const target = mkdtempSync(join(folder, 'target-'))
-    proxy.fault({ kind: 'stall', afterBytes: 100_000 }, { match: isOf('/large') })
+    // Bytes on every connection would be progress.
+    proxy.fault({ kind: 'stall', afterBytes: 100_000 }, { times: 3, match: isOf('/large') })
+    proxy.fault({ kind: 'stall' }, { match: isOf('/large') })
     const { outcome, tookMs } = await timed(bobbin.try('install', reference, target, ...IO_TIMEOUT))
     t.equal(outcome.status, 75, outcome.stderr)
     t.ok(tookMs < 2 * BOUND_MS, `took ${tookMs} ms`)

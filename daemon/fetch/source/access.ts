@@ -10,7 +10,8 @@ import type { S3Client } from '@aws-sdk/client-s3'
 import { BobbinError, throwIfAborted } from '../../model/index.js'
 import { S3Clients } from './client.js'
 import { CredentialFinder, type FoundCredentials } from './credentials.js'
-import { isDenied, redirectRegion, s3Code } from './errors.js'
+import { isDenied, redirectRegion } from './errors.js'
+import { s3Code } from './failure-class.js'
 
 export interface S3Request<Output> {
   readonly operation: 'GetObject' | 'ListBucket' | 'PutObject'

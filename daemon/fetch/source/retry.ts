@@ -1,22 +1,52 @@
 /**
  * The one layer that retries the network (the SDK's own retries are off).
  *
- * What is worth another try is decided by `triesMax` of the error; the waits between tries double,
- * with jitter. All tries together end with the progress clock: a request without any answer fails
- * after the I/O time-out, not after a multiple of it.
+ * What is worth another try says `failure-class.ts`. It is tried until the progress clock ends: a server that is away for less than
+ * the I/O time-out costs its readers time, and nothing else. The waits between tries double, with jitter, and are
+ * at least what the server asks for in `Retry-After`.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, formatDuration, throwIfAborted } from '../../model/index.js'
-import { triesMax } from './errors.js'
+import { reasonOf } from './errors.js'
+import { failureClass, isClockSkew, retryAfterMs, SilenceError } from './failure-class.js'
 import type { Progress } from './progress.js'
 
 const FIRST_WAIT_MS = 100
 /** S3 asks throttled clients to slow down for seconds, not minutes. */
 const WAIT_MS_MAX = 5_000
+/** A part of the I/O time-out, too, so that a server that comes back late in it is noticed. */
+const WAIT_PART_MAX = 1 / 8
+/** What is left of the I/O time-out for the last try. */
+const LAST_TRY_PART = 1 / 10
+const LAST_TRY_MS_MAX = 1_000
 
-/** An attempt that got no answer in time. */
-export class SilenceError extends Error {
-  override readonly name = 'SilenceError'
+/** The waits between tries of one thing. */
+export class Backoff {
+  #tries = 0
+
+  constructor(private readonly progress: Progress) {}
+
+  get tries(): number {
+    return this.#tries
+  }
+
+  /** It went on. */
+  reset(): void {
+    this.#tries = 0
+  }
+
+  /** Counts a try that failed, and waits until the next one; `false`: there is no time for one. Returns early when the signal fires. */
+  async wait(failure: unknown, signal: AbortSignal | undefined): Promise<boolean> {
+    this.#tries++
+    const { ioTimeoutMs } = this.progress
+    const timeLeftMs = this.progress.remainingMs() - Math.min(LAST_TRY_MS_MAX, ioTimeoutMs * LAST_TRY_PART)
+    if (timeLeftMs <= 0) return false
+    const longestMs = Math.min(WAIT_MS_MAX, ioTimeoutMs * WAIT_PART_MAX)
+    const ownMs = Math.min(FIRST_WAIT_MS * 2 ** (this.#tries - 1), longestMs) * (0.5 + Math.random() / 2)
+    const waitMs = Math.min(timeLeftMs, Math.max(ownMs, retryAfterMs(failure)))
+    await sleep(waitMs, undefined, signal ? { signal } : {}).catch(() => {})
+    return true
+  }
 }
 
 /**
@@ -31,7 +61,8 @@ export async function withRetries<T>(
   signal: AbortSignal | undefined,
   attempt: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
-  for (let tries = 1; ; tries++) {
+  const backoff = new Backoff(progress)
+  for (;;) {
     throwIfAborted(signal)
     let failure: unknown
     try {
@@ -40,17 +71,16 @@ export async function withRetries<T>(
       failure = error
     }
     throwIfAborted(signal)
-    const waitMs = Math.min(FIRST_WAIT_MS * 2 ** (tries - 1), WAIT_MS_MAX) * (0.5 + Math.random() / 2)
-    if (progress.remainingMs() <= waitMs && triesMax(failure) > 1) {
-      const reason = failure instanceof SilenceError ? '' : ` (${failure instanceof Error ? failure.message : failure})`
-      throw new BobbinError(
-        'UPSTREAM_UNAVAILABLE',
-        `no progress on ${what} within ${formatDuration(progress.ioTimeoutMs)}, in ${tries} tries${reason}`,
-        { cause: failure },
-      )
-    }
-    if (tries >= triesMax(failure)) throw failure
-    await sleep(waitMs, undefined, signal ? { signal } : {}).catch(() => {})
+    if (failureClass(failure) !== 'passes') throw failure
+    if (await backoff.wait(failure, signal)) continue
+    // The words for it say what to do.
+    if (isClockSkew(failure)) throw failure
+    const reason = failure instanceof SilenceError ? '' : `: ${reasonOf(failure)}`
+    throw new BobbinError(
+      'UPSTREAM_UNAVAILABLE',
+      `no progress on ${what} within ${formatDuration(progress.ioTimeoutMs)}, in ${backoff.tries} tries${reason}`,
+      { cause: failure },
+    )
   }
 }
 

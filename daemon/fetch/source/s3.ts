@@ -4,7 +4,8 @@
  * A reading is a GET whose body may break. It is then continued by a ranged GET from the byte
  * reached, on condition that the object is still the same (its ETag), so the consumer sees one
  * unbroken stream or an error. The moving parts: `access.ts` finds the region and the identity,
- * `direct-get.ts` sends the GET, `retry.ts` tries again, `progress.ts` holds the clock, `errors.ts` knows what errors mean.
+ * `direct-get.ts` sends the GET, `retry.ts` tries again when `failure-class.ts` says so, `progress.ts` holds the clock,
+ * `errors.ts` has the words.
  */
 import type { Readable } from 'node:stream'
 import type { ListObjectsV2CommandOutput } from '@aws-sdk/client-s3'
@@ -22,13 +23,12 @@ import {
 import { S3Access } from './access.js'
 import { loadSdk } from './client.js'
 import { DirectGets, type ObjectAnswer } from './direct-get.js'
-import { httpStatus, s3Error } from './errors.js'
+import { s3Error } from './errors.js'
+import { httpStatus, SilenceError } from './failure-class.js'
 import { Progress } from './progress.js'
-import { SilenceError, withRetries } from './retry.js'
+import { Backoff, withRetries } from './retry.js'
 
-/** A body is continued this often without much progress in between, */
-const RESUMES_MAX = 5
-/** which is this many bytes. */
+/** A body that breaks again before so many bytes have come is continued after a wait. */
 const RESUME_CREDIT_BYTES = 8 * 2 ** 20
 
 /** One answer: a body that delivers the bytes [start, end) of the object. */
@@ -124,7 +124,7 @@ export class S3Source implements Source {
   ): AsyncGenerator<Uint8Array> {
     let body = first
     let at = first.start
-    let resumesLeft = RESUMES_MAX
+    const backoff = new Backoff(progress)
     let resumedAt = at
     for (;;) {
       let failure: unknown
@@ -141,10 +141,11 @@ export class S3Source implements Source {
         failure = error
       }
       throwIfAborted(signal)
-      if (at - resumedAt >= RESUME_CREDIT_BYTES) resumesLeft = RESUMES_MAX
-      resumedAt = at
       if (first.end !== undefined && at >= first.end) return
-      if (first.etag === undefined || first.end === undefined || resumesLeft === 0 || progress.remainingMs() <= 0) {
+      const canResume = first.etag !== undefined && first.end !== undefined
+      if (at - resumedAt >= RESUME_CREDIT_BYTES) backoff.reset()
+      resumedAt = at
+      if (!canResume || !(await backoff.wait(failure, signal))) {
         const reason = failure instanceof Error ? failure.message : String(failure)
         throw new BobbinError(
           'UPSTREAM_UNAVAILABLE',
@@ -152,8 +153,7 @@ export class S3Source implements Source {
           { cause: failure },
         )
       }
-      resumesLeft--
-      body = await this.#open(object, { start: at, length: first.end - at }, first.etag, progress, signal)
+      body = await this.#open(object, { start: at, length: first.end! - at }, first.etag, progress, signal)
       onBody(body)
     }
   }
