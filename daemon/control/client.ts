@@ -25,7 +25,7 @@ import type {
   StatusFacts,
 } from './schema.js'
 
-/** A mount of a large package whose index has to be made again takes seconds; nothing takes longer. */
+/** A mount of a large package whose index has to be made again takes seconds. */
 const TIMEOUT_MS = 120_000
 const LIVEZ_TIMEOUT_MS = 5000
 
@@ -59,7 +59,8 @@ export class DaemonClient {
       const { uid: _, gid: __, allowOther: ___, ...mount } = body
       return (await this.#askAsCaller({ mount }))!
     }
-    return this.#call('control', 'POST', '/v1/mounts', body)
+    // A registry that is away is waited for, as long as the daemon's I/O time-out says.
+    return this.#call('control', 'POST', '/v1/mounts', body, 0)
   }
 
   async unmount(mountpoint: string, force: boolean): Promise<void> {
