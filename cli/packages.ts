@@ -1,5 +1,5 @@
-import pLimit from 'p-limit'
-import { BobbinError, type PackageName, type TopHash } from '../daemon/model/index.js'
+import { BobbinError, type PackageName, type Registry, type TopHash } from '../daemon/model/index.js'
+import { readAhead } from '../daemon/quilt/read-ahead.js'
 import { parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages, listRevisions } from '../daemon/quilt/registry.js'
 import { type Context, withContext } from './context.js'
@@ -33,25 +33,24 @@ export async function packages(
       for await (const name of names) await context.output.line(name)
       return
     }
-    const limit = pLimit(LOOK_AHEAD)
-    const asked: Promise<PackageRow>[] = []
-    const write = async (row: PackageRow) =>
-      context.output.row(row, `${row.package}  ${row.revisions} revisions  ${row.latest ?? '(no latest)'}`)
-    for await (const name of names) {
-      const row = limit(() => describe(context, text, name))
-      row.catch(() => {})
-      asked.push(row)
-      if (asked.length > LOOK_AHEAD) await write(await asked.shift()!)
-    }
-    for (const row of asked) await write(await row)
+    const described = readAhead(names, LOOK_AHEAD, context.signal, (name, signal) =>
+      describe(context, registry, name, signal),
+    )
+    for await (const row of described)
+      await context.output.row(row, `${row.package}  ${row.revisions} revisions  ${row.latest ?? '(no latest)'}`)
   })
 }
 
-async function describe({ source, signal }: Context, registryText: string, name: PackageName): Promise<PackageRow> {
+async function describe(
+  { source }: Context,
+  registry: Registry,
+  name: PackageName,
+  signal: AbortSignal | undefined,
+): Promise<PackageRow> {
   let revisions = 0
   let latest: TopHash | null = null
   let newest: TopHash | null = null
-  for await (const revision of listRevisions(source, parseRegistry(registryText), name, { signal })) {
+  for await (const revision of listRevisions(source, registry, name, { signal })) {
     if (revision.timestampMs !== undefined) {
       revisions++
       newest ??= revision.topHash

@@ -227,16 +227,16 @@ async function* readPointers(
   pointers: readonly string[],
   options: RegistryOptions,
 ): AsyncGenerator<Revision> {
-  const read = async (pointer: string) => {
+  const read = async (pointer: string, signal: AbortSignal | undefined) => {
     try {
-      return { pointer, text: await readPointer(source, registry, name, pointer, options) }
+      return { pointer, text: await readPointer(source, registry, name, pointer, { ...options, signal }) }
     } catch (error) {
       // Deleted since it was listed.
       if (hasCode(error, 'OBJECT_GONE')) return { pointer, text: '' }
       throw error
     }
   }
-  for await (const { pointer, text } of readAhead(pointers, POINTERS_AT_ONCE, read)) {
+  for await (const { pointer, text } of readAhead(pointers, POINTERS_AT_ONCE, options.signal, read)) {
     if (!isTopHash(text)) continue
     yield { pointer, topHash: text, timestampMs: isRevisionNumber(pointer) ? Number(pointer) * 1000 : undefined }
   }

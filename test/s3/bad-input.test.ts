@@ -106,6 +106,37 @@ t.test('what is not there is 10, and the message names it', async t => {
   await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: `.quilt/packages/${twin}` }))
 })
 
+t.test('many names, revisions and files bring no warning of Node.js', async t => {
+  const bucket = 'many'
+  await client.send(new CreateBucketCommand({ Bucket: bucket }))
+  const numbers = Array.from({ length: 30 }, (_, i) => i)
+  const files = Object.fromEntries(numbers.map(i => [`${i}.txt`, `file ${i}`]))
+  for (const i of numbers) await push(`many/p${i}`, { 'a.txt': `${i}` }, { bucket })
+  for (const i of numbers) {
+    const { topHash } = await push('many/revised', { 'a.txt': `revision ${i}` }, { bucket })
+    await put(`.quilt/named_packages/many/revised/${1_700_000_001 + i}`, topHash, bucket)
+  }
+  const { reference } = await push('many/files', files, { bucket })
+  const bobbin = newBobbin(t)
+  const target = join(folder, 'many')
+  for (const words of [
+    ['packages', '-l', `s3://${bucket}`],
+    ['packages', '--json', `s3://${bucket}`],
+    ['log', `s3://${bucket}/many/revised`],
+    ['ls', '-l', reference],
+    ['diff', reference, `s3://${bucket}/many/p1`],
+    ['install', reference, target],
+    ['verify', reference, target],
+    ['push', target, `s3://${bucket}/many/again`, '-m', 'again'],
+  ]) {
+    const { status, stderr } = await bobbin.try(...words)
+    t.equal(status, 0, `${words[0]}: ${stderr}`)
+    t.notMatch(stderr, /MaxListeners/, words.join(' '))
+  }
+  const { stdout } = await bobbin.try('packages', '-l', `s3://${bucket}`)
+  t.equal(stdout.trimEnd().split('\n').length, 33)
+})
+
 t.test('credentials that are missing or wrong are 12, and a public bucket needs none', async t => {
   const { reference } = await push('bad/denied', { 'a.txt': 'a' })
   const { AWS_ENDPOINT_URL, AWS_REGION } = server.env
