@@ -108,7 +108,13 @@ class LoaderBench {
     this.#loader = loader
     // The registry, and the folders beside it where its objects are.
     const allowed = [registry, folder].map(path => `file://${path}`)
-    this.#listening = ['--listen', '127.0.0.1:0', '--token-file', tokenFile, '--allow', ...allowed]
+    this.#listening = [
+      '--listen',
+      '127.0.0.1:0',
+      '--token-file',
+      tokenFile,
+      ...allowed.flatMap(place => ['--allow', place]),
+    ]
     await loader.start('--socket', loader.socket, ...this.#listening)
     this.#tcp = loader.addresses.find(address => address.startsWith('http:'))!
     const { daemon } = await loader.cli.json<{ daemon: { pid: number } }>('status')

@@ -50,6 +50,10 @@ Keys and metadata of entries stay as they are; metadata of folders and of the pa
   bobbin filter s3://BUCKET/cv/coco2017 --push s3://BUCKET/cv/coco2017-animals -m 'animals only' \\
     --where "ends_with(key, '.jpg') && contains(meta.annotations[].supercategory, 'animal')"`
 
+/**
+ * An option that may be repeated takes one value each time. Commander's own `<value...>` would take all words up to the next option,
+ * the verb's arguments among them.
+ */
 function collect(value: string, before: readonly string[] = []): string[] {
   return [...before, value]
 }
@@ -128,11 +132,12 @@ forPackage(
   program.command('meta <PKG> [KEY]').description('metadata of the package, of a directory or of an entry'),
 ).action(async (pkg, key, flags) => (await import('./meta.js')).meta(pkg, key, flags))
 forPackage(program.command('install <PKG> <DIR>').description('verified copies in a folder; run it again to resume'))
-  .option('--path <glob...>', 'only entries that match (may be repeated)')
+  .option('--path <glob>', 'only entries that match (may be repeated)', collect)
   .action(async (pkg, dir, flags) => (await import('./install.js')).install(pkg, dir, flags))
 forPackage(
   program.command('verify <PKG> <DIR>').description('is this folder this revision? every file is hashed, on all cores'),
 )
+  .option('--path <glob>', 'only entries, and files, that match (may be repeated)', collect)
   .option('--extra-files-ok', 'files that the package does not have are no difference')
   .action(async (pkg, dir, flags) => (await import('./verify.js')).verify(pkg, dir, flags))
 forRevision(
@@ -189,13 +194,19 @@ common(
     '--state <folder>',
     'where its own files are kept, for a user who may only read the cache (default: the cache folder)',
   )
-  .option('--serve <pkg...>', 'a package that others may have, at the revision of now (may be repeated; BOBBIN_SERVE)')
-  .option('--allow <registry...>', 'a registry of which others may have all (may be repeated; BOBBIN_ALLOW)')
+  .option(
+    '--serve <pkg>',
+    'a package that others may have, at the revision of now (may be repeated; BOBBIN_SERVE)',
+    collect,
+  )
+  .option('--allow <registry>', 'a registry of which others may have all (may be repeated; BOBBIN_ALLOW)', collect)
   .addOption(
     new Option(
-      '--mounted-at <dir...>',
-      'where clients have the packages of --serve mounted, in their order',
-    ).hideHelp(),
+      '--mounted-at <dir>',
+      'where clients have a package of --serve mounted (repeated, in the order of --serve)',
+    )
+      .argParser(collect)
+      .hideHelp(),
   )
   .option('--listen <host:port>', 'listen on TCP; needs a token, and --serve or --allow')
   .option('--token-file <file>', 'where the token for TCP is (or BOBBIN_LOADER_TOKEN)')

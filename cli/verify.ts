@@ -2,6 +2,7 @@ import { resolve } from 'node:path'
 import { verifyFolder } from '../daemon/fetch/verify-folder.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
 import { type PackageFlags, withPackage } from './context.js'
+import { patternsOf, selectPaths } from './path-globs.js'
 
 /** How many names of each kind a person is shown; --json has them all. */
 const SHOWN_MAX = 20
@@ -9,17 +10,18 @@ const SHOWN_MAX = 20
 export async function verify(
   text: string,
   dir: string,
-  flags: PackageFlags & { readonly extraFilesOk?: boolean },
+  flags: PackageFlags & { readonly path?: string[]; readonly extraFilesOk?: boolean },
 ): Promise<void> {
-  await withPackage(text, flags, async ({ index, name, topHash }, { output, progress, signal }) => {
-    const found = await verifyFolder(index.entries(), resolve(dir), {
+  await withPackage(text, flags, async ({ index, name, topHash }, { output, progress, signal }, reference) => {
+    const selection = selectPaths(index, patternsOf(flags, reference))
+    const found = await verifyFolder(selection.entries(), resolve(dir), {
       isKnown: key => index.find(key)?.kind === 'file',
-      onProgress: done => progress.update('verify', done.bytes, index.facts.bytes),
+      onProgress: done => progress.update('verify', done.bytes, selection.bytes),
       signal,
     })
     progress.stop()
     const { files, bytes, changed, missing } = found
-    const extra = flags.extraFilesOk ? [] : found.extra
+    const extra = flags.extraFilesOk ? [] : found.extra.filter(selection.isSelected)
     const ok = changed.length + missing.length + extra.length === 0
     const which = `${name}@${topHash.slice(0, 12)}`
     const lines = [

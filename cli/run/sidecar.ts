@@ -111,7 +111,7 @@ function servedBy(mounts: readonly ServedMount[]): string[] {
   if (mounts.length === 0) return ['--serve', SERVE_NOTHING]
   const named = mounts.map(({ registry, package: name, topHash }) => `${registry}/${name}@${topHash}`)
   const folders = mounts.flatMap(({ seenAt }) => seenAt ?? [])
-  return ['--serve', ...named, ...(folders.length === 0 ? [] : ['--mounted-at', ...folders])]
+  return [...named.flatMap(one => ['--serve', one]), ...folders.flatMap(folder => ['--mounted-at', folder])]
 }
 
 function ready(child: ChildProcess, signal: AbortSignal): Promise<void> {

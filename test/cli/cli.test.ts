@@ -78,8 +78,27 @@ t.test('install and verify say what they did, and what differs', async t => {
   await bobbin.text('install', latest, target)
   t.match(await bobbin.json('verify', latest, target, '--extra-files-ok'), { ok: true })
   const part = join(folder, 'part')
-  t.match(await bobbin.json('install', latest, part, '--path', 'a', '*.none'), { files: 2 })
+  t.match(await bobbin.json('install', latest, part, '--path', 'a', '--path', '*.none'), { files: 2 })
   await ends(10, /no entry fits/, 'install', latest, part, '--path', '*.none')
+})
+
+t.test('an option takes one value, and leaves the arguments behind it alone (S120)', async t => {
+  const { bobbin, latest, folder, ends } = await fixture(t)
+  const target = join(folder, 'target')
+  t.match(await bobbin.json('install', '--path', 'a/*', latest, target), { files: 2 })
+  t.match(await bobbin.json('verify', '--path', 'a/*', latest, target), { ok: true, files: 2, missing: [] })
+  t.match(await bobbin.json('verify', '--path', 'a/one.txt', '--path', 'a/two.txt', latest, target), { files: 2 })
+  await ends(13, /0 changed, 1 missing, 0 extra/, 'verify', latest, target)
+  writeFileSync(join(target, 'a/new.txt'), '')
+  writeFileSync(join(target, 'notes.txt'), '')
+  const { stdout } = await ends(13, /1 extra/, 'verify', '--json', '--path', 'a/*', latest, target)
+  t.match(JSON.parse(stdout), { ok: false, extra: ['a/new.txt'] })
+  writeFileSync(join(target, 'a/one.txt'), 'ONE')
+  t.match(await bobbin.json('verify', '--path', 'a/two.txt', latest, target), { ok: true, files: 1 })
+  await ends(10, /no entry fits nope/, 'verify', '--path', 'nope', latest, target)
+  await ends(2, /too many arguments/, 'install', latest, target, '--path', 'a/one.txt', 'a/two.txt')
+  const main = readFileSync(new URL('../../../cli/main.ts', import.meta.url), 'utf8')
+  t.notMatch(main, /option\([^)]*<[^>]*\.\.\.>/s, 'no verb has an option that takes all words behind it')
 })
 
 t.test('every failure has its documented exit code, and a message that says what to do', async t => {

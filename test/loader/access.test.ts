@@ -245,7 +245,7 @@ t.test("another client does not move somebody's plan to another registry (S64)",
   )
   const loaders = [
     await startLoader(t),
-    await startLoader(t, { args: ['--allow', `file://${folder}/first`, `file://${folder}/second`] }),
+    await startLoader(t, { args: ['--allow', `file://${folder}/first`, '--allow', `file://${folder}/second`] }),
   ]
   for (const loader of loaders) {
     const wish = { batch: { global: 1 } }
