@@ -1,9 +1,12 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
+import { existsSync } from 'node:fs'
+import { homedir } from 'node:os'
 import { daemonRoom } from '../daemon/control/room-holds.js'
 import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
 import type { Source } from '../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage } from '../daemon/quilt/package-cache.js'
 import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
+import { refuseForeignFolder } from '../daemon/store/index.js'
 import { Output } from './output.js'
 import { type Progress, startProgress } from './progress.js'
 import { type CommonFlags, readSettings, type Settings } from './settings.js'
@@ -30,9 +33,17 @@ export let endingSignal: EndingSignal | undefined
 export const ENDING_SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const
 type EndingSignal = keyof typeof ENDING_SIGNALS
 
-/** Runs a verb and closes what it was given, also when it fails or is interrupted. */
-export async function withContext(flags: CommonFlags, run: (context: Context) => Promise<void>): Promise<void> {
+/**
+ * Runs a verb and closes what it was given, also when it fails or is interrupted. `onlyAsks`: the verb leaves nothing in the
+ * cache, it only looks there or asks the daemon, so that root may run it on anybody's.
+ */
+export async function withContext(
+  flags: CommonFlags,
+  run: (context: Context) => Promise<void>,
+  { onlyAsks = false }: { readonly onlyAsks?: boolean } = {},
+): Promise<void> {
   const settings = readSettings(flags)
+  if (!onlyAsks) refuseForeignCache(settings.cacheDir)
   const controller = new AbortController()
   const onSignal = (signal: EndingSignal) => {
     // A second Ctrl-C means it: clean-up took too long for whoever typed it.
@@ -53,6 +64,14 @@ export async function withContext(flags: CommonFlags, run: (context: Context) =>
     source.close()
     for (const signal of signals) process.off(signal, onSignal)
   }
+}
+
+/** Throws ACCESS_DENIED for root in a cache of somebody else (or in one that it would make in the home of somebody else). */
+export function refuseForeignCache(cacheDir: string): void {
+  const home = homedir()
+  const isMadeAtHome = !existsSync(cacheDir) && cacheDir.startsWith(`${home}/`)
+  if (isMadeAtHome) refuseForeignFolder(home, 'the home', 'name a cache of your own with --cache')
+  else refuseForeignFolder(cacheDir, 'the cache', 'name a cache of your own with --cache')
 }
 
 /** What worker threads need to build a source of their own. */

@@ -35,7 +35,7 @@ const OTHERS_WRITE = 0o002
 
 export function lookAtRights(cacheDir: string, configPath: string | undefined): Finding[] {
   const places = [...cachePlaces(cacheDir), ...socketPlaces(cacheDir), ...statePlaces(), ...secretPlaces(configPath)]
-  return [...places.flatMap(findingOf), ...above(cacheDir), ...above(stateDir())]
+  return [...places.flatMap(findingOf), ...leftByOthers(cacheDir), ...above(cacheDir), ...above(stateDir())]
 }
 
 /** Of a file whose path only a command line knows, which looks at it when it is used. */
@@ -120,6 +120,18 @@ function findingOf({ path, what, modeMax, isFollowed = false }: Place): Finding[
   if (wider === 0 || stats.isSymbolicLink()) return []
   const found = `${path} (${what}) is wider than it should be: ${octal(stats.mode)}, not ${octal(modeMax)}`
   return [{ found, fix: commandLine(['chmod', octal(stats.mode & 0o777 & modeMax), path]) }]
+}
+
+/** What root (by an earlier version, or a command of its own) has left in our cache: the daemon can neither read nor delete it. */
+function leftByOthers(cacheDir: string): Finding[] {
+  const uid = process.getuid?.() ?? 0
+  if (uid === 0 || look(cacheDir, true)?.uid !== uid) return []
+  const left = ['packages', 'objects', 'tmp', 'loader', 'access', 'uploads']
+    .flatMap(name => below(join(cacheDir, name)))
+    .filter(({ path }) => (look(path, false)?.uid ?? uid) !== uid)
+  if (left.length === 0) return []
+  const found = `${left.length} files and folders in the cache belong to another user, such as ${left[0]!.path}`
+  return [{ found, fix: `${commandLine(['chown', '-hR', String(uid), cacheDir])} (as root)` }]
 }
 
 /** Who may write to a folder above may put another one in this one's place. */

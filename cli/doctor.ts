@@ -9,7 +9,7 @@ import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages } from '../daemon/quilt/registry.js'
-import { readOwner } from '../daemon/store/index.js'
+import { foreignOwner, readOwner } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { lookAtRights } from './doctor-rights.js'
 import type { CommonFlags } from './settings.js'
@@ -26,39 +26,43 @@ interface Check {
 }
 
 export async function doctor(flags: CommonFlags): Promise<void> {
-  await withContext(flags, async context => {
-    const checks = [
-      node(),
-      fuseDevice(),
-      bobbinFuse(),
-      openMode(),
-      libfuse(),
-      unmounting(),
-      flock(),
-      allowOther(),
-      cacheFolder(context),
-      ...rights(context, flags),
-      daemon(context),
-      ...(await keptMounts(context)),
-      credentials(),
-      ...(await registry(context)),
-    ]
-    for (const { check, ok, found, fix, isOptional } of checks) {
-      const mark = ok ? 'ok  ' : isOptional ? 'note' : 'FAIL'
-      await context.output.row({ check, ok, found, fix }, [
-        `${mark}  ${check.padEnd(12)} ${found}`,
-        ...(fix === '' ? [] : [`                  → ${fix}`]),
-      ])
-    }
-    const failed = checks.filter(({ ok, isOptional }) => !ok && !isOptional)
-    if (failed.length === 0) return
-    await context.output.flush()
-    const isFuse = failed.every(({ check }) => FUSE_CHECKS.includes(check))
-    throw new BobbinError(
-      isFuse ? 'FUSE_UNAVAILABLE' : 'LOCAL_IO',
-      `missing here: ${failed.map(({ check }) => check).join(', ')}`,
-    )
-  })
+  await withContext(
+    flags,
+    async context => {
+      const checks = [
+        node(),
+        fuseDevice(),
+        bobbinFuse(),
+        openMode(),
+        libfuse(),
+        unmounting(),
+        flock(),
+        allowOther(),
+        cacheFolder(context),
+        ...rights(context, flags),
+        daemon(context),
+        ...(await keptMounts(context)),
+        credentials(),
+        ...(await registry(context)),
+      ]
+      for (const { check, ok, found, fix, isOptional } of checks) {
+        const mark = ok ? 'ok  ' : isOptional ? 'note' : 'FAIL'
+        await context.output.row({ check, ok, found, fix }, [
+          `${mark}  ${check.padEnd(12)} ${found}`,
+          ...(fix === '' ? [] : [`                  → ${fix}`]),
+        ])
+      }
+      const failed = checks.filter(({ ok, isOptional }) => !ok && !isOptional)
+      if (failed.length === 0) return
+      await context.output.flush()
+      const isFuse = failed.every(({ check }) => FUSE_CHECKS.includes(check))
+      throw new BobbinError(
+        isFuse ? 'FUSE_UNAVAILABLE' : 'LOCAL_IO',
+        `missing here: ${failed.map(({ check }) => check).join(', ')}`,
+      )
+    },
+    { onlyAsks: true },
+  )
 }
 
 const FINDINGS_SHOWN_MAX = 20
@@ -226,6 +230,16 @@ function cacheFolder({ settings }: Context): Check {
     let nearest = cacheDir
     while (!existsSync(nearest)) nearest = dirname(nearest)
     accessSync(nearest, constants.W_OK)
+    const owner = foreignOwner(nearest)
+    if (nearest === cacheDir && owner !== undefined) {
+      return {
+        check: 'cache',
+        ok: false,
+        isOptional: true,
+        found: `${cacheDir} belongs to user ${owner}, and root leaves nothing in it`,
+        fix: `sudo -u '#${owner}' bobbin doctor looks at it as its owner`,
+      }
+    }
     if (nearest === cacheDir) mkdirSync(join(cacheDir, 'tmp'), { recursive: true, mode: 0o750 })
     const { bavail, bsize } = statfsSync(nearest)
     return { check: 'cache', ok: true, found: `${cacheDir}, ${formatBytes(bavail * bsize)} free`, fix: '' }

@@ -12,45 +12,49 @@ export function unkeptText(mounts: number): string {
 }
 
 export async function status(flags: CommonFlags): Promise<void> {
-  await withContext(flags, async ({ settings, output }) => {
-    const client = findDaemon(settings.cacheDir)
-    if (client === undefined) {
-      throw new BobbinError('DAEMON_UNAVAILABLE', `no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`)
-    }
-    const facts = await client.status()
-    const { daemon, mounts, cache, fetch, loader } = facts
-    const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
-    const lines = [
-      `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}, for ${age}`,
-      `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
-      `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
-      `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
-      `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
-      // One that has ended without a word is forgotten after a while; what it leased is let go then.
-      ...(loader?.owners ?? [])
-        .filter(({ pid, leases }) => leases > 0 || (pid !== undefined && isAlive(pid)))
-        .map(
-          ({ pid, socket, leases, bytes }) =>
-            `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
+  await withContext(
+    flags,
+    async ({ settings, output }) => {
+      const client = findDaemon(settings.cacheDir)
+      if (client === undefined) {
+        throw new BobbinError('DAEMON_UNAVAILABLE', `no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`)
+      }
+      const facts = await client.status()
+      const { daemon, mounts, cache, fetch, loader } = facts
+      const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
+      const lines = [
+        `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}, for ${age}`,
+        `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
+        `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
+        `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
+        `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
+        // One that has ended without a word is forgotten after a while; what it leased is let go then.
+        ...(loader?.owners ?? [])
+          .filter(({ pid, leases }) => leases > 0 || (pid !== undefined && isAlive(pid)))
+          .map(
+            ({ pid, socket, leases, bytes }) =>
+              `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
+          ),
+        mounts.length === 0 ? 'mounts   none' : 'mounts',
+        ...(daemon.unkeptMounts > 0 ? [`  ${unkeptText(daemon.unkeptMounts)}`] : []),
+        ...table(
+          mounts.map(mount => [
+            `  ${mount.mountpoint}`,
+            `${mount.package}@${mount.topHash.slice(0, 12)}`,
+            mount.registry,
+            `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}`,
+          ]),
         ),
-      mounts.length === 0 ? 'mounts   none' : 'mounts',
-      ...(daemon.unkeptMounts > 0 ? [`  ${unkeptText(daemon.unkeptMounts)}`] : []),
-      ...table(
-        mounts.map(mount => [
-          `  ${mount.mountpoint}`,
-          `${mount.package}@${mount.topHash.slice(0, 12)}`,
-          mount.registry,
-          `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}`,
-        ]),
-      ),
-    ]
-    const runs = runningRuns().map(({ folder, facts: { runId, pid, startedOn, command } }) => {
-      return { runId, pid, startedOn, command, record: folder.path }
-    })
-    for (const { runId, startedOn, command } of runs)
-      lines.push(
-        `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
-      )
-    await output.row({ ...facts, runs }, lines)
-  })
+      ]
+      const runs = runningRuns().map(({ folder, facts: { runId, pid, startedOn, command } }) => {
+        return { runId, pid, startedOn, command, record: folder.path }
+      })
+      for (const { runId, startedOn, command } of runs)
+        lines.push(
+          `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
+        )
+      await output.row({ ...facts, runs }, lines)
+    },
+    { onlyAsks: true },
+  )
 }

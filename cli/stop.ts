@@ -9,17 +9,21 @@ const END_MS = 30_000
 
 /** Returns when the daemon has ended. */
 export async function stop(flags: CommonFlags & { readonly force?: boolean }): Promise<void> {
-  await withContext(flags, async ({ settings, output }) => {
-    const client = findDaemon(settings.cacheDir)
-    if (client === undefined) {
-      output.note(`bobbin: no daemon runs for ${settings.cacheDir}`)
-      return
-    }
-    if (!flags.force) refuseWhileRunning(({ cacheDir }) => cacheDir === settings.cacheDir)
-    await client.stop(flags.force ?? false)
-    for (const deadline = Date.now() + END_MS; findDaemon(settings.cacheDir)?.pid === client.pid; await sleep(50)) {
-      if (Date.now() > deadline)
-        throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon (process ${client.pid}) does not end`)
-    }
-  })
+  await withContext(
+    flags,
+    async ({ settings, output }) => {
+      const client = findDaemon(settings.cacheDir)
+      if (client === undefined) {
+        output.note(`bobbin: no daemon runs for ${settings.cacheDir}`)
+        return
+      }
+      if (!flags.force) refuseWhileRunning(({ cacheDir }) => cacheDir === settings.cacheDir)
+      await client.stop(flags.force ?? false)
+      for (const deadline = Date.now() + END_MS; findDaemon(settings.cacheDir)?.pid === client.pid; await sleep(50)) {
+        if (Date.now() > deadline)
+          throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon (process ${client.pid}) does not end`)
+      }
+    },
+    { onlyAsks: true },
+  )
 }

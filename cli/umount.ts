@@ -9,19 +9,23 @@ import { refuseWhileRunning } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
 export async function umount(dir: string, flags: CommonFlags & { readonly force?: boolean }): Promise<void> {
-  await withContext(flags, async ({ settings }) => {
-    const mountpoint = await resolveMountpoint(resolve(dir))
-    if (!flags.force) refuseWhileRunning(mount => mount.mountpoint === mountpoint)
-    try {
-      const client = findDaemon(settings.cacheDir)
-      if (client === undefined)
-        throw new BobbinError('NOT_MOUNTED', `${mountpoint} is not mounted (no daemon runs for ${settings.cacheDir})`)
-      await client.unmount(mountpoint, flags.force ?? false)
-    } catch (error) {
-      // Of a daemon that was killed, or of another cache's: the mount is ours all the same.
-      const isLeft = mountAt(mountpoint)?.type === 'fuse.bobbin'
-      if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE') || !isLeft) throw error
-      await unmountPath(mountpoint, { isForced: flags.force ?? false, program: findBobbinFuse().path })
-    }
-  })
+  await withContext(
+    flags,
+    async ({ settings }) => {
+      const mountpoint = await resolveMountpoint(resolve(dir))
+      if (!flags.force) refuseWhileRunning(mount => mount.mountpoint === mountpoint)
+      try {
+        const client = findDaemon(settings.cacheDir)
+        if (client === undefined)
+          throw new BobbinError('NOT_MOUNTED', `${mountpoint} is not mounted (no daemon runs for ${settings.cacheDir})`)
+        await client.unmount(mountpoint, flags.force ?? false)
+      } catch (error) {
+        // Of a daemon that was killed, or of another cache's: the mount is ours all the same.
+        const isLeft = mountAt(mountpoint)?.type === 'fuse.bobbin'
+        if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE') || !isLeft) throw error
+        await unmountPath(mountpoint, { isForced: flags.force ?? false, program: findBobbinFuse().path })
+      }
+    },
+    { onlyAsks: true },
+  )
 }

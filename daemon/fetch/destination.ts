@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { lstatSync, mkdirSync, readdirSync, realpathSync, rmSync, type Stats } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { BobbinError, type LogicalKey, localError, systemCode } from '../model/index.js'
-import { isAlive, makeFolderDurablySync, syncFolder } from '../store/index.js'
+import { isAlive, makeFolderDurablySync, refuseForeignFolder, syncFolder } from '../store/index.js'
 import { concurrently } from './concurrently.js'
 
 /** Folders whose nature is remembered; beyond that it is looked up again. */
@@ -24,8 +24,9 @@ export class Destination {
   #touched = new Set<string>()
   #files = 0
 
-  /** Makes the folder, and removes what dead processes have left in it. */
+  /** Makes the folder, and removes what dead processes have left in it. Throws ACCESS_DENIED for root in the folder of somebody else. */
   constructor(dir: string) {
+    refuseForeignFolder(dir, 'the folder', 'name a folder that is not there yet')
     try {
       makeFolderDurablySync(dir)
       this.root = realpathSync(dir)

@@ -11,6 +11,7 @@ export {
   writeDurablySync,
 } from './durable-file.js'
 export { flock } from './flock.js'
+export { foreignOwner, refuseForeignFolder } from './foreign-folder.js'
 export { findObject, type ObjectId, objectId, objectPath, objectsFolder } from './layout.js'
 export {
   type ObjectHandle,

@@ -19,6 +19,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BobbinError, localError, systemCode } from '../model/index.js'
 import { flock } from './flock.js'
+import { refuseForeignFolder } from './foreign-folder.js'
 
 export interface OwnerFacts {
   readonly pid: number
@@ -110,17 +111,20 @@ function ownerPath(cacheDir: string): string {
 
 /** Readable by the owner's group alone: bytes fetched with one person's credentials are not another's. */
 function makeCacheFolder(cacheDir: string): void {
+  let isOpen: boolean
   try {
     mkdirSync(cacheDir, { recursive: true, mode: 0o750 })
-    const stats = statSync(cacheDir)
-    if ((stats.mode & 0o002) === 0) return
+    isOpen = (statSync(cacheDir).mode & 0o002) !== 0
   } catch (error) {
     throw localError(`make the cache folder ${cacheDir}`, error)
   }
-  throw new BobbinError(
-    'ACCESS_DENIED',
-    `everybody may write to the cache folder ${cacheDir}: run chmod o-w on it, or name another one with --cache`,
-  )
+  if (isOpen) {
+    throw new BobbinError(
+      'ACCESS_DENIED',
+      `everybody may write to the cache folder ${cacheDir}: run chmod o-w on it, or name another one with --cache`,
+    )
+  }
+  refuseForeignFolder(cacheDir, 'the cache', 'name another one with --cache')
 }
 
 async function lockOwnerFile(cacheDir: string): Promise<number> {
