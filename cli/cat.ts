@@ -6,6 +6,7 @@ import { pipeline } from 'node:stream/promises'
 import { materialize } from '../daemon/fetch/materialize.js'
 import { Workers } from '../daemon/fetch/workers.js'
 import { BobbinError, systemCode } from '../daemon/model/index.js'
+import { atPresentPlace } from '../daemon/quilt/moved-objects.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
 import { noSuchKey } from './ls.js'
 
@@ -22,12 +23,14 @@ export async function cat(text: string, key: string | undefined, flags: PackageF
     const path = join(folder, `${process.pid}-${randomBytes(6).toString('hex')}.cat`)
     const workers = new Workers(sourceConfigOf(settings))
     try {
-      await materialize(workers, entry, path, {
-        cacheDir: settings.cacheDir,
-        label: entry.key,
-        signal,
-        onBytes: bytes => progress.update('fetch', bytes, entry.size),
-      })
+      await atPresentPlace(opened, entry, present =>
+        materialize(workers, present, path, {
+          cacheDir: settings.cacheDir,
+          label: present.key,
+          signal,
+          onBytes: bytes => progress.update('fetch', bytes, present.size),
+        }),
+      )
       progress.stop()
       await pipeline(createReadStream(path), process.stdout, { end: false, signal })
     } catch (error) {

@@ -14,6 +14,7 @@ export async function install(
     const selection = selectPaths(index, patternsOf(flags, reference))
     const installed = await installPackage(selection.entries(), resolve(dir), {
       sourceConfig: sourceConfigOf(settings),
+      opened,
       cacheDir: settings.cacheDir,
       signal,
       ...(opened.timestampMs > 0 && { timestampMs: opened.timestampMs }),

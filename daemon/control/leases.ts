@@ -24,6 +24,7 @@ import {
   type Source,
   throwIfAborted,
 } from '../model/index.js'
+import { atPresentPlace } from '../quilt/moved-objects.js'
 import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
 import { parseRegistry } from '../quilt/reference.js'
 import { confined, isBelowOne, isWithin, type Places, Served } from '../quilt/served.js'
@@ -110,7 +111,10 @@ export class Leases {
       try {
         const entry = await entryOf(opened.package, ino)
         requireWithin(entry, bounds)
-        pins[i] = await fetcher.pin(entry, { signal, label: entry.key, priority: body.priority, within })
+        pins[i] = await atPresentPlace(opened.package, entry, present => {
+          requireWithin(present, bounds)
+          return fetcher.pin(present, { signal, label: present.key, priority: body.priority, within })
+        })
       } catch (error) {
         const { code, detail } = problemOf(told(error))
         failed.push({ ino, code, detail })

@@ -8,6 +8,8 @@
 import { renameSync, utimesSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { BobbinError, type Entry, formatBytes, hasCode, type Log, localError, silentLog } from '../model/index.js'
+import { atPresentPlace } from '../quilt/moved-objects.js'
+import type { OpenedPackage } from '../quilt/package-cache.js'
 import { concurrently } from './concurrently.js'
 import { Destination } from './destination.js'
 import { materialize } from './materialize.js'
@@ -16,6 +18,8 @@ import { Workers } from './workers.js'
 
 export interface InstallOptions {
   readonly sourceConfig: SourceConfig
+  /** The package that the entries are of: where an object has moved, its manifest is asked again. */
+  readonly opened?: OpenedPackage | undefined
   /** Whose objects may be used. */
   readonly cacheDir?: string | undefined
   /** The files' time of last change, Unix, milliseconds. Default: now. */
@@ -125,16 +129,18 @@ class Installation {
     signal: AbortSignal,
     onBytes: ((bytes: number) => void) | undefined,
   ): Promise<'cache' | 'source'> {
-    const { cacheDir, timestampMs, log } = this.options
+    const { cacheDir, opened, timestampMs, log } = this.options
     const temporary = this.destination.temporaryPath()
-    const from = await materialize(this.workers, entry, temporary, {
-      cacheDir,
-      isDurable: true,
-      label: entry.key,
-      log: log ?? silentLog,
-      signal,
-      onBytes,
-    })
+    const fetchFrom = (place: Entry) =>
+      materialize(this.workers, place, temporary, {
+        cacheDir,
+        isDurable: true,
+        label: place.key,
+        log: log ?? silentLog,
+        signal,
+        onBytes,
+      })
+    const from = await (opened === undefined ? fetchFrom(entry) : atPresentPlace(opened, entry, fetchFrom))
     try {
       if (timestampMs !== undefined) utimesSync(temporary, timestampMs / 1000, timestampMs / 1000)
       renameSync(temporary, path)

@@ -8,6 +8,7 @@
 import { read as readCallback } from 'node:fs'
 import { promisify } from 'node:util'
 import { BobbinError, type Entry, formatPhysicalKey, hasCode, type Log, localError } from '../model/index.js'
+import { atPresentPlace } from '../quilt/moved-objects.js'
 import { formatManifestHash } from '../quilt/object-hash.js'
 import type { OpenedPackage } from '../quilt/package-cache.js'
 import { type IndexNode, type PackageIndex, ROOT_INO } from '../quilt/package-index.js'
@@ -87,7 +88,8 @@ export class PackageFilesystem {
     const entry = await this.#entry(path)
     let object: ProvidedObject
     try {
-      object = await this.request.objects.open(entry, { label: entry.key })
+      const { objects, opened } = this.request
+      object = await atPresentPlace(opened, entry, present => objects.open(present, { label: present.key }))
     } catch (error) {
       if (!hasCode(error, 'INTERRUPTED')) {
         const code = error instanceof BobbinError ? error.code : 'INTERNAL'

@@ -8,6 +8,7 @@
  */
 import { fstatSync } from 'node:fs'
 import { BobbinError, hasCode, type Log } from '../model/index.js'
+import { atPresentPlace } from '../quilt/moved-objects.js'
 import type { OpenedPackage } from '../quilt/package-cache.js'
 import { formatRegistry } from '../quilt/reference.js'
 import { type ObjectId, objectId } from '../store/index.js'
@@ -258,7 +259,12 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
         fetching.hasMoved = true
       }
       const { signal } = fetching.controller
-      const object = await objects.open(entry, { label: entry.key, signal, onProgress })
+      const { indexPath } = opened
+      const object = await atPresentPlace(opened, entry, present =>
+        objects.open(present, { label: present.key, signal, onProgress }),
+      ).finally(() => {
+        if (opened.indexPath !== indexPath) this.#tellIndex(served)
+      })
       try {
         const { ino: inode, size, mtimeNs, ctimeNs } = fstatSync(object.fd, { bigint: true })
         const verified = { id: objectId(entry), inode, size, mtimeNs, ctimeNs }
@@ -329,17 +335,14 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
       this.#rebuilding.get(served.id) ??
       opened
         .rebuild()
-        .then(() =>
-          this.link.send({
-            kind: 'index',
-            mount: served.id,
-            index: opened.indexPath,
-            manifest: opened.manifestPath,
-          }),
-        )
+        .then(() => this.#tellIndex(served))
         .finally(() => this.#rebuilding.delete(served.id))
     this.#rebuilding.set(served.id, rebuilding)
     return rebuilding
+  }
+
+  #tellIndex({ id, attached: { opened } }: Served): void {
+    this.link.send({ kind: 'index', mount: id, index: opened.indexPath, manifest: opened.manifestPath })
   }
 
   #servedOr(mount: number, again: () => void): Served | 'later' | undefined {

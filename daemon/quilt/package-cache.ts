@@ -8,11 +8,11 @@
  *   <cache>/tmp/<pid>-…                                   whatever is being written
  *
  * <registry> is derived from the registry's address and <sha256> is that of the manifest's bytes:
- * the top hash does not cover physical keys, so nothing here is shared by top hash alone. Files
- * appear by rename, so any number of processes may do this at once without a lock.
+ * the top hash does not cover physical keys, so nothing here is shared by top hash alone. Where there are several
+ * manifests of one top hash, the one that was fetched last counts. Files appear by rename, so any number of processes may do this at once without a lock.
  */
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
   BobbinError,
@@ -66,8 +66,16 @@ export interface OpenedPackage {
   readonly manifestPath: string
   /** After INDEX_DAMAGED: makes the index again, from the cached manifest or, if that is damaged too, from the registry. */
   rebuild(): Promise<void>
+  /**
+   * Fetches the manifest once more, since objects may have moved, and puts its index in the place of the present one where it is another.
+   * Does nothing when that was done within the last minute. Throws what the registry and the compiler throw; then nothing has changed.
+   */
+  fetchAgain(): Promise<void>
   close(): void
 }
+
+/** Readers that loop over objects which are gone for good must not have a large manifest fetched all the time. */
+const FETCH_AGAIN_MS = 60_000
 
 /**
  * Throws what the registry and the compiler throw (REVISION_NOT_FOUND, PACKAGE_REFUSED,
@@ -156,6 +164,10 @@ class CachedPackage implements OpenedPackage {
   readonly registry: Registry
   readonly name: PackageName
   #rebuilding: Promise<void> | undefined
+  #fetching: Promise<void> | undefined
+  #fetchedAt = -Infinity
+  /** Those before the present one, which somebody may be walking through. */
+  readonly #former: PackageIndex[] = []
   readonly #stopMarking: () => void
 
   constructor(
@@ -194,8 +206,30 @@ class CachedPackage implements OpenedPackage {
     damaged.close()
   }
 
+  fetchAgain(): Promise<void> {
+    if (this.#fetching !== undefined) return this.#fetching
+    if (performance.now() < this.#fetchedAt + FETCH_AGAIN_MS) return Promise.resolve()
+    this.#fetching = this.#fetchAgain().finally(() => {
+      this.#fetchedAt = performance.now()
+      this.#fetching = undefined
+    })
+    return this.#fetching
+  }
+
+  async #fetchAgain(): Promise<void> {
+    const former = this.current
+    // Which rows are left out may depend on physical keys, and so the inode numbers.
+    if (former.facts.quarantined > 0) return
+    const present = await this.files.newerIndex(former.facts.manifestSha256)
+    if (present === undefined) return
+    if (present.facts.quarantined > 0 || this.current !== former) return present.close()
+    this.current = present
+    this.#former.push(former)
+  }
+
   close(): void {
     this.#stopMarking()
+    for (const former of this.#former) former.close()
     this.current.close()
   }
 }
@@ -218,11 +252,30 @@ class RevisionFiles {
     return join(this.#folder, `${manifestSha256}.${kind}`)
   }
 
+  /** Of the manifest that was fetched last. */
+  async #newestSha256(): Promise<string | undefined> {
+    const manifests = (await listNames(this.#folder)).filter(name => name.endsWith('.manifest'))
+    let newest: { readonly name: string; readonly mtimeMs: number } | undefined
+    for (const name of manifests) {
+      const mtimeMs = manifests.length === 1 ? 0 : await writtenMs(join(this.#folder, name))
+      if (newest === undefined || mtimeMs > newest.mtimeMs) newest = { name, mtimeMs }
+    }
+    return newest?.name.slice(0, -'.manifest'.length)
+  }
+
+  /** `undefined`: the registry has the same manifest. The files of the other one stay: mounts may have them open by their names. */
+  async newerIndex(sha256: string): Promise<PackageIndex | undefined> {
+    if (this.options.offline) return undefined
+    const newest = await this.#newestSha256()
+    const index = newest === undefined || newest === sha256 ? await this.#fetchAndCompile() : this.#open(newest)
+    if (index.facts.manifestSha256 !== sha256) return index
+    index.close()
+    return undefined
+  }
+
   /** Opens what is there; makes what is missing or damaged. */
   async openIndex(): Promise<PackageIndex> {
-    const sha256 = (await listNames(this.#folder))
-      .find(name => name.endsWith('.manifest'))
-      ?.slice(0, -'.manifest'.length)
+    const sha256 = await this.#newestSha256()
     if (sha256 === undefined) return this.#fetchAndCompile()
     try {
       return this.#open(sha256)
@@ -377,6 +430,14 @@ async function listNames(folder: string): Promise<string[]> {
     if (systemCode(error) === 'ENOENT') return []
     throw localError(`list ${folder}`, error)
   })
+}
+
+/** 0: it has gone meanwhile. */
+async function writtenMs(path: string): Promise<number> {
+  return stat(path).then(
+    ({ mtimeMs }) => mtimeMs,
+    () => 0,
+  )
 }
 
 async function fileBytes(path: string): Promise<number> {
