@@ -48,7 +48,8 @@ def with_torchrun(plan, expected):
 
 def train_loop(config):
     import ray.train
-    from bobbin_loader import BobbinDataset, Plan
+    import ray.train.torch
+    from bobbin_loader import BobbinDataset, BobbinError, BobbinMapDataset, Plan
     from torch.utils.data import DataLoader
 
     context = ray.train.get_context()
@@ -67,12 +68,24 @@ def train_loop(config):
                 names = [[s.position, s.is_pad, s.logical_keys["jpg"]] for s in batch.samples]
                 steps.append([batch.epoch, batch.step, names])
                 cursor = batch.cursor
+    # By number, where Ray's own sampler would divide once more.
+    numbered = BobbinMapDataset(plan, decode=lambda s: s.position)
+    told = "nothing was raised"
+    try:
+        list(ray.train.torch.prepare_data_loader(DataLoader(numbered, batch_size=24 // world)))
+    except BobbinError as error:
+        told = str(error)
+    loader = DataLoader(numbered, batch_size=24 // world)
+    prepared = ray.train.torch.prepare_data_loader(loader, add_dist_sampler=False)
+    positions = [batch.tolist() for batch in prepared]
+    streamed = DataLoader(BobbinDataset(plan, decode=lambda s: s.position), batch_size=24 // world)
+    streamed = [batch.tolist() for batch in ray.train.torch.prepare_data_loader(streamed)]
     with open(os.path.join(config["out"], f"{rank}.json"), "w") as file:
-        json.dump({"steps": steps, "cursor": cursor}, file)
+        json.dump({"steps": steps, "cursor": cursor, "told": told, "by_number": [positions, streamed]}, file)
     ray.train.report({"steps": len(steps)})
 
 
-def with_ray_train(workers, cursor, steps):
+def with_ray_train(workers, positions, cursor, steps):
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -90,6 +103,12 @@ def with_ray_train(workers, cursor, steps):
             with open(os.path.join(out, f"{rank}.json")) as file:
                 ranks.append(json.load(file))
     assert len({rank["cursor"] for rank in ranks}) == 1
+    told = [rank["told"] for rank in ranks]
+    words = (f"divides this dataset into {workers} parts", "add_dist_sampler=False")
+    check("Ray Train: its sampler is refused, by number", all(w in one for one in told for w in words), told)
+    for way in (0, 1):
+        got = [sum(parts, []) for parts in zip(*(rank["by_number"][way] for rank in ranks))]
+        equal("Ray Train: a prepared loader reads the global batches", got, positions)
     joined = [[s[0][0], s[0][1], sum((part[2] for part in s), [])] for s in zip(*(rank["steps"] for rank in ranks))]
     return joined, ranks[0]["cursor"]
 
@@ -99,9 +118,10 @@ def with_ray(plan, expected):
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     cut = plan.steps_per_epoch - 2
-    first, cursor = with_ray_train(3, "", cut)
+    positions = [[s.position for s in b.samples] for b in plan.batches()]
+    first, cursor = with_ray_train(3, positions, "", cut)
     equal("Ray Train: three workers read the global batches", first, expected[:cut])
-    second, _ = with_ray_train(2, cursor, 4)
+    second, _ = with_ray_train(2, positions, cursor, 4)
     equal("Ray Train: two go on with them", second, expected[cut : cut + 4])
 
     # Ray Data: steps are rows; where each is read is for Ray to say.

@@ -8,6 +8,9 @@ import { sampleKeys, writeSamples } from '../support/samples.js'
 
 const TOKEN = 'a-token-of-the-test-0123456789'
 
+/** The libraries whose wrappers test/clients/wrapped_rank.py tries. */
+const WRAPPERS = ['samplers', 'data pipes', 'datasets', 'accelerate', 'Trainer', 'Lightning']
+
 t.test('engines read batches', async t => {
   const folder = mkdtempSync(join(tmpdir(), 'bobbin-engines-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
@@ -30,6 +33,12 @@ t.test('engines read batches', async t => {
   )
   await t.test("StatefulDataLoader's state goes on from anywhere, also between two epochs (S112)", t =>
     runScript(t, 'state.py', { options, env }),
+  )
+  await t.test('wrappers that divide among ranks once more are refused, and their right settings read all (S113)', t =>
+    runScript(t, 'wrappers.py', {
+      options: { ...options, samples: keys.length, cases: WRAPPERS },
+      env: { ...env, HF_HUB_OFFLINE: '1' },
+    }),
   )
   await t.test('webdataset, unchanged', t => runScript(t, 'webdataset_read.py', { options, env }))
   await t.test('torchrun and Ray, on two sidecars', async t => {

@@ -7,8 +7,10 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from .batches import Sample
 from .errors import BobbinError
+from .layers import is_prepared, refuse_second
 from .place import Place, Start, Worker
 from .plan import Plan
+from .ranks import Rank
 
 try:
     from torch.utils.data import Dataset, IterableDataset
@@ -53,7 +55,8 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         if collate is not None and not batched:
             raise BobbinError("INVALID_ARGUMENT", "collate is for batched=True; DataLoader has its own collate_fn")
         self.plan = plan
-        self.rank, self.world = rank_of(rank, world)
+        self._rank = Rank.of(rank, world)
+        self.rank, self.world = self._rank.number, self._rank.world
         self.batch_size = plan.batch_size(self.world)
         self._decode, self._batched, self._collate = decode, batched, collate
         self._options: Dict[str, Any] = {"transport": transport, "verify": verify, "patience": patience}
@@ -62,9 +65,25 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         self._own: Optional[Start] = None
         # How far the pass is that is under way, or that has ended in a worker.
         self._now: Optional[Start] = None
+        # A pass was made here since the start was set, though perhaps it was not read.
+        self._is_used = False
 
     def set_epoch(self, epoch: int) -> None:
-        """The next pass is over this epoch, from its start."""
+        """The next pass is over this epoch, from its start.
+
+        A prepared DataLoader of accelerate does that before each pass, counting from 0. It does not move a dataset that
+        ``load_state_dict`` put into that epoch. Raises INVALID_ARGUMENT when the dataset is to go on in another one.
+        """
+        self._check_caller()
+        loaded = None if self._is_used else self._place.unread()
+        if loaded not in (None, Start(0, 0, 0)) and is_prepared():
+            if loaded.epoch == epoch:
+                return
+            raise BobbinError(
+                "INVALID_ARGUMENT",
+                f"the prepared DataLoader begins epoch {epoch}, and this dataset is to go on in epoch {loaded.epoch}: "
+                f"call set_epoch({loaded.epoch}) of the prepared DataLoader before its first pass",
+            )
         self._restart(Start(epoch, 0, 0))
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -109,10 +128,12 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
         """A pass, which begins when something is taken from it: one that was only made is no pass."""
-        self._now = None
+        self._check_caller()
+        self._now, self._is_used = None, True
         return self._pass(Worker.here())
 
     def __len__(self) -> int:
+        self._check_caller()
         if self._batched:
             return self.plan.steps_per_epoch
         # With the tail `uneven` the last step has what is left.
@@ -120,6 +141,10 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         if self.plan.document["batch"]["tail"] != "uneven" or left == 0:
             return self.plan.steps_per_epoch * self.batch_size
         return full * self.batch_size + (self.rank + 1) * left // self.world - self.rank * left // self.world
+
+    def _check_caller(self) -> None:
+        self._rank.check()
+        refuse_second(self.world, Worker.here().total, self._batched)
 
     def _next(self, worker: Worker) -> Start:
         if self._own is not None:
@@ -151,7 +176,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
         self._now = Start(start.epoch, plan.steps_per_epoch, 0) if worker.slot else Start(start.epoch + 1, 0, 0)
 
     def _restart(self, start: Start) -> None:
-        self._own, self._now = None, None
+        self._own, self._now, self._is_used = None, None, False
         self._place.set(start)
 
 
@@ -173,7 +198,8 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.plan = plan
-        self.rank, self.world = rank_of(rank, world)
+        self._rank = Rank.of(rank, world)
+        self.rank, self.world = self._rank.number, self._rank.world
         self.batch_size = plan.batch_size(self.world)
         if self.world > 1 and plan.document["batch"]["tail"] == "uneven":
             raise BobbinError("INVALID_ARGUMENT", "several ranks by number need the tail pad or drop, not uneven")
@@ -196,6 +222,12 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
         return {"cursor": self.plan.cursor(epoch, step)}
 
     def __len__(self) -> int:
+        # Every sampler asks for it, those that divide among ranks as well.
+        self._rank.check()
+        refuse_second(self.world)
+        return self._length()
+
+    def _length(self) -> int:
         plan, (_, step, _) = self.plan, self._place.get()
         if plan.document["batch"]["tail"] == "uneven":
             return plan.samples - step * plan.global_batch
@@ -211,7 +243,7 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
             self._reader = SamplesReader(self.plan, self.plan.transport(self._transport))
             self._reader_pid = os.getpid()
         epoch, first, _ = self._place.get()
-        length = len(self)
+        length = self._length()
         positions = []
         for number in numbers:
             if not -length <= number < length:
@@ -223,18 +255,3 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
 
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_reader": None}
-
-
-def rank_of(rank: Optional[int], world: Optional[int]) -> "tuple[int, int]":
-    if rank is not None and world is not None:
-        return rank, world
-    if rank is not None or world is not None:
-        raise BobbinError("INVALID_ARGUMENT", "give rank and world, or neither")
-    try:
-        import torch.distributed as distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-    except ImportError:
-        pass
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

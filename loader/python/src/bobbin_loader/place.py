@@ -77,6 +77,10 @@ class Place:
         epoch, step, sample = (int(word) for word in self._words[:_WORKERS])
         return Start(epoch, step, sample)
 
+    def unread(self) -> Optional[Start]:
+        """What was set, as long as no pass has begun since."""
+        return None if any(int(word) != _NOT_SET for word in self._words[_WORKERS:]) else self.get()
+
     def begin(self, worker: Worker, epoch: int) -> None:
         """A pass over an epoch begins: the worker's next one is over the next. Raises INVALID_ARGUMENT."""
         if worker.slot == 0:
