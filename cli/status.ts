@@ -22,8 +22,9 @@ export async function status(flags: CommonFlags): Promise<void> {
       const facts = await client.status()
       const { daemon, mounts, cache, fetch, loader } = facts
       const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
+      const isMixed = (daemon.supervisorVersion ?? daemon.version) !== daemon.version
       const lines = [
-        `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}, for ${age}`,
+        `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}${isMixed ? ` (bobbin-fuse ${daemon.supervisorVersion}: reload or restart it)` : ''}, for ${age}`,
         `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
         `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
         `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,

@@ -11,6 +11,7 @@
 
 #include "session/leftover.hpp"
 #include "session/privileges.hpp"
+#include "session/reload.hpp"
 #include "session/server.hpp"
 
 namespace {
@@ -45,12 +46,15 @@ and `bobbin daemon`, which start this program.
   --state-version       which state of another bobbin-fuse it can take over
   --syncfs              syncs the file system of descriptor 3, and ends with 1 if it has lost something that was
                         written since 3 was opened, or last synced so
+  --reload PROCESS --cache DIR
+                        another bobbin-fuse and its daemon are replaced by what lies at their paths now; ends with 1, and
+                        says why, when they are not both replaced (`systemctl reload` runs this)
   --unmount PATH --mount-id N [--lazy]
                         unmounts a mount of ours that nobody else does; ends with 3 when there is no such mount, 4 when
                         it is in use, 5 when something else is at PATH, or on or inside the mount
 
-SIGTERM, SIGINT and SIGHUP unmount everything and end it; SIGUSR2 replaces it by the file at its path, without
-losing a mount or a request. With NOTIFY_SOCKET it says READY=1 and stores its connections (FileDescriptorStoreMax=).
+SIGTERM, SIGINT and SIGHUP unmount everything and end it; SIGUSR2 replaces it by the file at the path that it was started
+by, without losing a mount or a request; --reload does that, and replaces the daemon, too. With NOTIFY_SOCKET it says READY=1 and stores its connections (FileDescriptorStoreMax=).
 BOBBIN_FUSE_WITHOUT=passthrough,resend plays an older kernel; accesses switches the access log off.
 )";
 
@@ -73,12 +77,6 @@ bool readNumber(const char* text, unsigned min, unsigned max, unsigned& number) 
   return true;
 }
 
-std::string ownPath() {
-  char path[PATH_MAX];
-  const auto n = ::readlink("/proc/self/exe", path, sizeof path);
-  return n > 0 ? std::string(path, static_cast<std::size_t>(n)) : "";
-}
-
 int unmountOnce(const std::string& path, unsigned mountId, bool isLazy) {
   if (mountId == 0) return refuse("--unmount needs --mount-id");
   const auto [outcome, message] = bobbin::unmountLeftover(path, static_cast<int>(mountId), isLazy);
@@ -90,14 +88,15 @@ int unmountOnce(const std::string& path, unsigned mountId, bool isLazy) {
 
 int main(int argc, char** argv) {
   bobbin::ServerOptions options;
-  options.executable = ownPath();
+  options.executable = bobbin::startedAs();
   options.arguments.assign(argv, argv + argc);
   options.threads = std::min(THREADS_MAX, std::max(2U, std::thread::hardware_concurrency()));
   std::optional<bobbin::Account> user;
   std::optional<std::string> leftover;
   unsigned leftoverId = 0;
+  unsigned reloaded = 0;
   bool isLazy = false;
-  enum Option { cache = 1, socket, userName, daemonUser, mountsForGroup, mountBelow, threads, patience, version, help, stateVersion, syncfs, unmount, mountId, lazy };
+  enum Option { cache = 1, socket, userName, daemonUser, mountsForGroup, mountBelow, threads, patience, version, help, stateVersion, syncfs, unmount, mountId, lazy, reload };
   const option known[] = {{"cache", required_argument, nullptr, cache},
                           {"socket", required_argument, nullptr, socket},
                           {"user", required_argument, nullptr, userName},
@@ -113,6 +112,7 @@ int main(int argc, char** argv) {
                           {"unmount", required_argument, nullptr, unmount},
                           {"mount-id", required_argument, nullptr, mountId},
                           {"lazy", no_argument, nullptr, lazy},
+                          {"reload", required_argument, nullptr, reload},
                           {nullptr, 0, nullptr, 0}};
   for (int found; (found = ::getopt_long(argc, argv, "+", known, nullptr)) != -1;) {
     unsigned number = 0;
@@ -168,11 +168,18 @@ int main(int argc, char** argv) {
       case lazy:
         isLazy = true;
         break;
+      case reload:
+        if (!readNumber(optarg, 1, INT_MAX, reloaded)) return refuse("--reload takes the number of a process");
+        break;
       default:
         return EXIT_USAGE;
     }
   }
   if (leftover) return unmountOnce(*leftover, leftoverId, isLazy);
+  if (reloaded != 0) {
+    if (options.cache.empty() || options.cache[0] != '/') return refuse("--reload needs --cache, an absolute path");
+    return bobbin::reloadOther(static_cast<pid_t>(reloaded), options.cache);
+  }
   options.command.assign(argv + optind, argv + argc);
   if (options.command.empty()) return refuse("no command: it has to start a daemon");
   if (options.cache.empty() || options.cache[0] != '/') return refuse("--cache takes an absolute path");
@@ -181,6 +188,7 @@ int main(int argc, char** argv) {
   if (options.socket.empty()) options.socket = options.cache + "/daemon.sock";
   // The daemon writes down where it is reached.
   ::setenv("BOBBIN_SOCKET", options.socket.c_str(), 1);
+  ::setenv("BOBBIN_FUSE_VERSION", VERSION_TEXT, 1);
   // And that there is a door for others.
   if (options.isForGroup) ::setenv("BOBBIN_MOUNTS_FOR_GROUP", "1", 1);
   if (const char* without = std::getenv("BOBBIN_FUSE_WITHOUT")) {

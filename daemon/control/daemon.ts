@@ -32,6 +32,11 @@ import { chooseSocketPath } from './socket-path.js'
 /** What of its quota a cache's access logs may take: 10,000,000 files that are read need 480 MB. */
 const ACCESS_LOGS_PART = 1 / 8
 
+/** Read at the start: an upgrade may take the folder away while this daemon runs. */
+const { version: VERSION } = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
+
 export interface DaemonOptions {
   readonly cacheDir: string
   readonly ioTimeoutMs: number
@@ -65,7 +70,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       leasesPath: doorPath(socketPath, 'leases'),
       statusPath: doorPath(socketPath, 'status'),
       ...(inherited?.isForGroup && { mountsPath: mountsPath(socketPath) }),
-      version: version(),
+      version: VERSION,
       startedAt,
     },
     { inheritedFd: inherited?.ownerFd },
@@ -75,7 +80,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     (await NativeTransport.connect({
       linkFd: inherited.linkFd,
       cacheDir,
-      version: version(),
+      version: VERSION,
       log,
       // Asked for when a mount is read, and mounts come after the store.
       accessLogBytesMax: () => Math.floor(store.stats().limitBytes * ACCESS_LOGS_PART),
@@ -154,7 +159,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       daemon: {
         pid: process.pid,
         supervisorPid,
-        version: version(),
+        supervisorVersion: inherited?.fuseVersion ?? null,
+        version: VERSION,
         startedAt: new Date(startedAt).toISOString(),
         cache: cacheDir,
         socket: socketPath,
@@ -215,6 +221,8 @@ interface Inherited {
   readonly socketPath?: string
   /** Others may mount. */
   readonly isForGroup: boolean
+  /** Which bobbin-fuse has started us. */
+  readonly fuseVersion?: string
 }
 
 /** What bobbin-fuse hands to the daemon that it starts; `undefined`: it did not start this one. */
@@ -229,6 +237,7 @@ function takeInherited(): Inherited | undefined {
   const fds = names.map(name => take(`BOBBIN_${name}_FD`)).map(text => (text === undefined ? undefined : Number(text)))
   const [linkFd, ownerFd, control, leases, status] = fds
   const socketPath = take('BOBBIN_SOCKET')
+  const fuseVersion = take('BOBBIN_FUSE_VERSION')
   const isForGroup = take('BOBBIN_MOUNTS_FOR_GROUP') !== undefined
   if (linkFd === undefined || ownerFd === undefined) return undefined
   if (control === undefined || leases === undefined || status === undefined) return undefined
@@ -238,16 +247,10 @@ function takeInherited(): Inherited | undefined {
     doorFds: { control, leases, status },
     isForGroup,
     ...(socketPath !== undefined && { socketPath }),
+    ...(fuseVersion !== undefined && { fuseVersion }),
   }
 }
 
 function* verifiedObjects(store: ObjectStore): Generator<VerifiedObject> {
   for (const { id, stamp } of store.verified()) yield { id, ...parseStamp(stamp) }
-}
-
-function version(): string {
-  const { version } = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
-    version: string
-  }
-  return version
 }

@@ -165,6 +165,8 @@ export const StatusFacts = Type.Object({
     pid: Type.Integer(),
     /** bobbin-fuse, which started it and owns the mounts; null: it runs by itself. */
     supervisorPid: Type.Union([Type.Integer(), Type.Null()]),
+    /** Of bobbin-fuse, when it started this daemon. */
+    supervisorVersion: Type.Union([Type.String(), Type.Null()]),
     version: Type.String(),
     startedAt: Type.String(),
     cache: Type.String(),

@@ -36,6 +36,7 @@ int Supervisor::start(const std::vector<Inherited>& inherited) {
     // What was meant for us alone.
     const bool isOurs = startsWith(*variable, "NOTIFY_SOCKET=") || startsWith(*variable, "LISTEN_") ||
                         startsWith(*variable, "BOBBIN_FUSE_STATE=") ||
+                        startsWith(*variable, "BOBBIN_FUSE_RELOAD=") ||
                         std::any_of(inherited.begin(), inherited.end(), [&](const Inherited& item) {
                           return startsWith(*variable, item.variable + "=");
                         });

@@ -17,8 +17,10 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "link/wire.hpp"
+#include "session/reload.hpp"
 
 namespace bobbin {
 
@@ -39,6 +41,7 @@ constexpr int EXIT_CACHE_IN_USE = 11;
 constexpr int EXIT_ACCESS_DENIED = 12;
 constexpr int EXIT_FAILED = 1;
 constexpr const char* STATE_VARIABLE = "BOBBIN_FUSE_STATE";
+constexpr const char* RELOAD_VARIABLE = "BOBBIN_FUSE_RELOAD";
 
 // A caller's events are its number and that.
 constexpr std::uint64_t CALLERS = 1ULL << 32U;
@@ -129,6 +132,7 @@ int Server::run() {
     ::unsetenv(STATE_VARIABLE);
     // Nothing to fall back on: the one that knew it all has gone.
     if (!restore(fd)) return refuse("what the last bobbin-fuse has left cannot be read", EXIT_FAILED);
+    renewDaemon();
   } else {
     if (const std::string problem = openMountRoots(options_.mountBelow, shared_.roots); !problem.empty())
       return refuse(problem, EXIT_FAILED);
@@ -300,6 +304,7 @@ void Server::onSignals() {
         break;
       case SIGUSR2:
         wantsUpgrade_ = true;
+        if (info.ssi_code == SI_QUEUE && info.ssi_int > 0) reloadAsker_ = info.ssi_int;
         break;
       default:
         if (!isStopping_)
@@ -324,9 +329,12 @@ void Server::onDaemonEnd(int exitCode) {
     exitCode_ = exitCode == 0 ? EXIT_FAILED : exitCode;
     return;
   }
-  log(Level::error, "the daemon has ended and is started again",
+  const bool isRenewed = std::exchange(renewed_, 0) != 0;
+  log(isRenewed ? Level::info : Level::error,
+      isRenewed ? "the daemon has ended for its successor" : "the daemon has ended and is started again",
       field("exitCode", exitCode) + "," +
           field("waiting", static_cast<std::int64_t>(shared_.parked.waiting())));
+  if (!isRenewed) endReload("the new daemon ended with exit code " + std::to_string(exitCode) + ": look at the log");
   if (Clock::now() >= supervisor_.nextStart()) startDaemon();
 }
 
@@ -375,6 +383,11 @@ void Server::onTick() {
   sendAccesses();
   callers_.sweep(now);
 
+  if (renewed_ != 0 && now >= killAt_) {
+    log(Level::error, "the daemon does not end for its successor and is killed");
+    supervisor_.signal(SIGKILL);
+    killAt_ = now + END_MAX;
+  }
   if (supervisor_.child() == 0) {
     if (!isStopping_ && now >= supervisor_.nextStart()) startDaemon();
     return;
@@ -445,6 +458,7 @@ void Server::take(const link::Hello& frame) {
     return;
   }
   supervisor_.greeted();
+  if (renewed_ == 0) endReload("");
   std::vector<link::MountFacts> survivors;
   for (const auto& [id, mount] : mounts_) {
     const MountRecord& record = mount->record();
@@ -904,11 +918,31 @@ std::vector<int> Server::inheritedDescriptors() const {
   return inherited;
 }
 
+void Server::renewDaemon() {
+  const char* asker = ::getenv(RELOAD_VARIABLE);
+  if (asker == nullptr) return;
+  reloadAsker_ = std::atoi(asker);
+  ::unsetenv(RELOAD_VARIABLE);
+  // None: the one that is started now is new.
+  if (supervisor_.child() == 0 || exitCode_) return;
+  renewed_ = supervisor_.child();
+  killAt_ = Clock::now() + END_MAX;
+  supervisor_.signal(SIGTERM);
+}
+
+void Server::endReload(const std::string& problem) {
+  const int asker = std::exchange(reloadAsker_, 0);
+  if (asker == 0) return;
+  const ActingAs owner(options_.daemonUser);
+  answerReload(options_.cache, asker, problem);
+}
+
 void Server::upgrade() {
-  if (isStopping_) return;
+  if (isStopping_) return endReload("bobbin-fuse is stopping");
   if (!isFitToUpgrade()) {
     log(Level::error, "the new bobbin-fuse cannot take over: it is kept for the next start",
         field("executable", options_.executable));
+    endReload(options_.executable + " cannot take over (it does not run, or takes over other states only): restart instead, which ends the mounts");
     return;
   }
   log(Level::info, "bobbin-fuse replaces itself", field("executable", options_.executable));
@@ -921,6 +955,7 @@ void Server::upgrade() {
     inherited.push_back(state.get());
     for (const int fd : inherited) setInherited(fd, true);
     ::setenv(STATE_VARIABLE, std::to_string(state.get()).c_str(), 1);
+    if (reloadAsker_ != 0) ::setenv(RELOAD_VARIABLE, std::to_string(reloadAsker_).c_str(), 1);
     keepOverExec(true);
     std::vector<char*> argv;
     for (auto& argument : options_.arguments) argv.push_back(argument.data());
@@ -929,9 +964,11 @@ void Server::upgrade() {
     const int error = errno;
     keepOverExec(false);
     ::unsetenv(STATE_VARIABLE);
+    ::unsetenv(RELOAD_VARIABLE);
     for (const int fd : inherited) setInherited(fd, false);
     log(Level::error, "bobbin-fuse cannot replace itself and goes on", field("error", errorText(error)));
   }
+  endReload("bobbin-fuse cannot replace itself and goes on: look at the log");
   for (auto& [id, mount] : mounts_) mount->start();
 }
 

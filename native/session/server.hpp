@@ -94,6 +94,10 @@ class Server {
   void stopNow();
   void upgrade();
   bool isFitToUpgrade() const;
+  // Replaces the daemon, after we were replaced.
+  void renewDaemon();
+  // Tells whoever has asked for a reload what became of it: nothing is wrong, or what is.
+  void endReload(const std::string& problem);
   Fd saveState() const;
   std::vector<int> inheritedDescriptors() const;
   // The cache's lock and sockets, given back.
@@ -126,6 +130,10 @@ class Server {
   bool isStopping_ = false;
   bool isStoppedByDaemon_ = false;
   bool wantsUpgrade_ = false;
+  // The process that has asked for a reload and waits for the answer; 0: none.
+  int reloadAsker_ = 0;
+  // The daemon that is to end for it; 0: none, or it has ended.
+  pid_t renewed_ = 0;
   Clock::time_point killAt_;
   std::optional<int> exitCode_;
 };

@@ -11,6 +11,7 @@ import {
   readdirSync,
   readFileSync,
   rmdirSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
@@ -37,6 +38,9 @@ const EXPOSURE = { 'bobbin.service': 4.3, 'bobbin-loader.service': 1.5 } as cons
 const FILE = 'warm.bin'
 const BYTES = noise(3 * 2 ** 20, 1)
 const START_MS = 30_000
+const { version: VERSION } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8')) as { version: string }
+/** As long as this one. */
+const NEXT_VERSION = VERSION.replaceAll(/\d/g, '9')
 
 const systemd = ['/lib/systemd/systemd', '/usr/lib/systemd/systemd'].find(path => existsSync(path))
 const program = findBobbinFuse().path
@@ -134,6 +138,26 @@ interface Machine {
   log(): string
 }
 
+/** Both programs in a folder of their own, as a version of them is installed; with the number that they say they have. */
+async function installVersion(folder: string, name: string, version: string): Promise<string> {
+  const root = join(folder, 'versions', name)
+  mkdirSync(join(root, 'dist'), { recursive: true })
+  for (const room of ['cli', 'daemon', 'loader'])
+    await runProgram('cp', ['-r', join(repository, 'dist', room), join(root, 'dist')])
+  symlinkSync(join(repository, 'node_modules'), join(root, 'node_modules'))
+  const facts = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8')) as object
+  writeFileSync(join(root, 'package.json'), JSON.stringify({ ...facts, version }))
+  // In its text, as its compiler has put it there.
+  const text = readFileSync(program!).toString('latin1').replaceAll(VERSION, version)
+  writeFileSync(join(root, 'bobbin-fuse'), Buffer.from(text, 'latin1'), { mode: 0o755 })
+  return root
+}
+
+function moveTo(folder: string, name: string): void {
+  rmSync(join(folder, 'current'), { force: true })
+  symlinkSync(join('versions', name), join(folder, 'current'))
+}
+
 /** A systemd that starts bobbin.service with this checkout's programs. */
 async function boot(t: Test, folder: string): Promise<Machine> {
   chmodSync(folder, 0o755)
@@ -146,8 +170,10 @@ async function boot(t: Test, folder: string): Promise<Machine> {
   for (const file of ['passwd', 'group']) copyFileSync(`/etc/${file}`, join(etc, file))
   const made = await runProgram('systemd-sysusers', [`--root=${join(folder, 'root')}`, join(units, SNIPPETS[0])])
   if (made.status !== 0) throw new Error(`systemd-sysusers: ${made.stderr}`)
-  copyFileSync(program!, join(bin, 'bobbin-fuse'))
-  symlinkSync(bobbinPath, join(bin, 'bobbin'))
+  await installVersion(folder, 'first', VERSION)
+  moveTo(folder, 'first')
+  symlinkSync('../current/bobbin-fuse', join(bin, 'bobbin-fuse'))
+  symlinkSync('../current/dist/cli/main.js', join(bin, 'bobbin'))
   symlinkSync(process.execPath, join(bin, 'node'))
   for (const name of ['bobbin.service', ...LOADER_UNITS]) {
     writeFileSync(
@@ -308,9 +334,55 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() || (cannotBoot()
 
   await t.test('systemctl reload replaces it in place', async t => {
     t.equal((await machine.run('systemctl', 'reload', 'bobbin')).status, 0)
-    await until('it has', () => machine.log().includes('was replaced in place'))
+    t.ok(machine.log().includes('was replaced in place'))
     t.equal(await mainPid(), first)
     t.equal(await read(), digest)
+  })
+
+  const daemonNow = async () => (JSON.parse((await bobbin('status', '--json')).stdout) as StatusFacts).daemon
+  const reload = () => machine.run('systemctl', 'reload', 'bobbin')
+
+  await t.test('an upgrade moves a link: after a reload both programs are the new ones (S134)', async t => {
+    await installVersion(folder, 'next', NEXT_VERSION)
+    const before = await daemonNow()
+    t.match(before, { version: VERSION, supervisorVersion: VERSION })
+    moveTo(folder, 'next')
+    rmSync(join(folder, 'versions/first'), { recursive: true })
+    t.match(
+      await daemonNow(),
+      { version: VERSION, pid: before.pid },
+      'the status needs nothing of the folder that has gone',
+    )
+    t.match(await reload(), { status: 0 })
+    const after = await daemonNow()
+    t.match(after, { version: NEXT_VERSION, supervisorVersion: NEXT_VERSION })
+    t.not(after.pid, before.pid)
+    t.equal(await mainPid(), first)
+    t.match((await machine.run('readlink', `/proc/${first}/exe`)).stdout, /versions\/next\/bobbin-fuse$/m)
+    t.equal(await read(), digest)
+    t.equal((await machine.run('cat', join(mountpoint, 'other'))).stdout, 'other')
+  })
+
+  await t.test('a reload fails when one of them cannot be replaced (S134)', async t => {
+    const before = await daemonNow()
+    const foreign = await installVersion(folder, 'foreign', NEXT_VERSION)
+    writeFileSync(join(foreign, 'bobbin-fuse'), '#!/bin/sh\necho 1\n')
+    moveTo(folder, 'foreign')
+    // By the program that is there: the unit's own would be the one that is wrong.
+    const [asRoot, ...words] = [join(folder, 'versions/next/bobbin-fuse'), '--reload', first, '--cache', CACHE]
+    t.match(await machine.run(asRoot!, ...words), { status: 1, stderr: /bin\/bobbin-fuse cannot take over/ })
+    t.equal((await daemonNow()).pid, before.pid, 'then the daemon stays, too')
+    t.equal(await read(), digest)
+
+    const broken = await installVersion(folder, 'broken', NEXT_VERSION)
+    writeFileSync(join(broken, 'dist/cli/main.js'), '#!/usr/bin/env node\nprocess.exit(3)')
+    moveTo(folder, 'broken')
+    t.not((await reload()).status, 0)
+    t.match((await machine.run(asRoot!, ...words)).status, 1)
+    t.equal(await read(), digest, 'what is here is read on, without a daemon')
+    moveTo(folder, 'next')
+    t.equal((await reload()).status, 0, 'back again')
+    t.match(await daemonNow(), { version: NEXT_VERSION })
   })
 
   await t.test('a killed daemon is no matter for systemd', async t => {
