@@ -1,5 +1,4 @@
 /** Requests to one sidecar over kept connections, on a unix socket or TCP; and how long to go on asking. */
-import { existsSync } from 'node:fs'
 import { Agent, type IncomingMessage, request } from 'node:http'
 import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
@@ -14,6 +13,13 @@ const SILENCE_MS = 120_000
 const START_MS = 30_000
 const PROBLEM_BYTES_MAX = 65_536
 
+/** No socket is there (yet). */
+const ABSENT = new Set(['ENOENT', 'ENOTDIR'])
+/** Asking again does not help. */
+const PERMANENT = new Set(['EACCES', 'EPERM', 'ELOOP', 'ENAMETOOLONG', 'EPROTOTYPE'])
+
+type Where = { readonly socketPath: string } | { readonly host: string; readonly port: number }
+
 export interface Question {
   readonly method: 'GET' | 'POST'
   readonly path: string
@@ -23,31 +29,27 @@ export interface Question {
 
 export class Connection {
   readonly #agent = new Agent({ keepAlive: true, timeout: SILENCE_MS })
-  readonly #where: { readonly socketPath: string } | { readonly host: string; readonly port: number }
   readonly #headers: Readonly<Record<string, string>>
-  /** As people write it, without the token. */
-  readonly address: string
-  /** Where there was no socket, when nobody said where it is. */
-  readonly lookedAt: readonly string[] = []
+  #where: Where
+  /** When nobody said where it is: the sockets to choose from, each time anew until one of them has answered. */
+  #choices: readonly string[] = []
+  #address: string
 
   /**
-   * `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then the first of `ownSockets`. A token comes from the
+   * `unix:/path` or `http://host:port`; without it BOBBIN_SIDECAR, then the sockets of `ownSockets`. A token comes from the
    * URL (`http://bobbin:TOKEN@host:port`) or from BOBBIN_LOADER_TOKEN. Throws INVALID_ARGUMENT.
    */
   constructor(sidecar: string | undefined) {
     let text = sidecar || process.env.BOBBIN_SIDECAR
     if (!text) {
-      const sockets = ownSockets()
-      const there = sockets.find(path => existsSync(path))
-      if (there === undefined) this.lookedAt = sockets
-      // It may be just starting: then it will be in this user's cache.
-      text = there ?? sockets[0]!
+      this.#choices = ownSockets()
+      text = this.#choices[0]!
     }
     const socketPath = /^(?:unix:)?(\/.*)$/.exec(text)?.[1]
     if (socketPath !== undefined) {
       this.#where = { socketPath }
       this.#headers = {}
-      this.address = `unix:${socketPath}`
+      this.#address = `unix:${socketPath}`
       return
     }
     const url = URL.canParse(text) ? new URL(text) : undefined
@@ -59,15 +61,60 @@ export class Connection {
     const token = decodeURIComponent(url.password) || process.env.BOBBIN_LOADER_TOKEN
     this.#where = { host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port || 80) }
     this.#headers = token ? { authorization: `Bearer ${token}` } : {}
-    this.address = `http://${url.host}`
+    this.#address = `http://${url.host}`
+  }
+
+  /** As people write it, without the token. */
+  get address(): string {
+    return this.#address
   }
 
   /** An answer below 300: read it to its end. Throws LoaderError for a problem, Cut where nobody answers. */
-  async send({ method, path, body, accept = '*/*' }: Question): Promise<IncomingMessage> {
+  async send(question: Question): Promise<IncomingMessage> {
+    const response = await this.#answer(question)
+    if (response.statusCode! < 300) return response
+    throw problemOf(response, await bytesOf(response))
+  }
+
+  /** Throws Cut, and SIDECAR_UNREACHABLE when asking again is of no use. */
+  async #answer(question: Question): Promise<IncomingMessage> {
+    if (this.#choices.length === 0) {
+      try {
+        return await this.#request(this.#where, question)
+      } catch (error) {
+        const code = codeOf(error)
+        if (PERMANENT.has(code)) throw unreachable(`this user may not open ${this.address} (${code})`, error)
+        throw error
+      }
+    }
+    const problems: string[] = []
+    let denied = 0
+    for (const socketPath of this.#choices) {
+      try {
+        const response = await this.#request({ socketPath }, question)
+        this.#where = { socketPath }
+        this.#address = `unix:${socketPath}`
+        this.#choices = []
+        return response
+      } catch (error) {
+        const code = codeOf(error)
+        if (PERMANENT.has(code)) {
+          denied++
+          problems.push(`this user may not open ${socketPath} (${code})`)
+        } else if (ABSENT.has(code)) problems.push(`there is no socket ${socketPath}`)
+        else throw error
+      }
+    }
+    const reason = problems.join(', ')
+    // This user's own loader may be just starting.
+    throw denied === this.#choices.length ? unreachable(reason) : new Cut(reason)
+  }
+
+  #request(where: Where, { method, path, body, accept = '*/*' }: Question): Promise<IncomingMessage> {
     const text = body === undefined ? undefined : JSON.stringify(body)
-    const response = await new Promise<IncomingMessage>((resolve, reject) => {
+    return new Promise((resolve, reject) => {
       const call = request({
-        ...this.#where,
+        ...where,
         agent: this.#agent,
         method,
         path,
@@ -82,8 +129,6 @@ export class Connection {
       call.once('response', resolve)
       call.end(text)
     })
-    if (response.statusCode! < 300) return response
-    throw problemOf(response, await bytesOf(response))
   }
 
   /** One document; `undefined` for an empty answer. Throws as `send`. */
@@ -119,6 +164,19 @@ function ownSockets(): string[] {
   return [join(resolve(cache), 'loader', 'loader.sock'), UNIT_SOCKET]
 }
 
+function codeOf(error: unknown): string {
+  const cause = error instanceof Cut ? (error.cause as { readonly code?: unknown } | undefined) : undefined
+  return String(cause?.code ?? '')
+}
+
+function unreachable(reason: string, cause?: unknown): LoaderError {
+  return new LoaderError(
+    'SIDECAR_UNREACHABLE',
+    `${reason}: is \`bobbin loader\` running there, for this user, and is its socket bound into this container? BOBBIN_SIDECAR says where it is`,
+    { cause },
+  )
+}
+
 /** All of an answer. Throws Cut when it ends too early. */
 export async function bytesOf(response: IncomingMessage): Promise<Buffer> {
   const chunks: Buffer[] = []
@@ -151,7 +209,7 @@ export class Patience {
   #next = FIRST_MS
 
   constructor(
-    private readonly of: Pick<Connection, 'address' | 'lookedAt'>,
+    private readonly of: Pick<Connection, 'address'>,
     private readonly ms: number,
   ) {}
 
@@ -167,13 +225,8 @@ export class Patience {
     this.#since ??= performance.now()
     if (performance.now() - this.#since >= this.ms) {
       if (error instanceof LoaderError) throw error
-      const { address, lookedAt } = this.of
-      const none = lookedAt.length > 0 ? `; there was no socket at ${lookedAt.join(' or ')}` : ''
-      throw new LoaderError(
-        'SIDECAR_UNREACHABLE',
-        `no answer from ${address} for ${this.ms / 1000} s: is \`bobbin loader\` running there, and is its socket bound into this container? BOBBIN_SIDECAR says where it is${none}`,
-        { cause: error },
-      )
+      const reason = error instanceof Error ? error.message : String(error)
+      throw unreachable(`no answer from ${this.of.address} for ${this.ms / 1000} s (${reason})`, error)
     }
     // Many clients of one sidecar do not come back at the same moment.
     await sleep(retryAfterMs ?? this.#next * (0.5 + Math.random() / 2))

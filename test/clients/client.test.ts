@@ -44,6 +44,9 @@ t.test('the Python client', async t => {
   await t.test('goes on with the next epoch, whoever reads a pass, or says that it cannot', t =>
     runScript(t, 'passes.py', common),
   )
+  await t.test('looks for its sidecar until one has answered, and asks none again that it may not open (S114)', t =>
+    runScript(t, 'addresses.py', common),
+  )
   await t.test('is served beside 49 others', t =>
     runScript(t, 'crowd.py', { ...common, options: { ...common.options, clients: 50 } }),
   )

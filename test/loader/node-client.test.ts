@@ -1,6 +1,7 @@
 /** The client for Node.js, with the real service: order, bytes, restarts, damage on the way. */
-import { readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type Batch, LoaderClient, LoaderError, type Plan, type Transport } from '../../loader/client/index.js'
 import { testFolder, until } from '../support/daemon.js'
@@ -100,8 +101,30 @@ t.test('who names no sidecar finds the one of the cache, or is told where there 
     set(name)
   }
   process.env.XDG_CACHE_HOME = join(folder, 'nothing')
-  const looked = `${join(folder, 'nothing/bobbin/loader/loader.sock')} or /run/bobbin-loader/loader.sock`
+  const own = join(folder, 'nothing/bobbin/loader/loader.sock')
+  const looked = `there is no socket ${own}, there is no socket /run/bobbin-loader/loader.sock`
   await t.rejects(create(), { code: 'SIDECAR_UNREACHABLE', message: new RegExp(looked.replaceAll('.', '\\.')) })
+
+  const started = new LoaderClient()
+  t.teardown(() => started.close())
+  const early = started.createPlan(body, { patienceMs: 60_000 })
+  // So that it has looked once.
+  await sleep(200)
+  mkdirSync(dirname(own), { recursive: true })
+  symlinkSync(loader.socket, own)
+  t.equal((await early).id, plan.id, 'a client that starts before its loader finds it when it comes')
+
+  // Modes would not stop root.
+  const loop = join(folder, 'loop')
+  symlinkSync(loop, loop)
+  const blocked = new LoaderClient(`unix:${loop}`)
+  t.teardown(() => blocked.close())
+  const refused = blocked.createPlan(body, { patienceMs: 3_600_000 })
+  await t.rejects(
+    refused,
+    { code: 'SIDECAR_UNREACHABLE', message: /may not open .*ELOOP/ },
+    'and asks in vain only once',
+  )
 })
 
 t.test('a relative path of a package is taken from here, not from where the sidecar runs', async t => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import json
 import math
@@ -18,6 +19,10 @@ _UNIT_SOCKET = "/run/bobbin-loader/loader.sock"
 _CONNECT_S = 10.0
 # More than the sidecar's own --step-timeout (30 s), after which it says that it needs more time.
 _ANSWER_S = 120.0
+# No socket is there (yet).
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
+# Asking again does not help.
+_PERMANENT = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EPROTOTYPE}
 # However long a sidecar wants to be left alone: who waits looks at the time between.
 _RETRY_MAX_S = 60.0
 
@@ -29,21 +34,19 @@ class Address(NamedTuple):
     host: str
     port: int
     token: str
-    #: Where there was no socket, when nobody said where it is.
-    looked_at: Tuple[str, ...] = ()
+    #: When nobody said where it is: the sockets to choose from, each time anew until one of them has answered.
+    sockets: Tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: Optional[str] = None) -> Address:
-        """``unix:/path`` or ``http://host:port``; without it BOBBIN_SIDECAR, then the first socket of ``own_sockets``.
+        """``unix:/path`` or ``http://host:port``; without it BOBBIN_SIDECAR, then the sockets of ``own_sockets``.
 
         A token comes from the URL (``http://bobbin:TOKEN@host:port``) or from BOBBIN_LOADER_TOKEN.
         """
         text = text or os.environ.get("BOBBIN_SIDECAR")
         if not text:
             sockets = own_sockets()
-            there = [path for path in sockets if os.path.exists(path)]
-            # It may be just starting: then it will be in this user's cache.
-            return cls(there[0] if there else sockets[0], "bobbin", 80, "", () if there else tuple(sockets))
+            return cls(sockets[0], "bobbin", 80, "", tuple(sockets))
         token = os.environ.get("BOBBIN_LOADER_TOKEN", "")
         if text.startswith("unix:"):
             return cls(text[len("unix:") :], "bobbin", 80, "")
@@ -90,6 +93,8 @@ class Connection:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        #: What was connected to last: one of the address's choices.
+        self.used = address
         self._pid = os.getpid()
         self._http: Optional[http.client.HTTPConnection] = None
         self._headers = {}
@@ -98,7 +103,7 @@ class Connection:
             self._headers["authorization"] = f"Basic {credentials}"
 
     def send(self, method: str, path: str, *, body: Optional[Any] = None, accept: str = "*/*") -> None:
-        """Raises Cut when nobody listens."""
+        """Raises Cut when nobody listens, SIDECAR_UNREACHABLE when asking again is of no use."""
         headers = {**self._headers, "accept": accept}
         data = None
         if body is not None:
@@ -113,6 +118,8 @@ class Connection:
             self._http.request(method, path, body=data, headers=headers)
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            if isinstance(error, OSError) and error.errno in _PERMANENT:
+                raise unreachable(f"{self.address} may not be opened by this user ({error.strerror})") from error
             raise Cut(str(error)) from error
 
     def receive(self) -> http.client.HTTPResponse:
@@ -145,14 +152,49 @@ class Connection:
             self._http = None
 
     def _connect(self) -> http.client.HTTPConnection:
-        address = self.address
-        if address.socket_path:
-            connection: http.client.HTTPConnection = _UnixConnection(address.socket_path)
-        else:
-            connection = http.client.HTTPConnection(address.host, address.port, timeout=_CONNECT_S)
-        connection.connect()
-        connection.sock.settimeout(_ANSWER_S)
-        return connection
+        """To the first socket that is there and may be opened. Raises OSError, SIDECAR_UNREACHABLE, Cut."""
+        choices = self.address.sockets
+        if not choices:
+            self.used = self.address
+            return _connected(self.address)
+        problems, denied = [], 0
+        for path in choices:
+            one = self.address._replace(socket_path=path, sockets=())
+            try:
+                connection = _connected(one)
+            except OSError as error:
+                if error.errno in _PERMANENT:
+                    denied += 1
+                    problems.append(f"this user may not open {path} ({error.strerror})")
+                elif error.errno in _ABSENT:
+                    problems.append(f"there is no socket {path}")
+                else:
+                    raise Cut(f"{path}: {error}") from error
+            else:
+                self.used = one
+                return connection
+        if denied == len(choices):
+            raise unreachable(", ".join(problems))
+        # This user's own loader may be just starting.
+        raise Cut(", ".join(problems))
+
+
+def _connected(address: Address) -> http.client.HTTPConnection:
+    if address.socket_path:
+        connection: http.client.HTTPConnection = _UnixConnection(address.socket_path)
+    else:
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=_CONNECT_S)
+    connection.connect()
+    connection.sock.settimeout(_ANSWER_S)
+    return connection
+
+
+def unreachable(reason: str) -> BobbinError:
+    return BobbinError(
+        "SIDECAR_UNREACHABLE",
+        f"{reason}: is `bobbin loader` running there, for this user, and is its socket bound into this container? "
+        "BOBBIN_SIDECAR says where it is",
+    )
 
 
 class Refused(BobbinError):

@@ -7,8 +7,8 @@ import random
 import time
 from typing import Optional, Union
 
-from .connection import Address, Refused
-from .errors import BobbinError, Cut
+from .connection import Address, Refused, unreachable
+from .errors import Cut
 
 log = logging.getLogger("bobbin_loader")
 
@@ -43,13 +43,7 @@ class Patience:
         if now - self._since >= self._seconds:
             if isinstance(error, Refused):
                 raise error
-            looked_at = self._address.looked_at
-            none = f"; there was no socket at {' or '.join(looked_at)}" if looked_at else ""
-            raise BobbinError(
-                "SIDECAR_UNREACHABLE",
-                f"no answer from {self._address} for {self._seconds:g} s ({error}): is `bobbin loader` running there, "
-                f"and is its socket bound into this container? BOBBIN_SIDECAR says where it is{none}",
-            ) from error
+            raise unreachable(f"no answer from {self._address} for {self._seconds:g} s ({error})") from error
         asked = error.retry_after if isinstance(error, Refused) else None
         time.sleep(asked if asked is not None else self._next * random.uniform(0.5, 1))
         self._next = min(self._next * 2, _LONGEST_S)

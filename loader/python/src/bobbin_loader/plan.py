@@ -94,6 +94,7 @@ class Plan:
             body["topHash"] = top_hash
         plan = cls(body, Address.parse(sidecar))
         plan._take(plan.ask("POST", "/v1/plans", body, patience=patience))
+        plan._settle()
         return plan
 
     def batch_size(self, world: int = 1) -> int:
@@ -217,6 +218,11 @@ class Plan:
         again = self.ask("POST", "/v1/plans", {**self._body, "package": self.package, "topHash": self.top_hash})
         if again["planId"] != self.plan_id:
             raise BobbinError("PLAN_NOT_FOUND", f"the sidecar makes another plan of it now: {again['planId']}")
+
+    def _settle(self) -> None:
+        """From here on the sidecar is the one that answered."""
+        assert self._connection is not None
+        self.address = self._connection.address = self._connection.used
 
     def _take(self, facts: Dict[str, Any]) -> None:
         _check(facts)
