@@ -5,10 +5,11 @@
 namespace bobbin::fuse {
 
 namespace {
-// Requests that nobody waits for (readahead, RELEASE) which the kernel keeps under way. Its default of 12
-// lets two readers of large files starve each other.
-constexpr std::uint16_t BACKGROUND_MAX = 64;
-constexpr std::uint16_t CONGESTION_AT = 48;
+// Requests in the background (readahead, RELEASE) which the kernel keeps under way. To it, those that are parked are under way, too:
+// with 64, the readers of one object that hangs stopped all other reads that were not in the page cache. So it is the most
+// that the field can say. The kernel bounds what the parked ones pin by the readahead of each open file.
+constexpr std::uint16_t BACKGROUND_MAX = 65'535;
+constexpr std::uint16_t CONGESTION_AT = 65'535;
 // Nothing is ever written; the kernel wants a number.
 constexpr std::uint32_t WRITE_BYTES_MAX = 4096;
 }  // namespace

@@ -10,8 +10,8 @@ export interface HeldServer {
   readonly env: Readonly<Record<string, string>>
   /** `s3://BUCKET/KEY` of an object that is served from now on. */
   add(key: string, bytes: Uint8Array): string
-  /** From now on requests get no answer. */
-  hold(): void
+  /** From now on requests get no answer; with a key, those for that object. */
+  hold(key?: string): void
   /** Answers all who wait, and all who come. */
   release(): void
   /** How many wait. */
@@ -27,7 +27,7 @@ export async function startHeldServer(): Promise<HeldServer> {
   const objects = new Map<string, Uint8Array>()
   const requests = new Map<string, number>()
   const waiting = new Map<ServerResponse, () => void>()
-  let isHeld = false
+  let isHeld = (_key: string): boolean => false
 
   const server = createServer((request, response) => {
     const path = new URL(request.url ?? '/', 'http://server').pathname
@@ -50,7 +50,7 @@ export async function startHeldServer(): Promise<HeldServer> {
       })
       response.end(request.method === 'HEAD' ? undefined : bytes.subarray(start, end))
     }
-    if (!isHeld) return answer()
+    if (!isHeld(key)) return answer()
     waiting.set(response, answer)
     response.once('close', () => waiting.delete(response))
   })
@@ -67,11 +67,11 @@ export async function startHeldServer(): Promise<HeldServer> {
       objects.set(key, bytes)
       return `s3://${BUCKET}/${key}`
     },
-    hold() {
-      isHeld = true
+    hold(only) {
+      isHeld = key => only === undefined || key === only
     },
     release() {
-      isHeld = false
+      isHeld = () => false
       for (const answer of [...waiting.values()]) answer()
     },
     get waiting() {
