@@ -240,6 +240,11 @@ forPackage(
     collect,
   )
   .option('--output <dir>', 'where the command writes its outputs: /outputs in the container, BOBBIN_OUTPUT anywhere')
+  .option(
+    '--outputs <glob>',
+    'of the outputs, those that are the result: reproduce asks whether they are equal (may be repeated; default: all)',
+    collect,
+  )
   .option('--push-output <pkg>', 'when it ends well, its outputs and its record become a revision of this package')
   .option('--workflow <id>', "of the outputs' registry, the workflow that they follow ('': none)")
   .option('--code <dir>', 'the git repository of the code, /code in the container (default: the one of this folder)')
@@ -278,7 +283,17 @@ common(
   .action(async (text, pkg, flags) => (await import('./record.js')).push(text, pkg, flags))
 const reproduction = common(
   program.command('reproduce <RECORD>').description('the same hashes again, and whether the outputs are equal'),
-).option('--output <dir>', "where the outputs go (default: the new run's folder)")
+)
+  .option('--output <dir>', "where the outputs go (default: the new run's folder)")
+  .option(
+    '--outputs <glob>',
+    "the outputs that decide (may be repeated; default: the record's --outputs, or all)",
+    collect,
+  )
+  .option(
+    '--tolerance <number>',
+    'outputs of tensors (safetensors, npy, npz, torch.save) may differ by so much in a number, absolutely (0: not at all)',
+  )
 for (const right of RIGHT_NAMES) reproduction.option(allowFlag(right), `let the record ${RIGHTS[right]}`)
 reproduction
   .addHelpText('after', REPRODUCE_HELP)

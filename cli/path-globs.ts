@@ -12,6 +12,19 @@ export function patternsOf(
   return flags.path ?? (reference.path === undefined ? [] : [reference.path])
 }
 
+/** Tells which paths are meant: those that match, and all below them. What is there under the very name is that name. Throws INVALID_ARGUMENT. */
+export function compilePaths(
+  patterns: readonly string[],
+  isThere: (path: string) => boolean,
+): (path: string) => boolean {
+  const globs = patterns
+    .map(pattern => pattern.replace(/\/+$/, ''))
+    .map(pattern => (isThere(pattern) ? quoteGlob(pattern) : pattern))
+  // `!glob` means all that does not match, which what lies below is part of anyway.
+  const wanted = globs.filter(glob => !/^!(?!\()/.test(glob))
+  return compileGlobs([...globs, ...wanted.map(glob => `${glob}/**`)])
+}
+
 export interface PathSelection {
   isSelected(key: string): boolean
   entries(): Iterable<Entry>
@@ -21,10 +34,7 @@ export interface PathSelection {
 /** Without a pattern, all of the package. Throws ENTRY_NOT_FOUND when nothing fits. */
 export function selectPaths(index: PackageIndex, patterns: readonly string[]): PathSelection {
   if (patterns.length === 0) return { isSelected: () => true, entries: () => index.entries(), bytes: index.facts.bytes }
-  const globs = patterns
-    .map(pattern => pattern.replace(/\/+$/, ''))
-    .map(pattern => (index.find(pattern) === undefined ? pattern : quoteGlob(pattern)))
-  const isSelected = compileGlobs([...globs, ...globs.map(glob => `${glob}/**`)])
+  const isSelected = compilePaths(patterns, path => index.find(path) !== undefined)
   function* entries(): Generator<Entry> {
     for (const { node, key } of index.walk())
       if (node.kind === 'file' && isSelected(key)) yield index.entry(node.ino, key)

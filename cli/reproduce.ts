@@ -15,6 +15,7 @@ import { askedBy, type Replay, replayOf } from './run/from-record.js'
 import { type ImageIdentity, identifyImage } from './run/image.js'
 import { compareOutputs } from './run/outputs.js'
 import { checkCode, type FoundCode, Problems, prepareOutputs } from './run/preflight.js'
+import { type ComparedOutput, checkResult, compareResult, isReproduced, linesOf, parseTolerance } from './run/result.js'
 import { type AllowFlags, refuseUnlessAllowed, rightsOf } from './run/rights.js'
 import { startRun } from './run/start.js'
 import { upToDate } from './runs.js'
@@ -23,6 +24,9 @@ import type { CommonFlags } from './settings.js'
 export interface ReproduceFlags extends CommonFlags, AllowFlags {
   readonly version: string
   readonly output?: string
+  /** Globs. */
+  readonly outputs?: readonly string[]
+  readonly tolerance?: string
 }
 
 const PREFETCHED_AT_ONCE = 256
@@ -58,6 +62,9 @@ async function again(
   context: Context,
 ): Promise<void> {
   const { output, signal } = context
+  const tolerance = parseTolerance(flags.tolerance)
+  const outputGlobs = flags.outputs ?? facts.outputGlobs
+  checkResult(outputGlobs, facts.outputs ?? [])
   const { replay, allowed } = await checked(facts, flags, context)
   const codeDir = facts.code === undefined ? undefined : join(scratch, 'code')
   if (codeDir !== undefined)
@@ -74,6 +81,7 @@ async function again(
       mounts: replay.mounts,
       code: codeDir === undefined ? undefined : await restoredCode(codeDir, facts.code!),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
+      outputGlobs,
       withLoader: facts.loaderSocket !== null,
       isForeign: true,
       key: runKey(),
@@ -83,23 +91,38 @@ async function again(
     context,
   )
   const { folder, facts: found } = outcome
-  const outputs = compareOutputs(facts.outputs ?? [], found.outputs ?? [])
-  const differing = outputs.filter(({ change }) => change !== 'same')
+  const recorded = facts.outputs ?? []
+  const outputs = await compareResult(compareOutputs(recorded, found.outputs ?? []), {
+    globs: outputGlobs,
+    recorded,
+    recordedFolder: record.outputsBeside() ?? facts.outputDir,
+    foundFolder: found.outputDir,
+    tolerance,
+    signal,
+  })
+  const deciding = outputs.filter(({ decides }) => decides)
+  const differing = outputs.filter(output => !isReproduced(output))
   const equal = differing.length === 0 && found.exitCode === facts.exitCode
   const lines = [
     ...(found.exitCode === facts.exitCode ? [] : [`it ended with ${found.exitCode}, the record has ${facts.exitCode}`]),
-    ...differing.map(({ path, change }) => `  ${change}  ${path}`),
+    ...linesOf(outputs),
     ...loadedOtherwise(facts, found),
     outputs.length === 0 && equal
       ? `it ran again and ended with ${found.exitCode}; the run had no outputs to compare (--output)`
       : equal
-        ? `reproduced: ${outputs.length} outputs are equal, exit code ${found.exitCode}`
-        : `not the same: ${differing.length} of ${outputs.length} outputs differ`,
+        ? `reproduced: ${equalWords(deciding)}, exit code ${found.exitCode}`
+        : `not the same: ${differing.length} of ${deciding.length} outputs differ`,
     `record: ${folder.path}`,
   ]
   await output.row({ equal, outputs, runId: found.runId, exitCode: found.exitCode, record: folder.path }, lines)
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
+}
+
+function equalWords(deciding: readonly ComparedOutput[]): string {
+  const close = deciding.filter(({ change }) => change !== 'same').length
+  const within = close === 0 ? '' : `, ${close} more within the tolerance`
+  return `${deciding.length - close} outputs are equal${within}`
 }
 
 /** What a command names to the loader without a hash may be another revision by now. */

@@ -5,6 +5,7 @@ import { formatRegistry, type PackageReference } from '../daemon/quilt/reference
 import { readLatest } from '../daemon/quilt/registry.js'
 import { checkWorkflow } from '../daemon/quilt/workflow.js'
 import { type Context, type PackageFlags, sourceConfigOf, withContext } from './context.js'
+import { compilePaths } from './path-globs.js'
 import { targetOf, workflowOf } from './push.js'
 import { runKey } from './record/dsse.js'
 import { stateDir } from './record/run-folder.js'
@@ -26,6 +27,8 @@ export interface RunFlags extends PackageFlags, EngineFlags {
   readonly code?: string | false
   readonly requireClean?: boolean
   readonly output?: string
+  /** Globs. */
+  readonly outputs?: readonly string[]
   readonly pushOutput?: string
   /** Of `pushOutput`'s registry. */
   readonly workflow?: string
@@ -93,7 +96,17 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const env = await problems.try(() => environmentOf(flags.env ?? []))
   const { code: codeDir = process.cwd(), output: dir, pushOutput } = flags
   const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
-  const { requireClean } = flags
+  const { requireClean, outputs: outputGlobs } = flags
+  if (outputGlobs !== undefined) {
+    await problems.try(() => compilePaths(outputGlobs, () => false))
+    if (dir === undefined && pushOutput === undefined)
+      await problems.try(() => {
+        throw new BobbinError(
+          'INVALID_ARGUMENT',
+          '--outputs says which files of the output folder are the result: give --output DIR, too',
+        )
+      })
+  }
   const code = codeDir === false ? undefined : await problems.try(() => checkCode(codeDir, { requireClean, outputDir }))
   if (pushOutput !== undefined || flags.workflow !== undefined) await problems.try(() => checkTarget(flags, context))
   const bound = isContainer ? [stateDir(), context.settings.cacheDir, outputDir, code?.identity.folder] : []
@@ -115,6 +128,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
     mounts: mounts!,
     code,
     outputDir: outputDir ?? (pushOutput === undefined ? undefined : 'own'),
+    outputGlobs,
     withLoader: flags.loader ?? true,
     key,
   }

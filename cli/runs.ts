@@ -144,6 +144,7 @@ function described(folder: RunFolder, facts: RunFacts): string[] {
     ...(outputs === undefined
       ? []
       : [`outputs  ${outputs.length} in ${facts.outputDir ?? 'the folders of the nodes'}`]),
+    ...(facts.outputGlobs === undefined ? [] : [`result   ${facts.outputGlobs.join(' ')}`]),
     ...(facts.problems ?? []).map(problem => `problem  ${problem}`),
     ...(finishedOn !== undefined && facts.areLogsWhole !== true
       ? ['reads    some may be missing from the ledger']

@@ -121,6 +121,8 @@ const Schema = Type.Object({
   /** The process that looked after the run was gone before it was over. */
   wasAbandoned: Type.Optional(Type.Boolean()),
   outputs: Type.Optional(Type.Array(Output)),
+  /** Globs: which outputs are the result of the run, and decide whether it was reproduced; all of them where there are none. */
+  outputGlobs: Type.Optional(Type.Array(Type.String())),
   /** What went wrong around the command, in words: a mount that ended, a full disk. What it did itself, its exit code says. */
   problems: Type.Optional(Type.Array(Type.String())),
   /** Packages that were read through the loader alone. */

@@ -76,6 +76,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
           runtime: run.engine,
           mountOptions: run.engine.name === 'host' ? 'ro' : 'ro,rslave',
           verification: 'every-entry-on-fetch',
+          ...(run.outputGlobs !== undefined && { outputGlobs: run.outputGlobs }),
           ...(run.nodes !== undefined && { nodes: run.nodes }),
         },
         resolvedDependencies: [

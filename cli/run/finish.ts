@@ -21,6 +21,7 @@ import { formatFacts, type RunFacts } from '../record/run-facts.js'
 import type { RunFolder } from '../record/run-folder.js'
 import { writeStatements } from '../record/write-statements.js'
 import { hashOutputs } from './outputs.js'
+import { unfitting } from './result.js'
 
 export interface FinishOptions {
   readonly cacheDir: string
@@ -39,7 +40,11 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
     facts.outputDir === undefined
       ? undefined
       : await hashOutputs(facts.outputDir, facts.outputsBefore ?? {}, options.signal)
-  const problems = [...(facts.problems ?? []), ...(hashed?.problems ?? [])]
+  const problems = [
+    ...(facts.problems ?? []),
+    ...(hashed?.problems ?? []),
+    ...(hashed === undefined ? [] : unfitting(facts.outputGlobs, hashed.files)),
+  ]
   const finished: RunFacts = {
     ...facts,
     loaded: loadedOnly(facts, reads),

@@ -52,6 +52,8 @@ export interface RunWish {
   readonly code: FoundCode | undefined
   /** `own`: in the run's folder. */
   readonly outputDir: string | 'own' | undefined
+  /** Which outputs are the result; undefined: all of them. */
+  readonly outputGlobs?: readonly string[] | undefined
   readonly withLoader: boolean
   /** The command comes from a record: a stranger's, perhaps. */
   readonly isForeign?: boolean
@@ -200,7 +202,7 @@ async function unmountedByOne(client: DaemonClient, mounts: readonly RunMount[])
 }
 
 function factsOf(
-  { version, container, command, env, passed, cwd, code: found }: RunWish,
+  { version, container, command, env, passed, cwd, code: found, outputGlobs }: RunWish,
   { runId }: RunFolder,
   outputDir: string | undefined,
   outputsBefore: FilesBefore,
@@ -226,6 +228,7 @@ function factsOf(
     loaderSocket: null,
     ...(container === undefined && { cwd: below.startsWith('..') ? cwd : below }),
     ...(outputDir !== undefined && { outputDir }),
+    ...(outputGlobs !== undefined && { outputGlobs }),
     ...(Object.keys(outputsBefore).length > 0 && { outputsBefore }),
     startedOn: new Date().toISOString(),
   }
