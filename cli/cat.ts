@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { createReadStream, mkdirSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
+import { createReadStream, mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { materialize } from '../daemon/fetch/materialize.js'
@@ -21,6 +20,9 @@ export async function cat(text: string, key: string | undefined, flags: PackageF
     const folder = join(settings.cacheDir, 'tmp')
     mkdirSync(folder, { recursive: true, mode: 0o750 })
     const path = join(folder, `${process.pid}-${randomBytes(6).toString('hex')}.cat`)
+    // Also when this process ends in the middle, since the reader has gone.
+    const remove = () => rmSync(path, { force: true })
+    process.once('exit', remove)
     const workers = new Workers(sourceConfigOf(settings))
     try {
       await atPresentPlace(opened, entry, present =>
@@ -40,7 +42,8 @@ export async function cat(text: string, key: string | undefined, flags: PackageF
       throw error
     } finally {
       await workers.close()
-      await rm(path, { force: true })
+      remove()
+      process.off('exit', remove)
     }
   })
 }

@@ -7,11 +7,13 @@ import { findBobbinFuse, prebuiltPackage } from '../daemon/control/bobbin-fuse.j
 import { findDaemon } from '../daemon/control/client.js'
 import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
+import { findDeadMounts } from '../daemon/mount/dead-mounts.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages } from '../daemon/quilt/registry.js'
 import { foreignOwner, readOwner } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { lookAtRights } from './doctor-rights.js'
+import { commandLine } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 import { unkeptText } from './status.js'
 
@@ -42,6 +44,7 @@ export async function doctor(flags: CommonFlags): Promise<void> {
         ...rights(context, flags),
         daemon(context),
         ...(await keptMounts(context)),
+        ...(await deadMounts()),
         credentials(),
         ...(await registry(context)),
       ]
@@ -287,6 +290,17 @@ async function keptMounts({ settings }: Context): Promise<Check[]> {
     // A daemon that does not answer is another check's.
     return []
   }
+}
+
+/** Of any cache: each mount of ours in this mount namespace is looked at. */
+async function deadMounts(): Promise<Check[]> {
+  return (await findDeadMounts()).map(mount => ({
+    check: 'dead mounts',
+    ok: false,
+    isOptional: true,
+    found: `nobody serves ${mount.mountpoint} (${mount.source}) any more`,
+    fix: commandLine(['bobbin', 'umount', mount.mountpoint]),
+  }))
 }
 
 function credentials(): Check {

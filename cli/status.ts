@@ -1,5 +1,7 @@
 import { findDaemon } from '../daemon/control/client.js'
 import { BobbinError, formatBytes, formatDuration } from '../daemon/model/index.js'
+import { findDeadMounts } from '../daemon/mount/dead-mounts.js'
+import type { MountedAt } from '../daemon/mount/mount-table.js'
 import { isAlive } from '../daemon/store/index.js'
 import { withContext } from './context.js'
 import { table } from './output.js'
@@ -11,13 +13,20 @@ export function unkeptText(mounts: number): string {
   return `${mounts} of them would end with bobbin-fuse: raise FileDescriptorStoreMax= in its unit, and restart it`
 }
 
+/** A mount of ours that nobody serves; doctor says it, too. */
+export function deadText({ mountpoint, source }: MountedAt): string {
+  return `${mountpoint} (${source}) is dead, and every call on it fails: bobbin umount ${mountpoint}`
+}
+
 export async function status(flags: CommonFlags): Promise<void> {
   await withContext(
     flags,
     async ({ settings, output }) => {
       const client = findDaemon(settings.cacheDir)
+      const dead = await findDeadMounts()
       if (client === undefined) {
-        throw new BobbinError('DAEMON_UNAVAILABLE', `no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`)
+        const why = [`no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`, ...dead.map(deadText)]
+        throw new BobbinError('DAEMON_UNAVAILABLE', why.join('; '))
       }
       const facts = await client.status()
       const { daemon, mounts, cache, fetch, loader } = facts
@@ -37,6 +46,7 @@ export async function status(flags: CommonFlags): Promise<void> {
               `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
           ),
         mounts.length === 0 ? 'mounts   none' : 'mounts',
+        ...dead.map(mount => `  ${deadText(mount)}`),
         ...(daemon.unkeptMounts > 0 ? [`  ${unkeptText(daemon.unkeptMounts)}`] : []),
         ...table(
           mounts.map(mount => [
@@ -54,7 +64,7 @@ export async function status(flags: CommonFlags): Promise<void> {
         lines.push(
           `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
         )
-      await output.row({ ...facts, runs }, lines)
+      await output.row({ ...facts, runs, deadMounts: dead.map(({ mountpoint }) => mountpoint) }, lines)
     },
     { onlyAsks: true },
   )

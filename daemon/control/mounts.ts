@@ -2,10 +2,10 @@
  * The mounts of one daemon, by mountpoint. Which mountpoints they are is kept in `<cache>/mounts`, so
  * that a daemon which starts after one that was killed can clear the dead ones away.
  */
-import { spawnSync } from 'node:child_process'
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { BobbinError, type Log, parsePackageName, type Source } from '../model/index.js'
+import { isDeadMount } from '../mount/dead-mounts.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
 import type { FuseTransport, ObjectProvider, OpenModeWish, SurvivingMount, TransportMount } from '../mount/transport.js'
 import { unmountPath } from '../mount/unmount.js'
@@ -16,9 +16,6 @@ import { confined, type Places } from '../quilt/served.js'
 import { findBobbinFuse } from './bobbin-fuse.js'
 import { requireWithin } from './leases.js'
 import type { MountBody, MountFacts } from './schema.js'
-
-/** A dead mount answers at once; one that does not answer is not dead. */
-const PROBE_MS = 2000
 
 /** A user who is not the owner, and what may be read for them. */
 export interface MountsCaller {
@@ -330,13 +327,7 @@ async function clearDeadMounts(listPath: string, log: Log): Promise<void> {
       continue
     }
     if (mountAt(mountpoint)?.type !== 'fuse.bobbin') continue
-    // From a process of its own, since a mount that lives might be slow to answer.
-    const probe = spawnSync('stat', ['--', mountpoint], {
-      timeout: PROBE_MS,
-      env: { ...process.env, LC_ALL: 'C' },
-      encoding: 'utf8',
-    })
-    if (!/not connected/i.test(probe.stderr ?? '')) continue
+    if (!(await isDeadMount(mountpoint))) continue
     try {
       await unmountPath(mountpoint, { isForced: true, program: findBobbinFuse().path })
       log.warn({ mountpoint }, 'a dead mount of an earlier daemon was cleared away')
