@@ -47,6 +47,12 @@ t.test('the Python client', async t => {
   await t.test('looks for its sidecar until one has answered, and asks none again that it may not open (S114)', t =>
     runScript(t, 'addresses.py', common),
   )
+  await t.test('ends with its program, whatever is open then (S115)', t =>
+    runScript(t, 'exits.py', {
+      ...common,
+      options: { ...common.options, torch: false, sidecar: loader.process.pid! },
+    }),
+  )
   await t.test('is served beside 49 others', t =>
     runScript(t, 'crowd.py', { ...common, options: { ...common.options, clients: 50 } }),
   )

@@ -40,6 +40,9 @@ t.test('engines read batches', async t => {
       env: { ...env, HF_HUB_OFFLINE: '1' },
     }),
   )
+  await t.test('programs with torch that end in the middle of a stream say nothing', t =>
+    runScript(t, 'exits.py', { options: { ...options, torch: true }, env }),
+  )
   await t.test('webdataset, unchanged', t => runScript(t, 'webdataset_read.py', { options, env }))
   await t.test('torchrun and Ray, on two sidecars', async t => {
     const other = await startLoader(t)

@@ -75,13 +75,13 @@ def own_sockets() -> List[str]:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("bobbin", timeout=_CONNECT_S)
+    def __init__(self, path: str, connect_s: float) -> None:
+        super().__init__("bobbin", timeout=connect_s)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_CONNECT_S)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
@@ -91,8 +91,9 @@ class Connection:
     Of one process and one thread. A connection that failed is made anew by the next ``send``.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, answer_s: float = _ANSWER_S) -> None:
         self.address = address
+        self._answer_s = answer_s
         #: What was connected to last: one of the address's choices.
         self.used = address
         self._pid = os.getpid()
@@ -156,12 +157,12 @@ class Connection:
         choices = self.address.sockets
         if not choices:
             self.used = self.address
-            return _connected(self.address)
+            return _connected(self.address, self._answer_s)
         problems, denied = [], 0
         for path in choices:
             one = self.address._replace(socket_path=path, sockets=())
             try:
-                connection = _connected(one)
+                connection = _connected(one, self._answer_s)
             except OSError as error:
                 if error.errno in _PERMANENT:
                     denied += 1
@@ -179,13 +180,14 @@ class Connection:
         raise Cut(", ".join(problems))
 
 
-def _connected(address: Address) -> http.client.HTTPConnection:
+def _connected(address: Address, answer_s: float) -> http.client.HTTPConnection:
+    connect_s = min(_CONNECT_S, answer_s)
     if address.socket_path:
-        connection: http.client.HTTPConnection = _UnixConnection(address.socket_path)
+        connection: http.client.HTTPConnection = _UnixConnection(address.socket_path, connect_s)
     else:
-        connection = http.client.HTTPConnection(address.host, address.port, timeout=_CONNECT_S)
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=connect_s)
     connection.connect()
-    connection.sock.settimeout(_ANSWER_S)
+    connection.sock.settimeout(answer_s)
     return connection
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import secrets
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from urllib.parse import urlencode
 
 from .batches import Batch, Sample, read_index, samples_of_line, steps_of_tar
 from .connection import Connection, Refused
 from .errors import BobbinError, Cut, damaged
+from .leases import Leases
 from .patience import Patience, log
 from .plan import Plan
 from .tar import TarReader
@@ -61,8 +61,7 @@ class BatchStream:
         self._connection = Connection(plan.address)
         self._seconds = patience
         self._patience = Patience(plan.address, patience)
-        self._session = secrets.token_hex(8)
-        self._lease: Optional[str] = None
+        self._leases = Leases(self._connection)
         self._asked: Optional[Tuple[int, bool]] = None
         self._misses = 0
         step_bytes = max(1, plan.max_step_bytes // world)
@@ -101,7 +100,7 @@ class BatchStream:
             if line["step"] != self._step or line["epoch"] != self._epoch:
                 raise damaged(f"step {self._step} of epoch {self._epoch} was asked for, not {line['step']}")
             yield self._samples(line)
-        self._lease = leases[-1]
+        self._leases.last = leases[-1]
 
     def _samples(self, line: Dict[str, Any]) -> List[Sample]:
         try:
@@ -187,9 +186,7 @@ class BatchStream:
             "stride": self._stride,
         }
         if accept == PATHS:
-            query["session"] = self._session
-            if self._lease is not None:
-                query["release"] = self._lease
+            query.update(self._leases.question())
         path = f"/v1/plans/{self._plan.plan_id}/batches?{urlencode(query)}"
         self._connection.send("GET", path, accept=accept)
         self._asked = (step, accept == PATHS)
@@ -201,9 +198,10 @@ class BatchStream:
 
     def _close(self) -> None:
         """Lets the leases go, so that the store need not wait until they time out."""
+        if self._leases.is_over:
+            return
         self._forget()
-        if self._objects:
-            _release_all(self._connection, self._session)
+        self._leases.release()
         self._connection.close()
 
 
@@ -215,8 +213,7 @@ class SamplesReader:
         self._objects = "" if transport == "tar" else transport
         self._connection = Connection(plan.address)
         self._patience = Patience(plan.address, patience)
-        self._session = secrets.token_hex(8)
-        self._lease: Optional[str] = None
+        self._leases = Leases(self._connection)
 
     def read(self, epoch: int, positions: Sequence[int]) -> List[Sample]:
         self._patience.progress()
@@ -238,15 +235,12 @@ class SamplesReader:
 
     def close(self) -> None:
         """Lets the lease of what was read last go, which another ``read`` would have done."""
-        if self._lease is not None:
-            _release_all(self._connection, self._session)
-            self._lease = None
+        self._leases.release()
         self._connection.close()
 
     def _from_paths(self, body: Dict[str, Any]) -> List[Sample]:
-        released = {} if self._lease is None else {"release": self._lease}
-        lines = _lines_of(self._ask({**body, "session": self._session, **released}, PATHS))
-        self._lease = lines[0]["lease"]
+        lines = _lines_of(self._ask({**body, **self._leases.question()}, PATHS))
+        self._leases.last = lines[0]["lease"]
         return samples_of_line(lines[0], self._objects, False)
 
     def _from_tar(self, body: Dict[str, Any]) -> List[Sample]:
@@ -261,14 +255,6 @@ class SamplesReader:
     def _ask(self, body: Dict[str, Any], accept: str) -> http.client.HTTPResponse:
         self._connection.send("POST", f"/v1/plans/{self._plan.plan_id}/samples", body=body, accept=accept)
         return self._connection.receive()
-
-
-def _release_all(connection: Connection, session: str) -> None:
-    """Of a session all leases, whatever their numbers."""
-    try:
-        connection.json("POST", "/v1/release", {"lease": f"{session}-{10**15 - 1}"})
-    except (Cut, BobbinError):
-        pass
 
 
 def _lines_of(response: http.client.HTTPResponse) -> List[Dict[str, Any]]:
