@@ -21,8 +21,6 @@ constexpr std::size_t REQUEST_BYTES = 65'536;
 constexpr int INIT_TIMEOUT_MS = 10'000;
 // An id costs the kernel about 2 KB: 32 MB a mount.
 constexpr std::size_t BACKING_IDS_MAX = 16'384;
-// Up to here an OPEN waits until the object is here; above, it is opened at once, and reads wait.
-constexpr std::uint64_t COMPLETE_AT_OPEN_BYTES = 8ULL << 20U;
 // Something keeps taking the object away, or breaking the index, as soon as it is here.
 constexpr std::uint32_t ATTEMPTS_MAX = 8;
 // Until the server takes them; what comes then is counted and lost.
@@ -400,8 +398,7 @@ Error Mount::dispatch(const fuse::Request& request, std::uint32_t channel, std::
                       Reply& reply) {
   using fuse::Opcode;
   const std::uint64_t nodeid = request.header().nodeid;
-  Names names(*index_, options_);
-  if (record_.openMode == link::OpenMode::passthrough) names.setPartial(&Mount::isPartial, this);
+  const Names names(*index_, options_);
   switch (request.opcode()) {
     case Opcode::lookup: {
       const auto name = request.text();
@@ -432,7 +429,7 @@ Error Mount::dispatch(const fuse::Request& request, std::uint32_t channel, std::
           .mount = record_.id, .channel = channel, .attempts = attempts + 1, .message = {}};
       if (attempts >= ATTEMPTS_MAX) {
         log(Level::error, "an object is taken away as often as it is brought: giving up",
-            field("ino", static_cast<std::int64_t>(nodeid & ~PARTIAL_NODE)));
+            field("ino", static_cast<std::int64_t>(positionOf(nodeid).value_or(0)) + 1));
         return EIO;
       }
       return request.opcode() == Opcode::open ? open(request, names, toPark, reply)
@@ -517,21 +514,12 @@ Error Mount::open(const fuse::Request& request, const Names& names, const Parked
   if (record_.openMode == link::OpenMode::none) return ENOSYS;
 
   const auto name = nameOf(node);
-  const bool isPartialNode = (nodeid & PARTIAL_NODE) != 0;
   Error error = NO_ANSWER;
   if (name) {
     std::unique_lock lock(stripeOf(*name));
     const auto opened = openTable_->acquire(*name, node.size);
     if (!opened) return ENFILE;
-    if (isPartialNode) {
-      // Opened at once: its reads wait, and those of other nodes with these bytes may go past us.
-      if (!shared_.known.contains(*name)) {
-        if (const auto question = shared_.parked.prefetch(record_.id, node.position + 1)) ask(*question);
-      }
-      reply.put(fuse::OpenOut{
-          .fh = 0, .openFlags = fuse::open_flag::KEEP_CACHE | fuse::open_flag::NOFLUSH, .backingId = 0});
-      error = 0;
-    } else if (record_.openMode == link::OpenMode::passthrough && !opened->isCached) {
+    if (record_.openMode == link::OpenMode::passthrough && !opened->isCached) {
       error = openPassthrough(node, *name, *opened, reply);
     } else {
       error = openCached(node, *name, reply);
@@ -724,13 +712,6 @@ void Mount::nameObject(std::uint32_t ino, const link::ObjectName& name) {
   if (objectNameOf(node)) return;
   const std::unique_lock lock(namesMutex_);
   names_[ino] = name;
-}
-
-bool Mount::isPartial(const void* mount, const Node& node) {
-  if (node.size <= COMPLETE_AT_OPEN_BYTES) return false;
-  const auto& self = *static_cast<const Mount*>(mount);
-  const auto name = self.nameOf(node);
-  return !name || !self.shared_.known.contains(*name);
 }
 
 ObjectState Mount::stateOf(const Node& node) const {

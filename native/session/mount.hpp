@@ -157,7 +157,6 @@ class Mount {
   void closeBacking(std::int32_t backingId);
 
   std::optional<link::ObjectName> nameOf(const Node& node) const;
-  static bool isPartial(const void* mount, const Node& node);
   ObjectState stateOf(const Node& node) const;
   void logAccess(link::AccessKind kind, std::uint32_t position, std::uint64_t bytes);
 

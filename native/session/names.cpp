@@ -102,8 +102,12 @@ std::span<const std::uint8_t> Reply::finish(std::uint64_t unique, int error) {
   return buffer_.first(bytes_);
 }
 
+// A bobbin-fuse of 0.1.0 marked files that were not here yet with this bit, and the kernel may still have some open that it
+// got before the upgrade.
+constexpr std::uint64_t MARK_OF_0_1_0 = 1ULL << 32U;
+
 std::optional<std::uint32_t> positionOf(std::uint64_t nodeid) {
-  const std::uint64_t ino = nodeid & ~PARTIAL_NODE;
+  const std::uint64_t ino = nodeid & ~MARK_OF_0_1_0;
   if (ino == 0 || ino > UINT32_MAX) return std::nullopt;
   return static_cast<std::uint32_t>(ino - 1);
 }
@@ -135,10 +139,9 @@ fuse::Attr Names::attr(const Node& node) const {
 }
 
 fuse::EntryOut Names::entry(const Node& node) const {
-  const bool isPartial = isPartial_ != nullptr && node.kind == NodeKind::file && isPartial_(context_, node);
   fuse::EntryOut out{};
-  out.nodeid = (std::uint64_t{node.position} + 1) | (isPartial ? PARTIAL_NODE : 0);
-  out.entryValid = isPartial ? 0 : FOR_EVER;
+  out.nodeid = std::uint64_t{node.position} + 1;
+  out.entryValid = FOR_EVER;
   out.attrValid = FOR_EVER;
   out.attr = attr(node);
   return out;
@@ -218,8 +221,6 @@ Error Names::readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t b
       if (outcome != Outcome::ok) return DAMAGED;
       name = child.name;
       if (isPlus) plus = entry(child);
-      // Not here in whole: the kernel has to look it up when it is wanted.
-      if ((plus.nodeid & PARTIAL_NODE) != 0) plus = {};
     }
     const std::size_t nameBytes = (name.size() + 7) / 8 * 8;
     const std::size_t bytes = (isPlus ? sizeof plus : 0) + sizeof(fuse::Dirent) + nameBytes;

@@ -2,7 +2,7 @@
 // in the caller's buffer, allocates nothing for lookups, attributes and directories, and makes no
 // system call but for metadata, which is read from the manifest.
 //
-// A node's id is its inode number; a file that is not here yet may have a second one (Store::isPartial).
+// A node's id is its inode number.
 #pragma once
 
 #include <functional>
@@ -64,8 +64,6 @@ struct ObjectState {
   bool isVerified = false;
 };
 
-inline constexpr std::uint64_t PARTIAL_NODE = 1ULL << 32U;
-
 // The position in the index that a node id stands for. Nothing: none.
 std::optional<std::uint32_t> positionOf(std::uint64_t nodeid);
 
@@ -73,13 +71,6 @@ std::optional<std::uint32_t> positionOf(std::uint64_t nodeid);
 class Names {
  public:
   Names(const IndexFile& index, const MountOptions& options) : index_(index), options_(options) {}
-
-  // Whether a file has to be looked up again once it is here; nullptr: none has.
-  using IsPartial = bool (*)(const void* context, const Node& node);
-  void setPartial(IsPartial isPartial, const void* context) {
-    isPartial_ = isPartial;
-    context_ = context;
-  }
 
   Error node(std::uint64_t nodeid, Node& into) const;
 
@@ -105,8 +96,6 @@ class Names {
 
   const IndexFile& index_;
   const MountOptions& options_;
-  IsPartial isPartial_ = nullptr;
-  const void* context_ = nullptr;
 };
 
 }  // namespace bobbin

@@ -84,12 +84,6 @@ std::optional<ParkedMisses::Question> ParkedMisses::park(std::uint32_t ino, Park
   return miss->question;
 }
 
-std::optional<ParkedMisses::Question> ParkedMisses::prefetch(std::uint32_t mount, std::uint32_t ino) {
-  const std::lock_guard lock(mutex_);
-  if (find(mount, ino) != nullptr) return std::nullopt;
-  return add(mount, ino).question;
-}
-
 std::optional<ParkedMisses::Answered> ParkedMisses::answer(std::uint64_t request) {
   const std::lock_guard lock(mutex_);
   const auto found = misses_.find(request);

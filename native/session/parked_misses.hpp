@@ -48,8 +48,6 @@ class ParkedMisses {
 
   // Waits for an entry's object. Returns the question, when nobody has asked it yet.
   std::optional<Question> park(std::uint32_t ino, ParkedRequest request);
-  // The same with nobody waiting: to have the object soon.
-  std::optional<Question> prefetch(std::uint32_t mount, std::uint32_t ino);
 
   struct Answered {
     Question question;

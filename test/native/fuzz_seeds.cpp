@@ -64,8 +64,8 @@ void writeMessages(const std::filesystem::path& folder) {
   const std::string reading = bytesOf(read);
   const std::string opening = bytesOf(fuse::OpenIn{});
   const std::string sized = bytesOf(fuse::GetxattrIn{.size = 256, .padding = 0});
-  // A file's node id while it is not here.
-  constexpr std::uint64_t PARTIAL = 1ULL << 32U;
+  // A bobbin-fuse of 0.1.0 set it in a file's node id.
+  constexpr std::uint64_t MARK = 1ULL << 32U;
   for (std::uint8_t mode = 0; mode < 3; mode++) {
     const std::string of = "-" + std::to_string(mode);
     Script names(mode);
@@ -96,12 +96,12 @@ void writeMessages(const std::filesystem::path& folder) {
     reads.send(Opcode::interrupt, 0, bytesOf(fuse::InterruptIn{.unique = 5})).then(Step::index);
     reads.send(Opcode::release, 3, std::string(24, '\0')).then(Step::evict);
     write(folder, "reads" + of, reads.bytes());
-    Script partial(mode);
-    partial.send(Opcode::open, PARTIAL | 5, opening)
-        .send(Opcode::read, PARTIAL | 5, reading)
+    Script marked(mode);
+    marked.send(Opcode::open, MARK | 5, opening)
+        .send(Opcode::read, MARK | 5, reading)
         .then(Step::answer);
-    partial.send(Opcode::open, 4, opening).then(Step::answer).send(Opcode::release, 4, std::string(24, '\0'));
-    write(folder, "partial" + of, partial.bytes());
+    marked.send(Opcode::open, 4, opening).then(Step::answer).send(Opcode::release, 4, std::string(24, '\0'));
+    write(folder, "marked" + of, marked.bytes());
     Script refused(mode);
     for (const auto opcode : {Opcode::setattr, Opcode::unlink, Opcode::write, Opcode::rename2, Opcode::ioctl,
                               Opcode::init, Opcode::readlink, Opcode::destroy})

@@ -36,7 +36,6 @@ TEST(ParkedMisses, AskOnceForAllReadersOfAnEntry) {
   EXPECT_EQ(question->mount, MOUNT);
   EXPECT_EQ(question->ino, 5U);
   EXPECT_FALSE(misses.park(5, requestOf(2)));
-  EXPECT_FALSE(misses.prefetch(MOUNT, 5));
   EXPECT_TRUE(misses.park(6, requestOf(3))) << "another entry";
   EXPECT_TRUE(misses.park(5, requestOf(4, 0, MOUNT + 1))) << "another mount";
   EXPECT_EQ(misses.waiting(), 3U);
@@ -119,16 +118,16 @@ TEST(ParkedMisses, EndEveryWaitAtItsDeadlineUnlessThereIsProgress) {
   const auto slow = misses.park(5, requestOf(1));
   const auto stuck = misses.park(6, requestOf(2));
   const auto index = misses.park(0, requestOf(3));
-  const auto ahead = misses.prefetch(MOUNT, 7);
+  const auto other = misses.park(7, requestOf(4));
   EXPECT_TRUE(misses.sweep(Clock::now() + PATIENCE / 2).expired.empty());
   EXPECT_EQ(misses.waiting(), 4U);
   const auto before = Clock::now();
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
   misses.progress({slow->request, 999});
   const auto swept = misses.sweep(before + PATIENCE + std::chrono::milliseconds(1));
-  ASSERT_EQ(swept.expired.size(), 2U);
+  ASSERT_EQ(swept.expired.size(), 3U);
   // Nobody is told to stop making an index.
-  EXPECT_EQ(swept.cancelled, (std::vector{stuck->request, ahead->request}));
+  EXPECT_EQ(swept.cancelled, (std::vector{stuck->request, other->request}));
   EXPECT_TRUE(misses.answerIndex(MOUNT).empty()) << index->request;
   EXPECT_EQ(misses.waiting(), 1U);
   EXPECT_EQ(misses.sweep(Clock::now() + 2 * PATIENCE).expired.size(), 1U);
@@ -150,7 +149,7 @@ TEST(ParkedMisses, OutliveAnUpgrade) {
   const auto question = misses.park(5, requestOf(1));
   misses.park(5, requestOf(2));
   misses.park(0, requestOf(3));
-  misses.prefetch(MOUNT, 9);
+  misses.park(9, requestOf(6));
   const auto saved = misses.save();
   ParkedMisses next(PATIENCE);
   ASSERT_TRUE(next.restore(saved));
