@@ -53,6 +53,9 @@ t.test('the Python client', async t => {
       options: { ...common.options, torch: false, sidecar: loader.process.pid! },
     }),
   )
+  await t.test('reads what a proxy has gzipped, and refuses what is no answer of a sidecar (S117)', t =>
+    runScript(t, 'middlebox.py', common),
+  )
   await t.test('is served beside 49 others', t =>
     runScript(t, 'crowd.py', { ...common, options: { ...common.options, clients: 50 } }),
   )

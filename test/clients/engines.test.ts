@@ -28,7 +28,7 @@ t.test('engines read batches', async t => {
   const options = { reference: written.reference, keys, tcp: tcp.replace('http://', `http://bobbin:${TOKEN}@`) }
   const env = { BOBBIN_SIDECAR: `unix:${join(folder, 'loader.sock')}` }
 
-  await t.test("torch's DataLoader and torchdata's StatefulDataLoader", t =>
+  await t.test("torch's DataLoader and torchdata's StatefulDataLoader, tuples and all start methods (S116)", t =>
     runScript(t, 'torch_loader.py', { options, env }),
   )
   await t.test("StatefulDataLoader's state goes on from anywhere, also between two epochs (S112)", t =>

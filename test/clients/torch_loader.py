@@ -5,6 +5,7 @@ import pickle
 from bobbin_loader import BobbinDataset, BobbinError, BobbinMapDataset, Plan
 from checks import check, equal, options, refused
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import pin_memory
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 
@@ -12,8 +13,40 @@ def label(sample):
     return sample.meta["jpg"]["name"]
 
 
-def as_is(batch):
-    return batch
+def parts(sample):
+    """A tuple, as most people's decode gives it, with another in a list and in a dict."""
+    position = sample.position
+    return position, [(position, "a")], {"pair": (position, "b")}, ()
+
+
+def columns(samples):
+    return tuple(zip(*samples))
+
+
+def tuples_stay(plan):
+    expected = [[parts(s) for s in b.samples] for b in plan.batches()]
+    for workers in (0, 2):
+        for method in ("fork", "spawn", "forkserver") if workers else (None,):
+            loader = DataLoader(
+                BobbinDataset(plan, decode=parts, batched=True),
+                batch_size=None,
+                num_workers=workers,
+                multiprocessing_context=method,
+            )
+            got = [b.samples for b in loader]
+            name = f"{workers} workers, {method}: what decode gives"
+            equal(f"{name} is what arrives", got, expected)
+            one = got[0][0]
+            kinds = [type(x).__mro__[-2] for x in (one, one[1], one[1][0], one[2], one[2]["pair"], one[3])]
+            equal(f"{name} is tuples where it was", kinds, [tuple, list, tuple, dict, tuple, tuple])
+    pinned = pin_memory.pin_memory(next(iter(loader)))
+    check("and after torch's pin_memory", isinstance(pinned.samples[0][2]["pair"], tuple), pinned.samples[0])
+    collated = DataLoader(BobbinDataset(plan, decode=parts, batched=True, collate=columns), batch_size=None)
+    equal("what collate gives, too", [b.samples for b in collated], [columns(samples) for samples in expected])
+    again = pickle.loads(pickle.dumps(got[0]))
+    check("they pickle", again == got[0] and isinstance(again[0], tuple), again[0])
+    (position, *_), *_ = got[0]
+    equal("unpack and print as tuples do", (position, repr(got[0][0])), (0, repr(expected[0][0])))
 
 
 def main():
@@ -25,6 +58,7 @@ def main():
     def batched(**more):
         return BobbinDataset(plan, decode=label, batched=True, **more)
 
+    tuples_stay(plan)
     for workers in (0, 1, 2, 4):
         loader = DataLoader(batched(), batch_size=None, num_workers=workers)
         equal(f"{workers} workers: whole batches, in order", [b.samples for b in loader], epochs[0])

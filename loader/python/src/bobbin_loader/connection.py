@@ -12,7 +12,8 @@ import socket
 from typing import Any, List, NamedTuple, Optional, Tuple
 from urllib.parse import unquote, urlsplit
 
-from .errors import BobbinError, Cut
+from .encoding import Answer, plain
+from .errors import BobbinError, Cut, damaged
 
 # Where systemd/bobbin-loader.socket listens.
 _UNIT_SOCKET = "/run/bobbin-loader/loader.sock"
@@ -123,20 +124,21 @@ class Connection:
                 raise unreachable(f"{self.address} may not be opened by this user ({error.strerror})") from error
             raise Cut(str(error)) from error
 
-    def receive(self) -> http.client.HTTPResponse:
+    def receive(self) -> Answer:
         """The answer to what was sent: read it to its end. Raises Refused for a problem, Cut where there is none."""
         assert self._http is not None, "nothing was sent"
         try:
             response = self._http.getresponse()
+            answer = plain(response, str(self.used))
             if response.status < 300:
-                return response
-            raise refused(response.status, response.getheader("retry-after"), response.read())
+                return answer
+            raise refused(response.status, response.getheader("retry-after"), answer.read())
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Cut(str(error)) from error
 
     def json(self, method: str, path: str, body: Optional[Any] = None) -> Any:
-        """One document. Raises Refused, Cut."""
+        """One document. Raises Refused, Cut, ANSWER_DAMAGED."""
         self.send(method, path, body=body)
         response = self.receive()
         try:
@@ -144,7 +146,12 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Cut(str(error)) from error
-        return json.loads(text) if text else None
+        try:
+            return json.loads(text) if text else None
+        except ValueError as error:
+            raise damaged(
+                f"what answered {method} {path} at {self.used} may be no sidecar: it is not JSON ({text[:40]!r})"
+            ) from error
 
     def close(self) -> None:
         """Forgets what was sent and not received."""

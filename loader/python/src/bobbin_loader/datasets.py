@@ -11,6 +11,7 @@ from .layers import is_prepared, refuse_second
 from .place import Place, Start, Worker
 from .plan import Plan
 from .ranks import Rank
+from .tuples import kept
 
 try:
     from torch.utils.data import Dataset, IterableDataset
@@ -165,7 +166,7 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
             samples = batch.samples if self._decode is None else [self._decode(sample) for sample in batch.samples]
             if self._batched:
                 self._now = behind
-                yield batch._replace(samples=samples if self._collate is None else self._collate(samples))
+                yield batch._replace(samples=kept(samples if self._collate is None else self._collate(samples)))
                 continue
             for i, sample in enumerate(samples[skip:], skip + 1):
                 self._now = behind if i == len(samples) else Start(batch.epoch, batch.step, i)

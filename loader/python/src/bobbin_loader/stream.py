@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from .batches import Batch, Sample, read_index, samples_of_line, steps_of_tar
 from .connection import Connection, Refused
+from .encoding import Answer
 from .errors import BobbinError, Cut, damaged
 from .leases import Leases
 from .patience import Patience, log
@@ -160,7 +161,7 @@ class BatchStream:
             got += 1
             yield []
 
-    def _receive(self, accept: str) -> http.client.HTTPResponse:
+    def _receive(self, accept: str) -> Answer:
         if self._asked != (self._step, accept == PATHS):
             self._forget()
             self._ask(self._step, accept)
@@ -252,12 +253,12 @@ class SamplesReader:
             for sample in samples
         ]
 
-    def _ask(self, body: Dict[str, Any], accept: str) -> http.client.HTTPResponse:
+    def _ask(self, body: Dict[str, Any], accept: str) -> Answer:
         self._connection.send("POST", f"/v1/plans/{self._plan.plan_id}/samples", body=body, accept=accept)
         return self._connection.receive()
 
 
-def _lines_of(response: http.client.HTTPResponse) -> List[Dict[str, Any]]:
+def _lines_of(response: Answer) -> List[Dict[str, Any]]:
     """A line a step. Raises ANSWER_DAMAGED, and Cut unless the last line says that it is the last."""
     try:
         *lines, end = response.read().splitlines() or [b"{}"]

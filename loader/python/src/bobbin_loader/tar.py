@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 from typing import NamedTuple, Optional
 
+from .encoding import Answer
 from .errors import Cut, damaged
 
 _BLOCK = 512
@@ -18,7 +19,7 @@ class Member(NamedTuple):
 class TarReader:
     """``next`` gives the next member, None behind the last. Raises Cut when the answer ends before."""
 
-    def __init__(self, response: http.client.HTTPResponse) -> None:
+    def __init__(self, response: Answer) -> None:
         self._response = response
         #: Bytes read so far.
         self.read = 0
@@ -30,7 +31,7 @@ class TarReader:
             if self._response.read(1):
                 raise damaged("there is something behind the end of the tar")
             return None
-        name = header[:100].rstrip(b"\0").decode()
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
         size = _number(header[124:136], name)
         if _checksum(header) != _number(header[148:156], name):
             raise damaged(f"the tar header of {name!r} has a wrong checksum")
