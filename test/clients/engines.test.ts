@@ -11,6 +11,9 @@ const TOKEN = 'a-token-of-the-test-0123456789'
 /** The libraries whose wrappers test/clients/wrapped_rank.py tries. */
 const WRAPPERS = ['samplers', 'data pipes', 'datasets', 'accelerate', 'Trainer', 'Lightning']
 
+/** Those scripts of docs/loader-recipes.md that try what no other test does. */
+const RECIPES = ['torch_loop', 'accelerate_prepared', 'webdataset_loop']
+
 t.test('engines read batches', async t => {
   const folder = mkdtempSync(join(tmpdir(), 'bobbin-engines-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
@@ -39,6 +42,9 @@ t.test('engines read batches', async t => {
       options: { ...options, samples: keys.length, cases: WRAPPERS },
       env: { ...env, HF_HUB_OFFLINE: '1' },
     }),
+  )
+  await t.test('the recipes for the loader read every sample once (S113)', t =>
+    runScript(t, 'recipes.py', { options: { ...options, recipes: RECIPES }, env }),
   )
   await t.test('programs with torch that end in the middle of a stream say nothing', t =>
     runScript(t, 'exits.py', { options: { ...options, torch: true }, env }),
