@@ -1,9 +1,9 @@
 /** What a verb works with: settings, output, progress, a source, and a signal that fires on Ctrl-C. */
-import { existsSync } from 'node:fs'
-import { homedir } from 'node:os'
+import { accessSync, constants, existsSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { daemonRoom } from '../daemon/control/room-holds.js'
 import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
-import type { Source } from '../daemon/model/index.js'
+import { BobbinError, homeFolder, isInHome, type Source, userName } from '../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage } from '../daemon/quilt/package-cache.js'
 import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
 import { refuseForeignFolder } from '../daemon/store/index.js'
@@ -43,7 +43,7 @@ export async function withContext(
   { onlyAsks = false }: { readonly onlyAsks?: boolean } = {},
 ): Promise<void> {
   const settings = readSettings(flags)
-  if (!onlyAsks) refuseForeignCache(settings.cacheDir)
+  if (!onlyAsks) requireCache(settings.cacheDir)
   const controller = new AbortController()
   const onSignal = (signal: EndingSignal) => {
     // A second Ctrl-C means it: clean-up took too long for whoever typed it.
@@ -66,12 +66,40 @@ export async function withContext(
   }
 }
 
-/** Throws ACCESS_DENIED for root in a cache of somebody else (or in one that it would make in the home of somebody else). */
-export function refuseForeignCache(cacheDir: string): void {
-  const home = homedir()
-  const isMadeAtHome = !existsSync(cacheDir) && cacheDir.startsWith(`${home}/`)
-  if (isMadeAtHome) refuseForeignFolder(home, 'the home', 'name a cache of your own with --cache')
-  else refuseForeignFolder(cacheDir, 'the cache', 'name a cache of your own with --cache')
+/**
+ * Before a verb leaves something in the cache. Throws INVALID_ARGUMENT where nobody has said where it is, for a user without a
+ * home, and ACCESS_DENIED where it cannot be made, or belongs to somebody else and this is root.
+ */
+export function requireCache(cacheDir: string): void {
+  if (!isInHome(cacheDir)) {
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `user ${userName()} has no home folder for a cache: name one with --cache or BOBBIN_CACHE, or set HOME`,
+    )
+  }
+  const otherwise = 'name a cache of your own with --cache or BOBBIN_CACHE'
+  if (existsSync(cacheDir)) {
+    refuseForeignFolder(cacheDir, 'the cache', otherwise)
+    return
+  }
+  const home = homeFolder()
+  if (cacheDir.startsWith(`${home}/`)) refuseForeignFolder(home, 'the home', otherwise)
+  let nearest = dirname(cacheDir)
+  while (!existsSync(nearest)) nearest = dirname(nearest)
+  if (isWritable(nearest)) return
+  throw new BobbinError(
+    'ACCESS_DENIED',
+    `cannot make the cache folder ${cacheDir}: user ${userName()} may not write to ${nearest}; ${otherwise}`,
+  )
+}
+
+function isWritable(folder: string): boolean {
+  try {
+    accessSync(folder, constants.W_OK)
+    return true
+  } catch {
+    return false
+  }
 }
 
 /** What worker threads need to build a source of their own. */

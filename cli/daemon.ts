@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process'
 import { daemonCommand } from '../daemon/control/bobbin-fuse.js'
 import { runDaemon } from '../daemon/control/daemon.js'
 import { BobbinError } from '../daemon/model/index.js'
-import { refuseForeignCache } from './context.js'
+import { requireCache } from './context.js'
 import { type CommonFlags, readSettings } from './settings.js'
 
 /**
@@ -11,7 +11,7 @@ import { type CommonFlags, readSettings } from './settings.js'
  */
 export async function daemon(flags: CommonFlags): Promise<void> {
   const settings = readSettings(flags)
-  refuseForeignCache(settings.cacheDir)
+  requireCache(settings.cacheDir)
   if (process.env.BOBBIN_LINK_FD !== undefined) return runDaemon(settings)
   const { argv } = daemonCommand(settings)
   if (argv[0] === process.execPath) return runDaemon(settings)

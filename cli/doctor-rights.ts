@@ -4,11 +4,10 @@
  * `chmod`, a copy or an old version may have left them wider. Each finding says the command that mends it. POSIX ACLs are not looked at.
  */
 import { type Dirent, lstatSync, readdirSync, type Stats, statSync } from 'node:fs'
-import { homedir, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
 import { DOORS, doorMode, doorPath } from '../daemon/control/doors.js'
 import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
-import { systemCode } from '../daemon/model/index.js'
+import { homeFolder, systemCode, userName, xdgFolder } from '../daemon/model/index.js'
 import { objectsFolder, readOwner } from '../daemon/store/index.js'
 import { stateDir } from './record/run-folder.js'
 import { commandLine } from './run/running.js'
@@ -91,7 +90,7 @@ function statePlaces(): Place[] {
 
 /** Nobody else may read what is secret, or write what says where data comes from. */
 function secretPlaces(configPath: string | undefined): Place[] {
-  const { AWS_SHARED_CREDENTIALS_FILE, BOBBIN_RUN_KEY, XDG_CONFIG_HOME } = process.env
+  const { AWS_SHARED_CREDENTIALS_FILE, BOBBIN_RUN_KEY } = process.env
   const quilt = quiltDataFolder()
   const secret = (path: string, what: string): Place => ({ path, what, modeMax: 0o600, isFollowed: true })
   const open = (path: string, what: string): Place => ({ path, what, modeMax: 0o775, isFollowed: true })
@@ -100,8 +99,8 @@ function secretPlaces(configPath: string | undefined): Place[] {
     secret(join(quilt, 'auth.json'), "Quilt's login"),
     open(quilt, "Quilt's folder"),
     open(join(quilt, 'config.yml'), "Quilt's config"),
-    secret(AWS_SHARED_CREDENTIALS_FILE || join(homedir(), '.aws', 'credentials'), "AWS's credentials"),
-    open(configPath || join(XDG_CONFIG_HOME || join(homedir(), '.config'), 'bobbin', 'config.toml'), "Bobbin's config"),
+    secret(AWS_SHARED_CREDENTIALS_FILE || join(homeFolder(), '.aws', 'credentials'), "AWS's credentials"),
+    open(configPath || join(xdgFolder('XDG_CONFIG_HOME', '.config'), 'bobbin', 'config.toml'), "Bobbin's config"),
     ...(BOBBIN_RUN_KEY ? [secret(BOBBIN_RUN_KEY, 'the key that signs records')] : []),
   ]
 }
@@ -112,7 +111,7 @@ function findingOf({ path, what, modeMax, isFollowed = false }: Place): Finding[
   const uid = process.getuid?.() ?? 0
   // Root looks after the caches of others, too.
   if (uid !== 0 && stats.uid !== uid && stats.uid !== 0) {
-    const fix = commandLine(['chown', '-h', userInfo().username, path])
+    const fix = commandLine(['chown', '-h', userName(), path])
     return [{ found: `${path} (${what}) belongs to another user (${stats.uid})`, fix: `${fix} (as root)` }]
   }
   const wider = stats.mode & 0o777 & ~modeMax

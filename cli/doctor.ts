@@ -1,17 +1,17 @@
 /** Can this machine do it? Each check says what was found, and how to mend what is missing. */
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants, existsSync, mkdirSync, readdirSync, readFileSync, statfsSync } from 'node:fs'
-import { homedir, release, userInfo } from 'node:os'
+import { release } from 'node:os'
 import { dirname, join } from 'node:path'
 import { findBobbinFuse, prebuiltPackage } from '../daemon/control/bobbin-fuse.js'
 import { findDaemon } from '../daemon/control/client.js'
 import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
-import { BobbinError, formatBytes } from '../daemon/model/index.js'
+import { BobbinError, formatBytes, homeFolder, userName } from '../daemon/model/index.js'
 import { findDeadMounts } from '../daemon/mount/dead-mounts.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages } from '../daemon/quilt/registry.js'
 import { foreignOwner, readOwner } from '../daemon/store/index.js'
-import { type Context, withContext } from './context.js'
+import { type Context, requireCache, withContext } from './context.js'
 import { lookAtRights } from './doctor-rights.js'
 import { commandLine } from './run/running.js'
 import type { CommonFlags } from './settings.js'
@@ -104,7 +104,7 @@ function fuseDevice(): Check {
     return {
       check,
       ok: false,
-      found: `not open to ${userInfo().username}`,
+      found: `not open to ${userName()}`,
       fix: 'chmod 666 /dev/fuse (as root), which is how most systems have it',
     }
   }
@@ -232,7 +232,6 @@ function cacheFolder({ settings }: Context): Check {
   try {
     let nearest = cacheDir
     while (!existsSync(nearest)) nearest = dirname(nearest)
-    accessSync(nearest, constants.W_OK)
     const owner = foreignOwner(nearest)
     if (nearest === cacheDir && owner !== undefined) {
       return {
@@ -243,6 +242,8 @@ function cacheFolder({ settings }: Context): Check {
         fix: `sudo -u '#${owner}' bobbin doctor looks at it as its owner`,
       }
     }
+    requireCache(cacheDir)
+    accessSync(nearest, constants.W_OK)
     if (nearest === cacheDir) mkdirSync(join(cacheDir, 'tmp'), { recursive: true, mode: 0o750 })
     const { bavail, bsize } = statfsSync(nearest)
     return { check: 'cache', ok: true, found: `${cacheDir}, ${formatBytes(bavail * bsize)} free`, fix: '' }
@@ -310,7 +311,7 @@ function credentials(): Check {
     [Boolean(process.env.AWS_ACCESS_KEY_ID), 'AWS_ACCESS_KEY_ID'],
     [Boolean(process.env.AWS_PROFILE), `AWS_PROFILE=${process.env.AWS_PROFILE}`],
     [
-      existsSync(process.env.AWS_SHARED_CREDENTIALS_FILE ?? join(homedir(), '.aws', 'credentials')),
+      existsSync(process.env.AWS_SHARED_CREDENTIALS_FILE ?? join(homeFolder(), '.aws', 'credentials')),
       '~/.aws/credentials',
     ],
     [

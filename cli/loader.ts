@@ -5,7 +5,7 @@ import { createLog } from '../daemon/control/log.js'
 import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/model/index.js'
 import { LOADER_DEFAULTS, type LoaderOptions, TOKEN_HELP } from '../loader/http/options.js'
 import { runLoader } from '../loader/http/service.js'
-import { refuseForeignCache } from './context.js'
+import { requireCache } from './context.js'
 import { lookAtSecret } from './doctor-rights.js'
 import { Output } from './output.js'
 import { refuseOpenDoor, servedBy } from './served.js'
@@ -38,7 +38,7 @@ export async function loader(flags: LoaderFlags): Promise<void> {
   const settings = readSettings(flags)
   const output = new Output(flags)
   const stateDir = flags.state === undefined ? undefined : resolve(flags.state)
-  refuseForeignCache(stateDir ?? settings.cacheDir)
+  requireCache(stateDir ?? settings.cacheDir)
   const listenFds = inheritedSockets()
   const listen = flags.listen === undefined ? undefined : parseListen(flags.listen)
   const token = readToken(flags, listen !== undefined)

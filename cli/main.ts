@@ -5,7 +5,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
-import { BobbinError, escapeMessage } from '../daemon/model/index.js'
+import { BobbinError, escapeMessage, settleHome } from '../daemon/model/index.js'
 import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
 import { allowFlag, RIGHT_NAMES, RIGHTS } from './run/rights.js'
 
@@ -54,6 +54,8 @@ Keys and metadata of entries stay as they are; metadata of folders and of the pa
  * An option that may be repeated takes one value each time. Commander's own `<value...>` would take all words up to the next option,
  * the verb's arguments among them.
  */
+settleHome()
+
 function collect(value: string, before: readonly string[] = []): string[] {
   return [...before, value]
 }

@@ -1,5 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import type { DaemonClient } from '../daemon/control/client.js'
 import { BobbinError, hasCode } from '../daemon/model/index.js'
@@ -17,6 +16,7 @@ import { compareOutputs } from './run/outputs.js'
 import { checkCode, type FoundCode, Problems, prepareOutputs } from './run/preflight.js'
 import { type ComparedOutput, checkResult, compareResult, isReproduced, linesOf, parseTolerance } from './run/result.js'
 import { type AllowFlags, refuseUnlessAllowed, rightsOf } from './run/rights.js'
+import { makeScratch } from './run/scratch.js'
 import { startRun } from './run/start.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
@@ -45,7 +45,7 @@ export async function reproduce(text: string, flags: ReproduceFlags): Promise<vo
         'INVALID_ARGUMENT',
         `${record.path} is of ${facts.nodes.length} nodes: reproduce the record of each, on as many`,
       )
-    const scratch = mkdtempSync(join(tmpdir(), 'bobbin-code-'))
+    const scratch = makeScratch('bobbin-code-')
     try {
       await again(record, facts, scratch, flags, context)
     } finally {

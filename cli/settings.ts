@@ -3,10 +3,17 @@
  * systemd's directories, XDG, default.
  */
 import { readFileSync } from 'node:fs'
-import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parse } from 'smol-toml'
-import { BobbinError, localError, parseBytes, parseDurationMs, systemCode } from '../daemon/model/index.js'
+import {
+  BobbinError,
+  isOutOfReach,
+  localError,
+  parseBytes,
+  parseDurationMs,
+  systemCode,
+  xdgFolder,
+} from '../daemon/model/index.js'
 import { OPEN_MODE_WISHES, type OpenModeWish, TRANSPORTS, type TransportName } from '../daemon/mount/transport.js'
 import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 
@@ -112,17 +119,17 @@ function defaultCacheDir(environment: NodeJS.ProcessEnv): string {
   // systemd gives a unit with CacheDirectory= one or more folders, separated by colons.
   const fromSystemd = environment.CACHE_DIRECTORY?.split(':')[0]
   if (fromSystemd) return fromSystemd
-  return join(environment.XDG_CACHE_HOME || join(homedir(), '.cache'), 'bobbin')
+  return join(xdgFolder('XDG_CACHE_HOME', '.cache', environment), 'bobbin')
 }
 
 function readConfig(named: string | undefined, environment: NodeJS.ProcessEnv): Partial<Record<Key, string>> {
-  const path = named ?? join(environment.XDG_CONFIG_HOME || join(homedir(), '.config'), 'bobbin', 'config.toml')
+  const path = named ?? join(xdgFolder('XDG_CONFIG_HOME', '.config', environment), 'bobbin', 'config.toml')
   let text: string
   try {
     text = readFileSync(path, 'utf8')
   } catch (error) {
     // Only a file that was asked for has to be there.
-    if (named === undefined && systemCode(error) === 'ENOENT') return {}
+    if (named === undefined && (systemCode(error) === 'ENOENT' || isOutOfReach(path))) return {}
     throw localError(`read the config file ${path}`, error)
   }
   let table: Record<string, unknown>

@@ -1,6 +1,8 @@
 /** The daemon's process: its options are the one argument, as JSON (control/launch.ts writes it). */
 import { type DaemonOptions, runDaemon } from './control/daemon.js'
-import { escapeJson, hasCode } from './model/index.js'
+import { escapeJson, hasCode, settleHome } from './model/index.js'
+
+settleHome()
 
 try {
   await runDaemon(JSON.parse(process.argv[2] ?? '') as DaemonOptions)

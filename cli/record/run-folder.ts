@@ -11,10 +11,9 @@
  *   stdout.log, stderr.log, outputs/, mnt/, loader/, deliveries.ndjson
  */
 import { closeSync, fstatSync, readdirSync, readFileSync, statSync } from 'node:fs'
-import { homedir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { v7 } from 'uuid'
-import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
+import { BobbinError, isInHome, isOutOfReach, localError, systemCode, xdgFolder } from '../../daemon/model/index.js'
 import { makeFolderDurablySync, writeDurablySync } from '../../daemon/store/index.js'
 import { openRecordFileSync } from './record-file.js'
 import { formatFacts, isRunId, parseFacts, type RunFacts } from './run-facts.js'
@@ -27,7 +26,7 @@ export function stateDir(environment: NodeJS.ProcessEnv = process.env): string {
   if (environment.BOBBIN_STATE) return resolve(environment.BOBBIN_STATE)
   const fromSystemd = environment.STATE_DIRECTORY?.split(':')[0]
   if (fromSystemd) return fromSystemd
-  return join(environment.XDG_STATE_HOME || join(homedir(), '.local', 'state'), 'bobbin')
+  return join(xdgFolder('XDG_STATE_HOME', '.local/state', environment), 'bobbin')
 }
 
 /** It is parsed as a whole: a million outputs make half of this. */
@@ -43,6 +42,11 @@ export class RunFolder {
   static create(state: string): RunFolder {
     const runId = v7()
     const path = join(state, 'runs', runId)
+    if (!isInHome(path))
+      throw new BobbinError(
+        'INVALID_ARGUMENT',
+        'this user has no home folder for records of runs: say with BOBBIN_STATE where they belong',
+      )
     try {
       // What was fetched with one person's credentials is not for others: mounts and the loader's socket lie below.
       makeFolderDurablySync(path, { mode: 0o700 })
@@ -142,7 +146,7 @@ function idsIn(state: string): string[] {
   try {
     return readdirSync(join(state, 'runs')).filter(isRunId).sort()
   } catch (error) {
-    if (systemCode(error) === 'ENOENT') return []
+    if (systemCode(error) === 'ENOENT' || isOutOfReach(join(state, 'runs'))) return []
     throw localError(`list the runs in ${state}`, error)
   }
 }

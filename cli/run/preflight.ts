@@ -1,9 +1,9 @@
 /** What would stop a run, all of it at once and before anything is started: nobody likes to mend one thing a try. */
-import { accessSync, constants, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statfsSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, rmSync, statfsSync } from 'node:fs'
+import { resolve } from 'node:path'
 import { BobbinError, type ErrorCode, formatBytes, localError } from '../../daemon/model/index.js'
 import { type CodeIdentity, identifyCode } from './code.js'
+import { makeScratch } from './scratch.js'
 
 /** Gathers errors; what is not one of ours is a bug, and is thrown at once. */
 export class Problems {
@@ -49,7 +49,7 @@ export async function checkCode(
     outputDir,
   }: { readonly requireClean?: boolean | undefined; readonly outputDir?: string | undefined },
 ): Promise<FoundCode> {
-  const scratch = mkdtempSync(join(tmpdir(), 'bobbin-git-'))
+  const scratch = makeScratch('bobbin-git-')
   try {
     const found = await identifyCode(dir, { scratch, outputDir })
     if (found === undefined)

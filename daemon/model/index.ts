@@ -1,7 +1,8 @@
-/** The vocabulary that everything else speaks. No I/O. */
+/** The vocabulary that everything else speaks. No I/O, but for asking who and where the user is (home.ts). */
 export type { Brand } from './brand.js'
 export * from './entry.js'
 export * from './errors.js'
+export * from './home.js'
 export * from './log.js'
 export * from './logical-key.js'
 export * from './package-name.js'

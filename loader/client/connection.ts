@@ -1,8 +1,8 @@
 /** Requests to one sidecar over kept connections, on a unix socket or TCP; and how long to go on asking. */
 import { Agent, type IncomingMessage, request } from 'node:http'
-import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { xdgFolder } from '../../daemon/model/index.js'
 import { Cut, LoaderError } from './errors.js'
 
 /** Where systemd/bobbin-loader.socket listens. */
@@ -158,9 +158,8 @@ export class Connection {
  * the command line's (cli/settings.ts), but for its config file.
  */
 function ownSockets(): string[] {
-  const { BOBBIN_CACHE, CACHE_DIRECTORY, XDG_CACHE_HOME } = process.env
-  const cache =
-    BOBBIN_CACHE || CACHE_DIRECTORY?.split(':')[0] || join(XDG_CACHE_HOME || join(homedir(), '.cache'), 'bobbin')
+  const { BOBBIN_CACHE, CACHE_DIRECTORY } = process.env
+  const cache = BOBBIN_CACHE || CACHE_DIRECTORY?.split(':')[0] || join(xdgFolder('XDG_CACHE_HOME', '.cache'), 'bobbin')
   return [join(resolve(cache), 'loader', 'loader.sock'), UNIT_SOCKET]
 }
 

@@ -10,9 +10,8 @@
  * was quicker, what it has written is taken.
  */
 import { readFile, realpath, stat } from 'node:fs/promises'
-import { homedir } from 'node:os'
 import { join } from 'node:path'
-import { BobbinError, hasCode, localError, systemCode } from '../../model/index.js'
+import { BobbinError, hasCode, homeFolder, isOutOfReach, localError, systemCode, xdgFolder } from '../../model/index.js'
 import { withLock, writeDurably } from '../../store/index.js'
 import type { Identity } from './credentials.js'
 
@@ -26,9 +25,8 @@ export interface QuiltLogin {
 }
 
 export function quiltDataFolder(): string {
-  const { XDG_DATA_HOME } = process.env
-  if (process.platform === 'darwin') return join(homedir(), 'Library', 'Application Support', 'Quilt')
-  return join(XDG_DATA_HOME || join(homedir(), '.local', 'share'), 'Quilt')
+  if (process.platform === 'darwin') return join(homeFolder(), 'Library', 'Application Support', 'Quilt')
+  return join(xdgFolder('XDG_DATA_HOME', '.local/share'), 'Quilt')
 }
 
 /** `undefined` when nobody logged in. Throws ACCESS_DENIED for a login that cannot be used. */
@@ -197,7 +195,7 @@ async function readText(path: string): Promise<string | undefined> {
   try {
     return await readFile(path, 'utf8')
   } catch (error) {
-    if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return undefined
+    if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR' || isOutOfReach(path)) return undefined
     throw localError(`read ${path}`, error)
   }
 }

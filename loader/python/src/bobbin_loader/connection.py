@@ -68,11 +68,28 @@ def own_sockets() -> List[str]:
     The cache is the command line's (cli/settings.ts), but for its config file.
     """
     environ = os.environ
-    xdg = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cache = (
-        environ.get("BOBBIN_CACHE") or environ.get("CACHE_DIRECTORY", "").split(":")[0] or os.path.join(xdg, "bobbin")
-    )
-    return [os.path.join(os.path.abspath(cache), "loader", "loader.sock"), _UNIT_SOCKET]
+    cache = environ.get("BOBBIN_CACHE") or environ.get("CACHE_DIRECTORY", "").split(":")[0]
+    if not cache:
+        xdg = environ.get("XDG_CACHE_HOME", "")
+        home = _home()
+        base = xdg if os.path.isabs(xdg) else home and os.path.join(home, ".cache")
+        # A user without a home has no cache that nobody has named.
+        cache = base and os.path.join(base, "bobbin")
+    own = [os.path.join(os.path.abspath(cache), "loader", "loader.sock")] if cache else []
+    return [*own, _UNIT_SOCKET]
+
+
+def _home() -> str:
+    """Of this user, or nothing: containers run programs as numbers that have no name and no home."""
+    home = os.environ.get("HOME", "")
+    if os.path.isabs(home):
+        return home
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except (ImportError, KeyError):
+        return ""
 
 
 class _UnixConnection(http.client.HTTPConnection):
