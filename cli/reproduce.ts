@@ -14,10 +14,19 @@ import { askedBy, type Replay, replayOf } from './run/from-record.js'
 import { type ImageIdentity, identifyImage } from './run/image.js'
 import { compareOutputs } from './run/outputs.js'
 import { checkCode, type FoundCode, Problems, prepareOutputs } from './run/preflight.js'
-import { type ComparedOutput, checkResult, compareResult, isReproduced, linesOf, parseTolerance } from './run/result.js'
+import {
+  type ComparedOutput,
+  checkResult,
+  compareResult,
+  isReproduced,
+  linesOf,
+  parseTolerance,
+  shortened,
+} from './run/result.js'
 import { type AllowFlags, refuseUnlessAllowed, rightsOf } from './run/rights.js'
 import { makeScratch } from './run/scratch.js'
 import { startRun } from './run/start.js'
+import { surroundingDifferences } from './run/surroundings.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
 
@@ -103,10 +112,12 @@ async function again(
   const deciding = outputs.filter(({ decides }) => decides)
   const differing = outputs.filter(output => !isReproduced(output))
   const equal = differing.length === 0 && found.exitCode === facts.exitCode
+  const surroundings = surroundingDifferences(facts, found)
   const lines = [
     ...(found.exitCode === facts.exitCode ? [] : [`it ended with ${found.exitCode}, the record has ${facts.exitCode}`]),
     ...linesOf(outputs),
     ...loadedOtherwise(facts, found),
+    ...shortened(surroundings.map(line => `  other surroundings: ${line}`)),
     outputs.length === 0 && equal
       ? `it ran again and ended with ${found.exitCode}; the run had no outputs to compare (--output)`
       : equal
@@ -114,7 +125,10 @@ async function again(
         : `not the same: ${differing.length} of ${deciding.length} outputs differ`,
     `record: ${folder.path}`,
   ]
-  await output.row({ equal, outputs, runId: found.runId, exitCode: found.exitCode, record: folder.path }, lines)
+  await output.row(
+    { equal, outputs, surroundings, runId: found.runId, exitCode: found.exitCode, record: folder.path },
+    lines,
+  )
   await output.flush()
   if (!equal) throw new BobbinError('FOLDER_DIFFERS', `the run ${record.runId} came out differently`)
 }

@@ -139,6 +139,7 @@ function described(folder: RunFolder, facts: RunFacts): string[] {
     ...(image === undefined
       ? []
       : [`image    ${image.asked} ${image.digest}${image.localOnly ? ' (only on its machine)' : ''}`]),
+    ...machineLines(facts),
     ...mounts.map(mount => `data     ${mount.registry}/${mount.package}@${mount.topHash} at ${mount.target}`),
     ...loaded.map(one => `data     ${one.registry}/${one.package}@${one.topHash} by the loader`),
     ...(outputs === undefined
@@ -150,5 +151,20 @@ function described(folder: RunFolder, facts: RunFacts): string[] {
       ? ['reads    some may be missing from the ledger']
       : []),
     `record   ${folder.path}`,
+  ]
+}
+
+function machineLines({ machine, python, sourceTrees = [] }: RunFacts): string[] {
+  const gpus = machine?.gpus.map(({ name }) => name).join(', ') || 'no GPU'
+  const driver = machine?.driver == null ? '' : `, driver ${machine.driver}`
+  return [
+    ...(machine === undefined ? [] : [`machine  ${machine.cpus} x ${machine.cpu}; ${gpus}${driver}`]),
+    ...(python === undefined
+      ? []
+      : [`python   ${python.version}, ${python.packages.length} packages: ${python.executable}`]),
+    ...sourceTrees.map(({ path, code, sha256 }) => {
+      const identity = code === undefined ? (sha256 ?? '(no hash)') : `${code.commit}${code.isDirty ? '+' : ''}`
+      return `imports  ${path} ${identity}`
+    }),
   ]
 }

@@ -63,6 +63,53 @@ const Code = Type.Object({
 
 const Output = Type.Object({ path: Type.String(), size: Type.Integer(), sha256: Sha256 })
 
+/** run/machine.ts has the words. */
+const Machine = Type.Object({
+  system: Type.String(),
+  architecture: Type.String(),
+  cpu: Type.String(),
+  cpus: Type.Integer(),
+  memoryBytes: Type.Integer(),
+  /** None: an empty list. */
+  gpus: Type.Array(
+    Type.Object({ name: Type.String(), uuid: Type.String(), memoryBytes: Type.Optional(Type.Integer()) }),
+  ),
+  /** The version of the GPUs' driver; null: there is none. */
+  driver: OrNull(Type.String()),
+})
+
+/** run/python.ts has the words. */
+const Python = Type.Object({
+  executable: Type.String(),
+  /** `path`: the command is a shell or a launcher, so this is only the first Python that is found. */
+  foundBy: Type.Union([Type.Literal('command'), Type.Literal('script'), Type.Literal('path')]),
+  version: Type.String(),
+  implementation: Type.String(),
+  prefix: Type.String(),
+  packages: Type.Array(
+    Type.Object({
+      name: Type.String(),
+      version: Type.String(),
+      /** Where it was installed from, when that was not an index. */
+      url: Type.Optional(Type.String()),
+      commit: Type.Optional(Type.String()),
+    }),
+  ),
+})
+
+/** run/source-trees.ts has the words. One of `code`, `sha256` and `unhashed`. */
+const Tree = Type.Object({
+  path: Type.String(),
+  from: Type.Union([Type.Literal('PYTHONPATH'), Type.Literal('editable')]),
+  code: Type.Optional(Code),
+  /** Of a file, or of hashTree. */
+  sha256: Type.Optional(Sha256),
+  /** Why there is no hash. */
+  unhashed: Type.Optional(Type.String()),
+  /** The record's file with what differs from the commit. */
+  diff: Type.Optional(Type.String({ pattern: '^tree-[0-9]{1,4}\\.diff$' })),
+})
+
 const Node = Type.Object({
   runId: RunId,
   host: Type.String({ pattern: HOST.source }),
@@ -92,6 +139,11 @@ const Schema = Type.Object({
   env: Texts,
   /** Names of variables whose values it got and the record has not. */
   passed: Type.Optional(Type.Array(Type.String())),
+  machine: Type.Optional(Machine),
+  /** Of a command that runs without a container. */
+  python: Type.Optional(Python),
+  /** Code outside of the recorded repository that the command may import. */
+  sourceTrees: Type.Optional(Type.Array(Tree)),
   /** Docker's own, as given. */
   options: Type.Array(Type.String()),
   image: Type.Optional(Image),

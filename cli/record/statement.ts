@@ -10,6 +10,8 @@ import { LEDGER_HEAD_MAX, type Ledger, type LedgerFacts } from './ledger.js'
 import type { LedgerRow } from './ledger-row.js'
 import type { RunFacts, RunMount } from './run-facts.js'
 
+type SourceTree = NonNullable<RunFacts['sourceTrees']>[number]
+
 /** Names, not addresses: nothing is fetched from there. */
 const PROJECT = 'https://bobbin.invalid'
 export const BUILD_TYPE = `${PROJECT}/buildtypes/container-training-run/v1`
@@ -51,7 +53,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
     return { name: `outputs/${path}`, digest: { sha256 }, annotations: { size } }
   })
   const { entriesRead, bytesRead, merkleRoot } = ledger
-  const kept = ['run.json', 'stdout.log', 'stderr.log', 'source.diff'].flatMap((name): ResourceDescriptor[] => {
+  const kept = ['run.json', 'stdout.log', 'stderr.log', ...diffNames(run)].flatMap((name): ResourceDescriptor[] => {
     const sha256 = files.get(name)
     return sha256 === undefined ? [] : [{ name, uri: `file:${name}`, digest: { sha256 } }]
   })
@@ -74,6 +76,8 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
         internalParameters: {
           host: run.host,
           runtime: run.engine,
+          ...(run.machine !== undefined && { machine: run.machine }),
+          ...(run.python !== undefined && { python: run.python }),
           mountOptions: run.engine.name === 'host' ? 'ro' : 'ro,rslave',
           verification: 'every-entry-on-fetch',
           ...(run.outputGlobs !== undefined && { outputGlobs: run.outputGlobs }),
@@ -81,6 +85,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
         },
         resolvedDependencies: [
           ...(run.code === undefined ? [] : [sourceOf(run)]),
+          ...(run.sourceTrees ?? []).map(treeOf),
           ...(run.image === undefined ? [] : [imageOf(run)]),
           ...run.mounts.map(datasetOf),
           ...(run.loaded ?? []).map(({ registry, package: name, topHash }) => {
@@ -107,7 +112,27 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
   }
 }
 
-function sourceOf({ code }: RunFacts): ResourceDescriptor {
+/** Files of a record that say what code differs in from its commit. */
+export function diffNames({ sourceTrees = [] }: RunFacts): string[] {
+  return ['source.diff', ...sourceTrees.flatMap(({ diff }) => diff ?? [])]
+}
+
+function treeOf({ path, from, code, sha256, unhashed, diff }: SourceTree): ResourceDescriptor {
+  const facts = { from, path, ...(diff !== undefined && { diff }), ...(unhashed !== undefined && { unhashed }) }
+  if (code !== undefined) {
+    const source = sourceOf({ code })
+    return { ...source, name: 'import', annotations: { ...source.annotations, ...facts } }
+  }
+  const uri = `file://${encodeURI(path.toWellFormed())}`
+  return {
+    name: 'import',
+    uri,
+    ...(sha256 !== undefined && { digest: { bobbinTreeSha256: sha256 } }),
+    annotations: facts,
+  }
+}
+
+function sourceOf({ code }: Pick<RunFacts, 'code'>): ResourceDescriptor {
   const { commit, tree, isDirty, untracked, diffSha256 } = code!
   return {
     name: 'source',

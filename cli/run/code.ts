@@ -107,6 +107,14 @@ async function topFolder(dir: string): Promise<string | undefined> {
   return found?.status === 0 ? found.stdout.toString('utf8').trimEnd() : undefined
 }
 
+/** Does git leave this folder out of what it records of the repository around it (a folder for builds, say)? */
+export async function isIgnored(path: string): Promise<boolean> {
+  return git(path, ['check-ignore', '--quiet', '--', path]).then(
+    () => true,
+    () => false,
+  )
+}
+
 /**
  * Undefined when the folder is in no repository, or git is not there. New files in `outputDir` are no code, wherever it
  * lies. `scratch` is a folder that goes afterwards. Throws INVALID_ARGUMENT for a repository without a commit, and for

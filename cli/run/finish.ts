@@ -19,6 +19,7 @@ import { openRecorded } from '../record/open-recorded.js'
 import { Reads } from '../record/reads.js'
 import { formatFacts, type RunFacts } from '../record/run-facts.js'
 import type { RunFolder } from '../record/run-folder.js'
+import { diffNames } from '../record/statement.js'
 import { writeStatements } from '../record/write-statements.js'
 import { hashOutputs } from './outputs.js'
 import { unfitting } from './result.js'
@@ -30,8 +31,6 @@ export interface FinishOptions {
   /** Ends the hashing of outputs, with INTERRUPTED; the record is then made by who asks for it next. */
   readonly signal?: AbortSignal | undefined
 }
-
-const KEPT_FILES = ['stdout.log', 'stderr.log', 'source.diff'] as const
 
 /** The mounts are gone and the loader has ended, so that their logs are whole. */
 export async function finishRun(run: RunFolder, facts: RunFacts, options: FinishOptions): Promise<RunFacts> {
@@ -53,7 +52,7 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
     ...(problems.length > 0 && { problems }),
   }
   const files = new Map([['run.json', textSha256(formatFacts(finished))]])
-  for (const name of KEPT_FILES) {
+  for (const name of ['stdout.log', 'stderr.log', ...diffNames(finished)]) {
     const sha256 = await fileSha256(run.file(name))
     if (sha256 === undefined) continue
     // What the statement names outlives a power cut as it does.

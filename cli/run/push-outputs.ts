@@ -13,6 +13,7 @@ import { type Context, sourceConfigOf } from '../context.js'
 import { hasRecordFile } from '../record/record-file.js'
 import type { RunFacts } from '../record/run-facts.js'
 import { RECORD_FOLDER, type RunFolder, readDocument } from '../record/run-folder.js'
+import { diffNames } from '../record/statement.js'
 import { hashVariables } from './hashes.js'
 import { compareWithFolder } from './outputs.js'
 
@@ -23,7 +24,6 @@ const RECORD_FILES = [
   'trace.json',
   'run.intoto.jsonl',
   'reads.jsonl',
-  'source.diff',
   'stdout.log',
   'stderr.log',
 ] as const
@@ -49,7 +49,7 @@ export async function pushOutputs(
     const what = `${join(outputDir, first.path)} is ${first.change}${more}`
     throw new BobbinError('FOLDER_DIFFERS', `the outputs are no longer those of the run ${runId}: ${what}`)
   }
-  const record = RECORD_FILES.filter(name => hasRecordFile(folder.file(name)))
+  const record = [...RECORD_FILES, ...diffNames(facts)].filter(name => hasRecordFile(folder.file(name)))
   const files = new Map([
     ...outputs.map(({ path }) => [path, join(outputDir, path)] as const),
     ...record.map(name => [`${RECORD_FOLDER}/${name}`, folder.file(name)] as const),

@@ -122,7 +122,7 @@ export function linesOf(compared: readonly ComparedOutput[]): string[] {
   ]
 }
 
-function shortened(lines: readonly string[]): string[] {
+export function shortened(lines: readonly string[]): string[] {
   const shown = lines.slice(0, SHOWN_MAX)
   return lines.length > shown.length ? [...shown, `  and ${lines.length - shown.length} more`] : shown
 }

@@ -33,6 +33,7 @@ import { type MadeFolder, removeFolders } from './made-folders.js'
 import { type FilesBefore, lookAtOutputs } from './outputs.js'
 import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
+import { lookAround } from './surroundings.js'
 
 export interface RunWish {
   readonly version: string
@@ -132,6 +133,9 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   }
   // Before anything is started that somebody else would have to end if we were killed.
   know({})
+  // It takes a second or two, beside the mounts.
+  const surroundings = lookAround(wish, folder, signal)
+  surroundings.catch(() => {})
   const { client, isStarted } = await ensureDaemon(settings)
   if (isStarted) output.note(`bobbin: started the daemon (process ${client.pid}) for ${settings.cacheDir}`)
   throwIfAborted(signal)
@@ -162,7 +166,9 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
       const served = isContainer ? mounts.map((mount, i) => ({ ...mount, seenAt: followedAt(mount, i) })) : mounts
       sidecar = await startSidecar(folder, settings.cacheDir, served, signal, settings)
     }
-    know({ loaderSocket: sidecar?.socket ?? null })
+    const { problems: unseen, ...around } = await surroundings
+    problems.push(...unseen)
+    know({ ...around, loaderSocket: sidecar?.socket ?? null })
     throwIfAborted(signal)
     wish.onMounted?.(client, mounts, signal)
     const exitCode = await execute(wish, facts, sidecar, context, problems)

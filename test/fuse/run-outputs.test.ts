@@ -3,6 +3,7 @@ import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount, testFolder } from '../support/daemon.js'
+import { repository } from '../support/parts.js'
 import { ALLOW_CODE, ALLOW_HOST, exitOf, factsOf, Runs, statementOf } from '../support/runs.js'
 
 t.setTimeout(300_000)
@@ -141,4 +142,14 @@ t.test('--outputs that cannot be, or that nothing fits, is said', async t => {
   t.match(without.stderr, /give --output DIR, too/)
   const run = await recorded('--outputs', '*.safetensors', '--outputs', '*.pt')
   t.match(exitOf(run).problems, ['no output fits --outputs "*.pt"'])
+})
+
+t.test('a record that an earlier Bobbin made is sound, and is reproduced (S51)', async t => {
+  const old = join(repository, 'test/fixtures/record-2026-11')
+  const verified = await runs.bobbin('record', 'verify', old, '--json')
+  t.equal(verified.status, 0, verified.stderr)
+  t.match(JSON.parse(verified.stdout), { ok: true, outputs: 1 })
+  const { status, stdout, stderr } = await runs.bobbin('reproduce', old, ...ALLOW_HOST, '--json')
+  t.equal(status, 0, stderr)
+  t.match(JSON.parse(stdout), { equal: true, outputs: [{ path: 'model', change: 'same' }], surroundings: [] })
 })
