@@ -12,7 +12,7 @@ const TOKEN = 'a-token-of-the-test-0123456789'
 const WRAPPERS = ['samplers', 'data pipes', 'datasets', 'accelerate', 'Trainer', 'Lightning']
 
 /** Those scripts of docs/loader-recipes.md that try what no other test does. */
-const RECIPES = ['torch_loop', 'accelerate_prepared', 'webdataset_loop']
+const RECIPES = ['torch_loop', 'webdataset_loop']
 
 t.test('engines read batches', async t => {
   const folder = mkdtempSync(join(tmpdir(), 'bobbin-engines-'))
