@@ -5,6 +5,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
+import { isJournal, priorityOf } from '../daemon/control/journal.js'
 import { BobbinError, escapeMessage, settleHome } from '../daemon/model/index.js'
 import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
 import { allowFlag, RIGHT_NAMES, RIGHTS } from './run/rights.js'
@@ -55,6 +56,9 @@ Keys and metadata of entries stay as they are; metadata of folders and of the pa
  * the verb's arguments among them.
  */
 settleHome()
+
+/** pino's level of errors, for the journal. */
+const ERROR_PRIORITY = priorityOf(50)
 
 function collect(value: string, before: readonly string[] = []): string[] {
   return [...before, value]
@@ -318,6 +322,12 @@ try {
 // Sockets that are kept alive, and a worker or two, must not hold up the end.
 process.exit()
 
+/** Of a loader that cannot start, say, the journal keeps each line as an error. */
+function complain(text: string): void {
+  const prefix = isJournal() ? `<${ERROR_PRIORITY}>` : ''
+  process.stderr.write(text.replaceAll(/^(?=.)/gm, prefix))
+}
+
 async function exitCodeFor(error: unknown): Promise<number> {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE
   if (error instanceof BobbinError) {
@@ -326,10 +336,10 @@ async function exitCodeFor(error: unknown): Promise<number> {
       process.stderr.write('bobbin: interrupted\n')
       return ENDING_SIGNALS[endingSignal]
     }
-    process.stderr.write(`bobbin: ${escapeMessage(error.message)}\n`)
+    complain(`bobbin: ${escapeMessage(error.message)}\n`)
     return exitCodeOf(error.code)
   }
-  process.stderr.write(
+  complain(
     `bobbin: this is a bug, please report it\n${escapeMessage(String(error instanceof Error ? error.stack : error))}\n`,
   )
   return 1

@@ -1,4 +1,5 @@
 import { findDaemon } from '../daemon/control/client.js'
+import type { StatusFacts } from '../daemon/control/schema.js'
 import { BobbinError, formatBytes, formatDuration } from '../daemon/model/index.js'
 import { findDeadMounts } from '../daemon/mount/dead-mounts.js'
 import type { MountedAt } from '../daemon/mount/mount-table.js'
@@ -18,6 +19,12 @@ export function deadText({ mountpoint, source }: MountedAt): string {
   return `${mountpoint} (${source}) is dead, and every call on it fails: bobbin umount ${mountpoint}`
 }
 
+function errorText({ at, message, reason, about }: StatusFacts['lastErrors'][number]): string {
+  const ago = formatDuration(Date.now() - Date.parse(at))
+  const what = Object.values(about).join(', ')
+  return `         ${ago} ago: ${message}${what === '' ? '' : ` (${what})`}${reason === undefined ? '' : `: ${reason}`}`
+}
+
 export async function status(flags: CommonFlags): Promise<void> {
   await withContext(
     flags,
@@ -29,7 +36,7 @@ export async function status(flags: CommonFlags): Promise<void> {
         throw new BobbinError('DAEMON_UNAVAILABLE', why.join('; '))
       }
       const facts = await client.status()
-      const { daemon, mounts, cache, fetch, loader } = facts
+      const { daemon, mounts, cache, fetch, loader, lastErrors = [] } = facts
       const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
       const isMixed = (daemon.supervisorVersion ?? daemon.version) !== daemon.version
       const lines = [
@@ -38,6 +45,7 @@ export async function status(flags: CommonFlags): Promise<void> {
         `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
         `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
         `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
+        ...lastErrors.map(errorText),
         // One that has ended without a word is forgotten after a while; what it leased is let go then.
         ...(loader?.owners ?? [])
           .filter(({ pid, leases }) => leases > 0 || (pid !== undefined && isAlive(pid)))

@@ -1,6 +1,10 @@
 /** The daemon's process: its options are the one argument, as JSON (control/launch.ts writes it). */
 import { type DaemonOptions, runDaemon } from './control/daemon.js'
+import { isJournal, priorityOf } from './control/journal.js'
 import { escapeJson, hasCode, settleHome } from './model/index.js'
+
+/** pino's. */
+const FATAL = 60
 
 settleHome()
 
@@ -9,7 +13,7 @@ try {
   process.exit(0)
 } catch (error) {
   process.stderr.write(
-    `${escapeJson(JSON.stringify({ level: 60, msg: error instanceof Error ? error.message : String(error) }))}\n`,
+    `${isJournal() ? `<${priorityOf(FATAL)}>` : ''}${escapeJson(JSON.stringify({ level: FATAL, msg: error instanceof Error ? error.message : String(error) }))}\n`,
   )
   process.exit(hasCode(error, 'CACHE_IN_USE') ? 11 : 1)
 }

@@ -9,7 +9,7 @@ import { Fetcher } from '../fetch/fetcher.js'
 import { hashFileOn } from '../fetch/hash-object.js'
 import { createSource } from '../fetch/source/index.js'
 import { Workers } from '../fetch/workers.js'
-import { BobbinError, type Log, QuietLog } from '../model/index.js'
+import { BobbinError, LastErrors, type Log, QuietLog } from '../model/index.js'
 import type { VerifiedObject } from '../mount/link-frames.js'
 import { NativeTransport } from '../mount/native.js'
 import type { OpenModeWish, TransportName } from '../mount/transport.js'
@@ -56,7 +56,8 @@ export interface DaemonOptions {
 /** Runs until it is told to stop; resolves when everything has been put away. Throws CACHE_IN_USE. */
 export async function runDaemon(options: DaemonOptions): Promise<void> {
   const { cacheDir, ioTimeoutMs, offline } = options
-  const log = new QuietLog(createLog())
+  const lastErrors = new LastErrors(createLog())
+  const log = new QuietLog(lastErrors)
   const ownLog = boundLog(daemonLogPath(cacheDir))
   const startedAt = Date.now()
   const inherited = takeInherited()
@@ -182,6 +183,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       },
       fetch: { ...fetched, hits: fetched.hits + hits },
       loader: leases.facts(),
+      lastErrors: [...lastErrors.list()],
       runs: [],
     }
   }

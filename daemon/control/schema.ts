@@ -200,6 +200,15 @@ export const StatusFacts = Type.Object({
     queued: Type.Integer(),
   }),
   loader: Type.Union([LoaderFacts, Type.Null()]),
+  /** What the daemon has logged as errors, the latest last; for the owner of the cache alone. */
+  lastErrors: Type.Array(
+    Type.Object({
+      at: Type.String(),
+      message: Type.String(),
+      reason: Type.Optional(Type.String()),
+      about: Type.Record(Type.String(), Type.String()),
+    }),
+  ),
   runs: Type.Array(Type.Unknown()),
 })
 export type StatusFacts = Static<typeof StatusFacts>

@@ -201,14 +201,16 @@ const routesOf: Readonly<Record<Right, Routes>> = {
   },
 }
 
-/** The word of an owner of leases is all that it takes to let them go, so others see a digest. */
+/**
+ * The word of an owner of leases is all that it takes to let them go, so others see a digest. Errors name what the owner reads, and
+ * what is not served to others.
+ */
 function withoutSecrets(facts: StatusFacts): StatusFacts {
-  if (facts.loader === null) return facts
-  const owners = facts.loader.owners.map(owner => ({
+  const owners = (facts.loader?.owners ?? []).map(owner => ({
     ...owner,
     owner: createHash('sha256').update(owner.owner).digest('hex').slice(0, 12),
   }))
-  return { ...facts, loader: { ...facts.loader, owners } }
+  return { ...facts, lastErrors: [], loader: facts.loader && { ...facts.loader, owners } }
 }
 
 /** Aborts when the connection closes before the answer was sent; afterwards nobody listens any more. */

@@ -1,8 +1,12 @@
 #include "link/system.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <utility>
 
 namespace bobbin {
 
@@ -65,11 +69,41 @@ std::string field(std::string_view name, std::int64_t value) {
   return quoted(name) + ":" + std::to_string(value);
 }
 
-void log(Level level, std::string_view message, const std::string& fields) {
+bool LineBudget::take(Clock::time_point now) {
+  if (now - began_ >= std::chrono::minutes{1}) {
+    began_ = now;
+    lines_ = 0;
+  }
+  if (lines_ < LINES_PER_MINUTE) {
+    lines_++;
+    return true;
+  }
+  leftOut_++;
+  return false;
+}
+
+unsigned LineBudget::takeLeftOut(Clock::time_point now) {
+  return now - began_ >= std::chrono::minutes{1} ? std::exchange(leftOut_, 0) : 0;
+}
+
+namespace {
+// syslog's number for a level; nothing where stderr is not the journal, as daemon/control/journal.ts has it.
+std::string journalPrefix(Level level) {
+  static const bool isJournal = [] {
+    const char* named = std::getenv("JOURNAL_STREAM");
+    struct stat stats {};
+    return named != nullptr && ::fstat(STDERR_FILENO, &stats) == 0 &&
+           std::to_string(stats.st_dev) + ":" + std::to_string(stats.st_ino) == named;
+  }();
+  if (!isJournal) return "";
+  return level == Level::error ? "<3>" : level == Level::warn ? "<4>" : "<6>";
+}
+
+void write(Level level, std::string_view message, const std::string& fields) {
   const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
                        std::chrono::system_clock::now().time_since_epoch())
                        .count();
-  std::string line = "{\"level\":" + std::to_string(static_cast<int>(level)) +
+  std::string line = journalPrefix(level) + "{\"level\":" + std::to_string(static_cast<int>(level)) +
                      ",\"time\":" + std::to_string(now) + ",\"pid\":" + std::to_string(::getpid()) +
                      ",\"program\":\"bobbin-fuse\"";
   if (!fields.empty()) line += "," + fields;
@@ -77,6 +111,20 @@ void log(Level level, std::string_view message, const std::string& fields) {
   // One write a line, so that lines of several processes do not mix. A log that is full or closed stops
   // nobody.
   [[maybe_unused]] const auto written = ::write(STDERR_FILENO, line.data(), line.size());
+}
+}  // namespace
+
+void log(Level level, std::string_view message, const std::string& fields) {
+  static std::mutex mutex;
+  static LineBudget budget;
+  if (level != Level::info) {
+    const std::lock_guard lock(mutex);
+    const auto now = Clock::now();
+    const unsigned leftOut = budget.takeLeftOut(now);
+    if (leftOut > 0) write(Level::warn, "warnings and errors were left out", field("count", std::int64_t{leftOut}));
+    if (!budget.take(now)) return;
+  }
+  write(level, message, fields);
 }
 
 }  // namespace bobbin

@@ -46,11 +46,29 @@ std::string errorText(int error);
 // Whether a descriptor stays open over execve.
 void setInherited(int fd, bool isInherited);
 
-// JSON lines on stderr, as the daemon writes them. `fields` is JSON without its braces, or empty.
+// JSON lines on stderr, as the daemon writes them; where stderr is the journal, with the number that tells it how severe
+// each is. `fields` is JSON without its braces, or empty. A minute has at most LINES_PER_MINUTE warnings and errors, and
+// the next minute's first says how many were left out.
 enum class Level { info = 30, warn = 40, error = 50 };
 void log(Level level, std::string_view message, const std::string& fields = "");
 // `"name":"value"`, escaped.
 std::string field(std::string_view name, std::string_view value);
 std::string field(std::string_view name, std::int64_t value);
+
+
+// How many lines a minute has had. Owned by the log, under its lock.
+class LineBudget {
+ public:
+  static constexpr unsigned LINES_PER_MINUTE = 256;
+  // False: the line is left out.
+  bool take(Clock::time_point now);
+  // Those that were left out in minutes that are over by `now`; asking forgets them.
+  unsigned takeLeftOut(Clock::time_point now);
+
+ private:
+  Clock::time_point began_;
+  unsigned lines_ = 0;
+  unsigned leftOut_ = 0;
+};
 
 }  // namespace bobbin

@@ -20,5 +20,17 @@ TEST(Log, LeavesOtherNamesAsTheyAre) {
     EXPECT_EQ(field("n", bytes), "\"n\":\"" + std::string(bytes) + "\"");
 }
 
+TEST(LineBudget, LeavesOutWhatIsTooMuchAndCountsIt) {
+  LineBudget budget;
+  const auto begin = Clock::now();
+  const auto later = begin + std::chrono::minutes{1};
+  for (unsigned i = 0; i < LineBudget::LINES_PER_MINUTE; i++) EXPECT_TRUE(budget.take(begin));
+  for (unsigned i = 0; i < 3; i++) EXPECT_FALSE(budget.take(begin));
+  EXPECT_EQ(budget.takeLeftOut(begin), 0U);
+  EXPECT_EQ(budget.takeLeftOut(later), 3U);
+  EXPECT_EQ(budget.takeLeftOut(later), 0U);
+  EXPECT_TRUE(budget.take(later));
+}
+
 }  // namespace
 }  // namespace bobbin
