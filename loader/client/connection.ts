@@ -1,9 +1,11 @@
 /** Requests to one sidecar over kept connections, on a unix socket or TCP; and how long to go on asking. */
 import { Agent, type IncomingMessage, request } from 'node:http'
 import { join, resolve } from 'node:path'
+import { pipeline, type Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { createGunzip } from 'node:zlib'
 import { xdgFolder } from '../../daemon/model/index.js'
-import { Cut, LoaderError } from './errors.js'
+import { Cut, damaged, LoaderError } from './errors.js'
 
 /** Where systemd/bobbin-loader.socket listens. */
 const UNIT_SOCKET = '/run/bobbin-loader/loader.sock'
@@ -70,10 +72,23 @@ export class Connection {
   }
 
   /** An answer below 300: read it to its end. Throws LoaderError for a problem, Cut where nobody answers. */
-  async send(question: Question): Promise<IncomingMessage> {
+  async send(question: Question): Promise<Readable> {
     const response = await this.#answer(question)
-    if (response.statusCode! < 300) return response
-    throw problemOf(response, await bytesOf(response))
+    const body = this.#plain(response)
+    if (response.statusCode! < 300) return body
+    throw problemOf(response, await bytesOf(body))
+  }
+
+  /** The body as the sidecar gave it: a proxy on the way may have encoded it, though nobody asked. Throws ANSWER_DAMAGED. */
+  #plain(response: IncomingMessage): Readable {
+    const encoding = (response.headers['content-encoding'] ?? 'identity').toLowerCase()
+    if (encoding === 'identity') return response
+    // What goes wrong is thrown where it is read.
+    if (encoding === 'gzip' || encoding === 'x-gzip') return pipeline(response, createGunzip(), () => {})
+    response.destroy()
+    throw damaged(
+      `the answer from ${this.address} came with the content-encoding ${encoding}, which was not asked for: tell the proxy on the way to pass such answers as they are`,
+    )
   }
 
   /** Throws Cut, and SIDECAR_UNREACHABLE when asking again is of no use. */
@@ -133,8 +148,15 @@ export class Connection {
 
   /** One document; `undefined` for an empty answer. Throws as `send`. */
   async document<T>(question: Question): Promise<T> {
-    const bytes = await bytesOf(await this.send(question))
-    return (bytes.length === 0 ? undefined : JSON.parse(bytes.toString('utf8'))) as T
+    const text = (await bytesOf(await this.send(question))).toString('utf8')
+    try {
+      return (text === '' ? undefined : JSON.parse(text)) as T
+    } catch {
+      const { method, path } = question
+      throw damaged(
+        `what answered ${method} ${path} at ${this.address} may be no sidecar: it is not JSON (${JSON.stringify(text.slice(0, 40))})`,
+      )
+    }
   }
 
   /** A document, as often as it takes. Throws LoaderError. */
@@ -177,7 +199,7 @@ function unreachable(reason: string, cause?: unknown): LoaderError {
 }
 
 /** All of an answer. Throws Cut when it ends too early. */
-export async function bytesOf(response: IncomingMessage): Promise<Buffer> {
+export async function bytesOf(response: Readable): Promise<Buffer> {
   const chunks: Buffer[] = []
   try {
     for await (const chunk of response) chunks.push(chunk as Buffer)

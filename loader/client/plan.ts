@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { access } from 'node:fs/promises'
-import type { IncomingMessage } from 'node:http'
+import type { Readable } from 'node:stream'
 import type { CursorFacts, PlanFacts } from '../http/schema.js'
 import { formatCursor } from '../plan/cursor.js'
 import type { PlanBody, PlanDocument } from '../plan/plan-document.js'
@@ -213,7 +213,7 @@ export class Plan {
     step: number,
     count: number,
     accept: string,
-  ): Promise<IncomingMessage> {
+  ): Promise<Readable> {
     const query = new URLSearchParams()
     for (const [name, value] of Object.entries({ epoch, step, rank, world, n: count, stride }))
       query.set(name, String(value))

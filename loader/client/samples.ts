@@ -1,9 +1,8 @@
 /** How the two forms of an answer become samples (loader/protocol.md, Batches and Tar). Nothing is taken on trust. */
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
-import type { IncomingMessage } from 'node:http'
 import { join } from 'node:path'
-import { pipeline } from 'node:stream'
+import { pipeline, type Readable } from 'node:stream'
 import { extract } from 'tar-stream'
 import { HASH_TYPES, type HashType } from '../../daemon/model/index.js'
 import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
@@ -66,7 +65,7 @@ export interface PathsLine {
 const LINE_CHECK = /,"sha256":"([0-9a-f]{64})"\}$/
 
 /** A line a step. Throws ANSWER_DAMAGED, and Cut unless the last line says that it is the last. */
-export async function linesOf(response: IncomingMessage): Promise<PathsLine[]> {
+export async function linesOf(response: Readable): Promise<PathsLine[]> {
   const lines = (await bytesOf(response)).toString('utf8').split('\n')
   if (lines.pop() !== '' || !lines.at(-1)?.includes('"end"')) throw new Cut('the answer was cut')
   return lines.slice(0, -1).map(line => {
@@ -130,7 +129,7 @@ const END_NAME = '__bobbin__/end.json'
  * reads to the end has seen the end member. Throws Cut, ANSWER_DAMAGED.
  */
 export async function* samplesOfTar(
-  response: IncomingMessage,
+  response: Readable,
   options: { readonly meta: string | null; readonly verify: boolean; onIndex(index: TarIndex): void },
 ): AsyncGenerator<{ readonly step: number | null; readonly sample: Sample }> {
   const members = membersOf(response)
@@ -194,7 +193,7 @@ async function sampleOfTar(
   return { sample: { position: pos, isPad: pad, files, keys, meta, errors }, read }
 }
 
-async function* membersOf(response: IncomingMessage): AsyncGenerator<Member> {
+async function* membersOf(response: Readable): AsyncGenerator<Member> {
   const entries = extract()
   // What goes wrong is thrown where the entries are read.
   pipeline(response, entries, () => {})

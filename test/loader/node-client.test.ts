@@ -1,7 +1,12 @@
 /** The client for Node.js, with the real service: order, bytes, restarts, damage on the way. */
+import { once } from 'node:events'
 import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createServer, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { dirname, join } from 'node:path'
+import { buffer } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { gzipSync } from 'node:zlib'
 import t, { type Test } from 'tap'
 import { type Batch, LoaderClient, LoaderError, type Plan, type Transport } from '../../loader/client/index.js'
 import { testFolder, until } from '../support/daemon.js'
@@ -185,6 +190,34 @@ t.test('manifests of one top hash give the same bytes, however they are written'
   t.not(other, text)
   writeFileSync(plain.manifestPath, other)
   t.same(await answers(await startLoader(t)), expected)
+})
+
+t.test('what a proxy on the way has encoded is read, or refused by name (S117)', async t => {
+  let encoding = 'gzip'
+  const proxy = createServer((question, answer) => {
+    const { url: path, method, headers } = question
+    const asked = request({ socketPath: loader.socket, path, method, headers }, async from => {
+      const bytes = await buffer(from)
+      const encoded = encoding === 'gzip' ? gzipSync(bytes) : bytes
+      answer.writeHead(from.statusCode!, { 'content-encoding': encoding, 'content-length': encoded.length })
+      answer.end(encoded)
+    })
+    question.pipe(asked)
+  })
+  await once(proxy.listen(0, '127.0.0.1'), 'listening')
+  t.teardown(() => proxy.close())
+  const behind = new LoaderClient(`http://127.0.0.1:${(proxy.address() as AddressInfo).port}`)
+  t.teardown(() => behind.close())
+  const same = await behind.createPlan(body)
+  t.equal(same.id, plan.id)
+  const keys = checked(t, await order('tar'), written)
+  for (const transport of ['paths', 'tar'] as const)
+    t.same(checked(t, await all(same.batches({ epoch: 3, transport })), written), keys, transport)
+  await refuses(t, () => behind.plan('0'.repeat(64)), 'PLAN_NOT_FOUND')
+  encoding = 'br'
+  for (const transport of ['paths', 'tar'] as const)
+    await refuses(t, () => all(same.batches({ transport })), 'ANSWER_DAMAGED')
+  await refuses(t, () => behind.createPlan(body), 'ANSWER_DAMAGED')
 })
 
 t.test('what is missing is an error, or marked', async t => {
