@@ -105,7 +105,8 @@ async function again(
     globs: outputGlobs,
     recorded,
     recordedFolder: record.outputsBeside() ?? facts.outputDir,
-    foundFolder: found.outputDir,
+    recordedDir: facts.outputDir,
+    foundDir: found.outputDir,
     tolerance,
     signal,
   })

@@ -63,7 +63,9 @@ export async function compareResult(
     readonly globs: readonly string[] | undefined
     readonly recorded: readonly OutputFile[]
     readonly recordedFolder: string | undefined
-    readonly foundFolder: string | undefined
+    /** Where the commands wrote them. */
+    readonly recordedDir: string | undefined
+    readonly foundDir: string | undefined
     readonly tolerance: number | undefined
     readonly signal: AbortSignal
   },
@@ -85,17 +87,19 @@ export async function compareResult(
 /** The files themselves: the recorded one is read only while it is what the record says. */
 async function tensorsOf(
   path: string,
-  { recorded, recordedFolder, foundFolder, signal }: Parameters<typeof compareResult>[1],
+  { recorded, recordedFolder, recordedDir, foundDir, signal }: Parameters<typeof compareResult>[1],
 ): Promise<TensorComparison | string> {
   const gone = 'the recorded file is not here any more, or has changed'
-  if (recordedFolder === undefined || foundFolder === undefined) return gone
+  if (recordedFolder === undefined || recordedDir === undefined || foundDir === undefined) return gone
   const [was] = await compareWithFolder(
     recorded.filter(one => one.path === path),
     recordedFolder,
     signal,
   )
   if (was?.change !== 'same') return gone
-  return compareTensors(join(recordedFolder, path), join(foundFolder, path), signal)
+  const before = { path: join(recordedFolder, path), outputDir: recordedDir }
+  const now = { path: join(foundDir, path), outputDir: foundDir }
+  return compareTensors(before, now, signal)
 }
 
 function isWithin(tensors: TensorComparison | string, tolerance: number | undefined): boolean {

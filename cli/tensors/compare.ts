@@ -28,15 +28,21 @@ export interface TensorComparison {
   readonly differences: readonly TensorDifference[]
 }
 
+export interface FileOfRun {
+  readonly path: string
+  /** The run's own folder for outputs. Trainers write it into their checkpoints, and each run has another one. */
+  readonly outputDir: string
+}
+
 const DIFFERENCES_MAX = 1000
 /** Of a text that is shown. */
 const TEXT_MAX = 200
 
 /** Throws INVALID_ARGUMENT for what is not a file of tensors, and what reading throws. */
-export async function compareTensorFiles(recordedPath: string, foundPath: string): Promise<TensorComparison> {
-  const files = [BoundedFile.open(recordedPath), BoundedFile.open(foundPath)] as const
+export async function compareTensorFiles(was: FileOfRun, is: FileOfRun): Promise<TensorComparison> {
+  const files = [BoundedFile.open(was.path), BoundedFile.open(is.path)] as const
   try {
-    const [recorded, found] = [await readTensors(files[0], recordedPath), await readTensors(files[1], foundPath)]
+    const [recorded, found] = [await readTensors(files[0], was), await readTensors(files[1], is)]
     if (recorded.format !== found.format) throw refused(`one is ${recorded.format}, the other ${found.format}`)
     return await compare(recorded, found)
   } finally {
@@ -44,7 +50,18 @@ export async function compareTensorFiles(recordedPath: string, foundPath: string
   }
 }
 
-async function readTensors(file: BoundedFile, path: string): Promise<TensorFile> {
+async function readTensors(file: BoundedFile, { path, outputDir }: FileOfRun): Promise<TensorFile> {
+  const { format, tensors, values } = await readFormat(file, path)
+  const plain = (text: string) => text.replaceAll(outputDir, '$BOBBIN_OUTPUT')
+  const named = <T>(map: ReadonlyMap<string, T>) =>
+    new Map([...map].map(([name, thing]) => [plain(name), thing] as const))
+  const texts = [...named(values)].map(
+    ([name, value]) => [name, typeof value === 'string' ? plain(value) : value] as const,
+  )
+  return { format, tensors: named(tensors), values: new Map(texts) }
+}
+
+async function readFormat(file: BoundedFile, path: string): Promise<TensorFile> {
   const start = file.read(0, Math.min(8, file.size))
   if (start.subarray(0, 6).equals(NPY_MAGIC)) return readNpy(file)
   if (start.subarray(0, 2).toString('latin1') === 'PK') {

@@ -5,9 +5,9 @@
 import { statSync } from 'node:fs'
 import { BobbinError } from '../../daemon/model/index.js'
 import { runConfined } from '../../daemon/quilt/confined.js'
-import type { TensorComparison } from './compare.js'
+import type { FileOfRun, TensorComparison } from './compare.js'
 
-export type { TensorComparison, TensorDifference } from './compare.js'
+export type { FileOfRun, TensorComparison, TensorDifference } from './compare.js'
 
 const HEAP_MIB = 512
 /** A slow disk reads so much in a second, and the comparison is faster than that. */
@@ -16,12 +16,12 @@ const DEADLINE_MS = 60_000
 
 /** `string`: why there is no comparison. Throws INTERRUPTED. */
 export async function compareTensors(
-  recorded: string,
-  found: string,
+  recorded: FileOfRun,
+  found: FileOfRun,
   signal: AbortSignal | undefined,
 ): Promise<TensorComparison | string> {
   try {
-    const bytes = sizeOf(recorded) + sizeOf(found)
+    const bytes = sizeOf(recorded.path) + sizeOf(found.path)
     const deadlineMs = DEADLINE_MS + Math.ceil((1000 * bytes) / BYTES_PER_SECOND)
     const options = { what: 'compare the tensors', deadlineMs, heapMib: HEAP_MIB, signal }
     return await runConfined<TensorComparison>(new URL('./worker.js', import.meta.url), { recorded, found }, options)

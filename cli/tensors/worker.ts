@@ -1,9 +1,11 @@
-/** What the confined process runs: it takes two paths, and gives their comparison. */
-import { compareTensorFiles, type TensorComparison } from './compare.js'
+/** What the confined process runs: it takes two files, and gives their comparison. */
+import { compareTensorFiles, type FileOfRun, type TensorComparison } from './compare.js'
 
-export default function compare(task: {
-  readonly recorded: string
-  readonly found: string
-}): Promise<TensorComparison> {
-  return compareTensorFiles(task.recorded, task.found)
+interface Task {
+  readonly recorded: FileOfRun
+  readonly found: FileOfRun
+}
+
+export default function compare({ recorded, found }: Task): Promise<TensorComparison> {
+  return compareTensorFiles(recorded, found)
 }

@@ -110,6 +110,16 @@ torch.save({"w": wide.t().contiguous()}, path("b-layout.pt"))
 say(path("a-layout.pt"), path("b-layout.pt"), {"names": 1, "differences": {}})
 pair("state.pth", lambda value, at: torch.save(value, at), linear.state_dict(), linear.state_dict(), {}, -1)
 
+
+def callbacks(out: str, score: float) -> dict:
+    """As Lightning's ModelCheckpoint writes its state."""
+    best = f"{out}/epoch=1.ckpt"
+    return {"best_model_path": best, "dirpath": out, "best_k_models": {best: torch.tensor(score)}}
+
+
+scores = {"best_k_models/$BOBBIN_OUTPUT/epoch=1.ckpt": 0.25}
+pair("paths.ckpt", lambda value, at: torch.save(value, at), callbacks("/one/out", 1.5), callbacks("/another/out", 1.25), scores, 3)
+
 arrays = {
     "f4": np.arange(12, dtype="<f4").reshape(3, 4),
     "big_endian": np.arange(12, dtype=">f8").reshape(3, 4),
@@ -142,5 +152,10 @@ np.savez(path("objects.npz"), o=np.array([{"a": 1}], dtype=object))
 torch.save({"model": linear}, path("module.pt"))
 torch.save({"w": wide}, path("legacy.pt"), _use_new_zipfile_serialization=False)
 np.savez(path("records.npz"), r=np.zeros(2, dtype=[("a", "f4"), ("b", "i4")]))
-for name in ("objects.npz", "module.pt", "legacy.pt", "records.npz"):
-    say(path(name), path(name), {"refused": True})
+for name, why in (
+    ("objects.npz", "of objects or of records"),
+    ("module.pt", 'names "torch.nn.modules'),
+    ("legacy.pt", "not a file of tensors that is known"),
+    ("records.npz", "objects or of records"),
+):
+    say(path(name), path(name), {"refused": why})

@@ -14,7 +14,8 @@ interface Pair {
   readonly names?: number
   /** null: there is no distance. */
   readonly differences?: Readonly<Record<string, number | null>>
-  readonly refused?: true
+  /** What it says instead. */
+  readonly refused?: string
 }
 
 t.test('files of real libraries differ by what those libraries say (S122)', async t => {
@@ -31,9 +32,13 @@ t.test('files of real libraries differ by what those libraries say (S122)', asyn
   t.ok(pairs.length >= 13)
   for (const { recorded, found, names, differences, refused } of pairs) {
     const name = found.slice(folder.length + 1)
-    const compared = await compareTensors(recorded, found, undefined)
+    const compared = await compareTensors(
+      { path: recorded, outputDir: '/one/out' },
+      { path: found, outputDir: '/another/out' },
+      undefined,
+    )
     if (refused) {
-      t.type(compared, 'string', name)
+      t.match(compared, new RegExp(refused), name)
       continue
     }
     if (typeof compared === 'string') {
