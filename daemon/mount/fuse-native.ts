@@ -35,6 +35,14 @@ const INIT_TIMEOUT_MS = 10_000
 export const fuseNative: FuseTransport = {
   name: 'fuse-native',
   async mount(request) {
+    const { mountpoint } = request
+    const under = mountAt(mountpoint)
+    if (under !== undefined) {
+      throw new BobbinError(
+        'ALREADY_MOUNTED',
+        `${mountpoint} is a mountpoint already (${under.source}, ${under.type}), which only bobbin-fuse mounts on: choose another folder`,
+      )
+    }
     if (Buffer.byteLength(request.mountpoint) > MOUNTPOINT_BYTES_MAX) {
       throw new BobbinError(
         'MOUNTPOINT_UNUSABLE',

@@ -67,7 +67,9 @@ function missing(path: string): BobbinError {
 /** Throws MOUNTPOINT_UNUSABLE or ALREADY_MOUNTED, and says what to do. `path` comes from resolveMountpoint. */
 export async function checkMountpoint(path: string): Promise<void> {
   const mounted = mountAt(path)
-  if (mounted !== undefined) {
+  // One that a process serves is not looked into, since it might not answer. Others (a volume of a container, a tmpfs) are
+  // folders like any other, when they are empty.
+  if (mounted?.type.startsWith('fuse')) {
     const isOurs = mounted.type === 'fuse.bobbin'
     const advice = isOurs ? `bobbin umount ${path}` : 'choose another folder'
     throw new BobbinError('ALREADY_MOUNTED', `${path} is a mountpoint already (${mounted.source}): ${advice}`)
@@ -80,6 +82,12 @@ export async function checkMountpoint(path: string): Promise<void> {
     const folder = await opendir(path)
     const first = await folder.read()
     await folder.close()
+    if (first !== null && mounted !== undefined) {
+      throw new BobbinError(
+        'ALREADY_MOUNTED',
+        `${path} is a mountpoint already (${mounted.source}, ${mounted.type}) and is not empty (${JSON.stringify(first.name)}, …): choose another folder`,
+      )
+    }
     if (first !== null) {
       throw new BobbinError(
         'MOUNTPOINT_UNUSABLE',

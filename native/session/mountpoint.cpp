@@ -68,8 +68,9 @@ bool mayHang(const std::string& type, bool isConfined) {
   return type == "fuse.bobbin" || (isConfined && type.starts_with("fuse"));
 }
 
-// What may be at the end of a walk.
-enum class End { mount, folderAlone };
+// What may be at the end of a walk: any mount; a folder that is not one; or also a mount that no process serves, such as a
+// volume of a container, which may be looked at like a folder.
+enum class End { mount, folderAlone, folderOrVolume };
 
 // Not open: `why` says what is wrong.
 Fd walk(int start, const std::vector<std::string>& names, bool isConfined, End end, std::string& why) {
@@ -82,7 +83,8 @@ Fd walk(int start, const std::vector<std::string>& names, bool isConfined, End e
     if (const int id = mountIdOf(next.get()); id != mountId) {
       const auto mounted = mountWithId(readMountTable(), id);
       const std::string what = mounted ? mounted->source + ", " + mounted->type : "it cannot be told what";
-      if (end == End::folderAlone && &name == &names.back()) {
+      const bool isVolume = end == End::folderOrVolume && mounted && !mounted->type.starts_with("fuse");
+      if (end != End::mount && &name == &names.back() && !isVolume) {
         why = "something is mounted there already (" + what + "): choose another folder";
         return Fd();
       }
@@ -173,7 +175,9 @@ Fd openMountpoint(const std::string& path, const std::vector<MountRoot>& roots, 
   }
   std::string why;
   const int start = root == nullptr ? top.get() : root->folder.get();
-  Fd folder = walk(start, names, root != nullptr, End::folderAlone, why);
+  // Where others than our own user ask, what lies under the mount must never be somebody's mount.
+  const End end = roots.empty() && !owner ? End::folderOrVolume : End::folderAlone;
+  Fd folder = walk(start, names, root != nullptr, end, why);
   if (!folder) failed = refused(path, why);
   if (owner && (!folder || !belongsTo(folder.get(), *owner))) {
     failed = refused(path, "it is not yours, not there, or lies behind a link or inside another mount: choose a "
