@@ -3,7 +3,7 @@
 import itertools
 import pickle
 
-from bobbin_loader import BobbinDataset, Plan
+from bobbin_loader import BobbinDataset, BobbinMapDataset, Plan
 from checks import equal, options
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -44,6 +44,35 @@ class Reader:
         return pickle.loads(pickle.dumps(self.loader.state_dict()))
 
 
+def by_number(plan, workers):
+    """Samples by number, whose epochs the training loop sets, as it does with torch's own samplers."""
+
+    def reader():
+        dataset = BobbinMapDataset(plan, decode=name, rank=0, world=1)
+        return dataset, StatefulDataLoader(dataset, batch_size=24, num_workers=workers, collate_fn=as_is)
+
+    def passes_from(epoch, dataset, loader):
+        for number in range(epoch, 3):
+            dataset.set_epoch(number)
+            yield list(loader)
+
+    passes = list(passes_from(0, *reader()))
+    wrong = []
+    for epoch, taken in [(0, 3), (0, len(passes[0])), (0, None), (1, 3), (1, None)]:
+        dataset, loader = reader()
+        for number in range(epoch + 1):
+            dataset.set_epoch(number)
+            list(itertools.islice(iter(loader), taken if number == epoch else None))
+        state = pickle.loads(pickle.dumps(loader.state_dict()))
+        dataset, loader = reader()
+        loader.load_state_dict(state)
+        expected = ([] if taken is None else [passes[epoch][taken:]]) + passes[epoch + 1 :]
+        got = list(passes_from(epoch + (taken is None), dataset, loader))
+        if got != expected:
+            wrong.append((epoch, taken, [one[:1] for one in got], [one[:1] for one in expected]))
+    equal(f"by number, {workers} workers: goes on from everywhere in the epochs that are set", wrong, [])
+
+
 def main():
     plan = Plan.create(options()["reference"], global_batch=24, seed=3)
     # 7 does not divide what a worker reads, and its last batch is short; None is one sample after the other.
@@ -67,6 +96,9 @@ def main():
             what = "batches of its own" if batch_size == "batched" else f"batches of {batch_size}"
             kept = ", persistent" if persistent else ""
             equal(f"{what}, {workers} workers{kept}: from within an epoch, its last batch and behind it", wrong, [])
+
+    for workers in (0, 2):
+        by_number(plan, workers)
 
     dataset = BobbinDataset(plan, decode=name, rank=0, world=1)
     epochs = [list(dataset) for _ in range(2)]

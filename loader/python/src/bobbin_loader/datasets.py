@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 from .batches import Sample
 from .errors import BobbinError
-from .layers import is_prepared, refuse_second
+from .layers import is_prepared, is_restored, refuse_second
 from .place import Place, Start, Worker
 from .plan import Plan
 from .ranks import Rank
@@ -213,8 +213,15 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
         self._place.set(Start(epoch, 0, 0))
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Number 0 is then the first sample behind the cursor. Raises CURSOR_FOREIGN for one of another plan."""
+        """Number 0 is then the first sample behind the cursor. Raises CURSOR_FOREIGN for one of another plan.
+
+        A StatefulDataLoader does it when its next pass begins: an epoch that ended before its state was saved gives way
+        to the next one, where ``set_epoch`` has named that since.
+        """
         epoch, step = self.plan.place(state["cursor"])
+        told = self._place.unread()
+        if told == Start(epoch + 1, 0, 0) and (Worker.here().slot > 0 or is_restored()):
+            return
         self._place.set(Start(epoch, step, 0))
 
     def state_dict(self) -> Dict[str, Any]:
@@ -244,6 +251,7 @@ class BobbinMapDataset(Dataset):  # type: ignore[misc]
             self._reader = SamplesReader(self.plan, self.plan.transport(self._transport))
             self._reader_pid = os.getpid()
         epoch, first, _ = self._place.get()
+        self._place.mark_read()
         length = self._length()
         positions = []
         for number in numbers:

@@ -52,6 +52,10 @@ _KINDS: Dict[Tuple[str, str], _Kind] = {
 _PREPARED = ("accelerate", "DataLoaderAdapter")
 
 
+# What goes on where its state was saved, and restores its dataset only when the next pass begins.
+_RESTORING = ("torchdata", "_StatefulBaseDataLoaderIter")
+
+
 def refuse_second(world: int, workers: int = 1, gives_batches: bool = False) -> None:
     """Raises INVALID_ARGUMENT when the caller is a wrapper that divides, and the dataset is one of several parts."""
     for wrapper in _wrappers():
@@ -65,6 +69,11 @@ def refuse_second(world: int, workers: int = 1, gives_batches: bool = False) -> 
 def is_prepared() -> bool:
     """Whether the caller is a DataLoader of accelerate: it counts its passes from 0, and sets the epoch before each."""
     return any(_is_a(wrapper, _PREPARED) for wrapper in _wrappers())
+
+
+def is_restored() -> bool:
+    """Whether the caller is a StatefulDataLoader in the training process."""
+    return any(_is_a(wrapper, _RESTORING) for wrapper in _wrappers())
 
 
 def _reason(wrapper: Any, package: str, kind: _Kind, world: int, workers: int, gives_batches: bool) -> Optional[str]:

@@ -81,6 +81,10 @@ class Place:
         """What was set, as long as no pass has begun since."""
         return None if any(int(word) != _NOT_SET for word in self._words[_WORKERS:]) else self.get()
 
+    def mark_read(self) -> None:
+        """Samples were read by number: no pass begins, but the start is no longer unread."""
+        self._words[_WORKERS] = 0
+
     def begin(self, worker: Worker, epoch: int) -> None:
         """A pass over an epoch begins: the worker's next one is over the next. Raises INVALID_ARGUMENT."""
         if worker.slot == 0:
