@@ -30,6 +30,7 @@ export async function filter(text: string, flags: FilterFlags): Promise<void> {
       whyNone: () => firstError && `the first entry that failed, ${firstError}; fields are key, size, hash, meta`,
       sourceConfig: sourceConfigOf(settings),
       cacheDir: settings.cacheDir,
+      onLack: what => output.note(`bobbin: ${what}`),
       signal,
     })
     progress.stop()

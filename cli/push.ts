@@ -34,6 +34,7 @@ export async function push(dir: string, text: string, flags: RevisionFlags): Pro
       dir: resolve(dir),
       sourceConfig: sourceConfigOf(settings),
       cacheDir: settings.cacheDir,
+      onLack: what => output.note(`bobbin: ${what}`),
       signal,
       onProgress: ({ bytes, bytesTotal }) => progress.update('push', bytes, bytesTotal),
       onSkipped: (key, reason) => {

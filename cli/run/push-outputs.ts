@@ -37,7 +37,7 @@ const STATEMENT_BYTES_MAX = 500_000
 export async function pushOutputs(
   { folder, facts }: { readonly folder: RunFolder; readonly facts: RunFacts },
   target: PackageReference & Pick<RevisionOptions, 'workflow'>,
-  { settings, signal, progress }: Context,
+  { settings, output, signal, progress }: Context,
 ): Promise<Revision> {
   const { outputDir, outputs = [], runId, nodes } = facts
   if (nodes !== undefined)
@@ -63,6 +63,7 @@ export async function pushOutputs(
     files,
     sourceConfig: sourceConfigOf(settings),
     cacheDir: settings.cacheDir,
+    onLack: what => output.note(`bobbin: ${what}`),
     signal,
     onProgress: ({ bytes, bytesTotal }) => progress.update('push', bytes, bytesTotal),
   })

@@ -8,6 +8,7 @@ import { ftruncateSync } from 'node:fs'
 import { BobbinError, formatPhysicalKey, hasCode, type Log, type ObjectSpec } from '../model/index.js'
 import { chunkBytes, chunkCount, combineChunkDigests } from '../quilt/object-hash.js'
 import { byChunk } from './by-chunk.js'
+import { NO_RANGES } from './jobs.js'
 import { CHUNK_JOBS_MAX, type JobOptions, type Workers } from './workers.js'
 
 export interface FetchVerifiedOptions extends JobOptions {
@@ -71,7 +72,8 @@ async function fetchOnce(
   if (isFresh) ftruncateSync(fd, 0)
   const isByChunk = hash.type === 'sha2-256-chunked' && chunkCount(size) > 1
   const job = { kind: 'fetch', key: physicalKey, within, objectBytes: size, hashType: hash.type, fd, isFresh } as const
-  const found = isByChunk ? await fetchChunks(workers, spec, fd, isFresh, options) : await workers.fetch(job, options)
+  let found = isByChunk ? await fetchChunks(workers, spec, fd, isFresh, options) : NO_RANGES
+  if (found === NO_RANGES) found = await workers.fetch(job, options)
   if (found === hash.hex) return
   throw new BobbinError(
     'OBJECT_CORRUPT',
@@ -100,18 +102,27 @@ async function fetchChunks(
     const job = { kind: 'fetch', key: spec.physicalKey, within, objectBytes: spec.size, fd, isFresh } as const
     const jobOptions = { signal, onTurn, onBytes: progress.next() }
     const hex = await workers.fetch({ ...job, range, hashType: 'SHA256' }, jobOptions)
+    if (hex === NO_RANGES) throw new WithoutRanges()
     return Buffer.from(hex, 'hex')
   }
-  const digests = await byChunk(chunkCount(spec.size), CHUNK_JOBS_MAX, index =>
-    workers.chunkLimit(fetchChunk, index).catch((error: unknown) => {
-      // Those under way write to the file: they are ended, and waited for.
-      firstError ??= error
-      failed.abort()
-      throw firstError
-    }),
-  )
-  return combineChunkDigests(digests)
+  try {
+    const digests = await byChunk(chunkCount(spec.size), CHUNK_JOBS_MAX, index =>
+      workers.chunkLimit(fetchChunk, index).catch((error: unknown) => {
+        // Those under way write to the file: they are ended, and waited for.
+        firstError ??= error
+        failed.abort()
+        throw firstError
+      }),
+    )
+    return combineChunkDigests(digests)
+  } catch (error) {
+    if (error instanceof WithoutRanges) return NO_RANGES
+    throw error
+  }
 }
+
+/** Ends the fetch by chunk, for one of the whole object. */
+class WithoutRanges extends Error {}
 
 /** Adds up what several jobs report. */
 class SumOfProgress {

@@ -71,13 +71,23 @@ export interface PrepareJob {
 
 export type Job = FetchJob | HashJob | HashFilesJob | PrepareJob
 
-/** The hash (hex) of the bytes. Throws OBJECT_CORRUPT when the object has another size, and what the source throws. */
+/** In place of a hash: the server has no ranges, so the object has to be fetched as a whole. */
+export const NO_RANGES = 'no ranges'
+
+/**
+ * The hash (hex) of the bytes, or NO_RANGES. Throws OBJECT_CORRUPT when the object has another size, and what the source
+ * throws.
+ */
 export async function runFetch(job: FetchJob, source: Source, control: JobControl): Promise<string> {
   const { key, range, within, objectBytes, fd } = job
   const start = range?.start ?? 0
   const length = range?.length ?? objectBytes
   const { signal } = control
   const reading = await source.read(key, { range, within, signal })
+  if (reading.isWhole) {
+    await reading.chunks[Symbol.asyncIterator]().return?.()
+    return NO_RANGES
+  }
   const hasher = await createObjectHasher(job.hashType, length)
   let done = 0
   // Leaving the loop early closes the reading, also by the throws.

@@ -23,6 +23,8 @@ export interface Reading {
   /** The whole object's size, bytes, as the source states it; `undefined` when it does not. */
   readonly objectBytes: number | undefined
   readonly lastModified: Date | undefined
+  /** A range was asked for, and the server sends the whole object instead: so do the chunks. */
+  readonly isWhole?: boolean | undefined
 }
 
 export interface ListedKey {

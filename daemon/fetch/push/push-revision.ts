@@ -41,6 +41,8 @@ export interface RevisionOptions {
   readonly force?: boolean | undefined
   readonly sourceConfig: SourceConfig
   readonly cacheDir: string
+  /** What the server turned out to lack, in words. */
+  readonly onLack?: ((what: string) => void) | undefined
   readonly signal?: AbortSignal | undefined
 }
 
@@ -76,11 +78,11 @@ export async function pushRevision(
   options: RevisionOptions,
   entriesWith: (tools: Tools) => Entries,
 ): Promise<Revision> {
-  const { sourceConfig, cacheDir } = options
+  const { sourceConfig, cacheDir, onLack } = options
   const source = createSource(sourceConfig)
   const workers = new Workers(sourceConfig)
   try {
-    const writer = createRegistryWriter(options.registry, { ...sourceConfig, cacheDir })
+    const writer = createRegistryWriter(options.registry, { ...sourceConfig, cacheDir, onLack })
     try {
       return await push(options, source, { writer, workers }, entriesWith({ writer, workers }))
     } finally {

@@ -28,6 +28,8 @@ import { httpStatus, SilenceError } from './failure-class.js'
 import { Progress } from './progress.js'
 import { Backoff, withRetries } from './retry.js'
 
+/** A server without ranges starts from the beginning each time, so a large object over a bad link would never end. */
+const RESTARTS_MAX = 5
 /** A body that breaks again before so many bytes have come is continued after a wait. */
 const RESUME_CREDIT_BYTES = 8 * 2 ** 20
 
@@ -38,6 +40,10 @@ interface OpenBody {
   /** `undefined`: until the stream ends, the server did not say where. */
   readonly end: number | undefined
   readonly objectBytes: number | undefined
+  /** A range was asked for, and this is not it. */
+  readonly isWhole: boolean
+  /** Bytes that were asked for; the server may send more. */
+  readonly lengthMax: number
   readonly etag: string | undefined
   readonly lastModified: Date | undefined
 }
@@ -74,6 +80,7 @@ export class S3Source implements Source {
       chunks: this.#chunks(object, body, progress, signal),
       objectBytes: body.objectBytes,
       lastModified: body.lastModified,
+      isWhole: body.isWhole,
     }
   }
 
@@ -126,14 +133,20 @@ export class S3Source implements Source {
     let at = first.start
     const backoff = new Backoff(progress)
     let resumedAt = at
+    let restartsLeft = RESTARTS_MAX
     for (;;) {
       let failure: unknown
       try {
+        // Of a body that starts at the beginning again.
+        let known = at - body.start
         for await (const chunk of watch(body.stream, progress)) {
-          at += chunk.length
+          const fresh = chunk.subarray(Math.min(known, chunk.length), known + first.start + first.lengthMax - at)
+          known = Math.max(0, known - chunk.length)
+          at += fresh.length
           const cameAt = performance.now()
-          yield chunk
+          if (fresh.length > 0) yield fresh
           progress.took(chunk.length, performance.now() - cameAt)
+          if (at - first.start >= first.lengthMax) return
         }
         if (first.end === undefined || at === first.end) return
         failure = new Error(`the body ended ${first.end - at} bytes early`)
@@ -155,6 +168,14 @@ export class S3Source implements Source {
       }
       body = await this.#open(object, { start: at, length: first.end! - at }, first.etag, progress, signal)
       onBody(body)
+      if (!body.isWhole) continue
+      const isAnother = body.etag !== undefined && body.etag !== first.etag
+      if (isAnother || restartsLeft-- === 0) {
+        const reason = isAnother
+          ? 'it was changed while it was read'
+          : `it broke ${RESTARTS_MAX + 1} times, and the server does not serve byte ranges`
+        throw new BobbinError('UPSTREAM_UNAVAILABLE', `${reason}: ${formatPhysicalKey(object)}`, { cause: failure })
+      }
     }
   }
 
@@ -246,17 +267,22 @@ function streamOf(output: ObjectAnswer): Readable | undefined {
 function openBody(output: ObjectAnswer, range: ByteRange | undefined, what: string): OpenBody {
   const stream = streamOf(output)
   if (stream === undefined) throw new BobbinError('UPSTREAM_UNAVAILABLE', `an answer without a body: ${what}`)
-  const common = { stream, etag: output.ETag, lastModified: output.LastModified }
-  const contentRange = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(output.ContentRange ?? '')
-  if (contentRange) {
-    const start = Number(contentRange[1])
-    const total = contentRange[3] === '*' ? undefined : Number(contentRange[3])
-    if (start === range?.start) return { ...common, start, end: Number(contentRange[2]) + 1, objectBytes: total }
-  } else if (range === undefined || (range.start === 0 && (output.ContentLength ?? Infinity) <= range.length)) {
-    return { ...common, start: 0, end: output.ContentLength, objectBytes: output.ContentLength }
+  const { ETag: etag, LastModified: lastModified, ContentLength: length } = output
+  const common = { stream, etag, lastModified, isWhole: false, lengthMax: range?.length ?? Infinity }
+  if (output.ContentRange === undefined) {
+    const body = { ...common, start: 0, end: length, objectBytes: length }
+    if (range === undefined) return body
+    // The whole object begins with what begins it.
+    if (range.start === 0) return { ...body, end: length === undefined ? undefined : Math.min(length, range.length) }
+    return { ...body, isWhole: true, lengthMax: Infinity }
+  }
+  const [, from, to, total] = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(output.ContentRange) ?? []
+  if (range !== undefined && Number(from) === range.start) {
+    const objectBytes = total === '*' ? undefined : Number(total)
+    return { ...common, start: range.start, end: Number(to) + 1, objectBytes }
   }
   stream.destroy()
-  throw new BobbinError('UPSTREAM_UNAVAILABLE', `the server does not serve byte ranges: ${what}`)
+  throw new BobbinError('UPSTREAM_UNAVAILABLE', `the server sends another range than was asked for: ${what}`)
 }
 
 /** The stream's chunks; destroys it when the next one takes too long, and when the consumer stops. */

@@ -8,6 +8,8 @@ import { S3Writer } from './s3.js'
 export interface WriterConfig extends SourceConfig {
   /** Where is noted what a killed process would leave behind in a bucket. */
   readonly cacheDir: string
+  /** What the server turned out to lack, in words, once per lack (abilities.ts). */
+  readonly onLack?: ((what: string) => void) | undefined
 }
 
 /** Whoever made it closes it. */

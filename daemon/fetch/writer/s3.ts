@@ -32,6 +32,7 @@ import { s3Error } from '../source/errors.js'
 import { httpStatus, s3Code } from '../source/failure-class.js'
 import { Progress } from '../source/progress.js'
 import { withRetries } from '../source/retry.js'
+import { Abilities, type Ability } from './abilities.js'
 import type { WriterConfig } from './index.js'
 import { UnfinishedUploads } from './unfinished-uploads.js'
 
@@ -58,6 +59,7 @@ interface Found {
 
 export class S3Writer implements RegistryWriter {
   readonly #access: S3Access
+  readonly #abilities: Abilities
   readonly #idleMs: number
   readonly #unfinished: UnfinishedUploads
   readonly #largeLimit = pLimit(LARGE_AT_ONCE)
@@ -69,6 +71,7 @@ export class S3Writer implements RegistryWriter {
     this.#idleMs = config.ioTimeoutMs / 2
     this.#access = new S3Access(config.ioTimeoutMs, { idleMs: this.#idleMs })
     this.#unfinished = new UnfinishedUploads(config.cacheDir)
+    this.#abilities = new Abilities(config.onLack ?? (() => {}))
   }
 
   async find(key: PhysicalKey, signal?: AbortSignal): Promise<PhysicalKey | undefined> {
@@ -100,7 +103,11 @@ export class S3Writer implements RegistryWriter {
           options.onBytes?.(file.size)
           return storedObject(key, found.versionId, await file.hash(options.signal), true)
         }
-        if (!isForced && (found.versionId === undefined || found.versionId === 'null')) return undefined
+        if (!isForced && (found.versionId === undefined || found.versionId === 'null')) {
+          if (!(await this.#readsSame(key, found, file, options.signal))) return undefined
+          options.onBytes?.(file.size)
+          return storedObject(key, found.versionId, await file.hash(options.signal), true)
+        }
       }
       try {
         return await this.#upload(key, file, { ...options, onlyIfAbsent: found === undefined && !isForced })
@@ -118,22 +125,22 @@ export class S3Writer implements RegistryWriter {
     const object = asS3Key(key)
     const what = formatPhysicalKey(object)
     const { PutObjectCommand } = await loadSdk()
-    let isConditional = true
     for (let tries = 1; ; tries++) {
       const present = await this.#readText(object, signal)
       if (present?.text === text) return true
       if (present?.text !== expected) return false
       const condition = present === undefined ? { IfNoneMatch: '*' } : { IfMatch: present.etag }
-      const input = { Bucket: object.bucket, Key: object.key, Body: Buffer.from(text), ...(isConditional && condition) }
       try {
-        await this.#send('PutObject', object, signal, (client, abortSignal) =>
-          client.send(new PutObjectCommand(input), { abortSignal }),
-        )
+        await this.#abilities.send(object.bucket, ['conditions'], has => {
+          const body = { Bucket: object.bucket, Key: object.key, Body: Buffer.from(text) }
+          const input = { ...body, ...(has('conditions') && condition) }
+          return this.#send('PutObject', object, signal, (client, abortSignal) =>
+            client.send(new PutObjectCommand(input), { abortSignal }),
+          )
+        })
         return true
       } catch (error) {
-        // A server that cannot compare: then two writers at the same moment are not told apart.
-        if (s3Code(error) === 'NotImplemented' || httpStatus(error) === 501) isConditional = false
-        else if (tries === TRIES_MAX || !hasMoved(error)) throw s3Error(error, what, false)
+        if (tries === TRIES_MAX || !hasMoved(error)) throw s3Error(error, what, false)
       }
     }
   }
@@ -159,6 +166,27 @@ export class S3Writer implements RegistryWriter {
     }
   }
 
+  /** Where the server does not say what lies there: reads it. */
+  async #readsSame(key: S3Key, found: Found, file: FileToStore, signal: AbortSignal | undefined): Promise<boolean> {
+    if (found.sha256 !== undefined || found.size !== file.size) return false
+    const { GetObjectCommand } = await loadSdk()
+    const input = { Bucket: key.bucket, Key: key.key }
+    try {
+      const hex = await this.#send('GetObject', key, signal, async (client, abortSignal) => {
+        const { Body } = await client.send(new GetObjectCommand(input), { abortSignal })
+        const hasher = await createObjectHasher('sha2-256-chunked', found.size)
+        for await (const chunk of Body as Readable) hasher.update(chunk)
+        return hasher.digest()
+      })
+      return hex === (await file.hash(signal))
+    } catch (error) {
+      const told = s3Error(error, formatPhysicalKey(key), false)
+      // Gone meanwhile, or not ours to read.
+      if (hasCode(told, 'OBJECT_GONE', 'ACCESS_DENIED')) return false
+      throw told
+    }
+  }
+
   /** `unknown`: we may not look. */
   async #findForReuse(key: S3Key, signal: AbortSignal | undefined): Promise<Found | 'unknown' | undefined> {
     try {
@@ -176,12 +204,12 @@ export class S3Writer implements RegistryWriter {
       Bucket: key.bucket,
       Key: key.key,
       ...(key.versionId !== undefined && { VersionId: key.versionId }),
-      ChecksumMode: 'ENABLED' as const,
     }
     try {
-      const answer: HeadObjectCommandOutput = await this.#send('GetObject', key, signal, (client, abortSignal) =>
-        client.send(new HeadObjectCommand(input), { abortSignal }),
-      )
+      const answer: HeadObjectCommandOutput = await this.#abilities.send(key.bucket, ['checksums'], has => {
+        const command = new HeadObjectCommand({ ...input, ...(has('checksums') && { ChecksumMode: 'ENABLED' }) })
+        return this.#send('GetObject', key, signal, (client, abortSignal) => client.send(command, { abortSignal }))
+      })
       return { size: answer.ContentLength ?? 0, sha256: answer.ChecksumSHA256, versionId: answer.VersionId }
     } catch (error) {
       const told = s3Error(error, formatPhysicalKey(key), false)
@@ -196,9 +224,16 @@ export class S3Writer implements RegistryWriter {
     file: FileToStore,
     options: StoreFileOptions & { readonly onlyIfAbsent?: boolean },
   ): Promise<StoredFile> {
-    const condition = options.onlyIfAbsent ? { IfNoneMatch: '*' } : {}
+    const condition = { IfNoneMatch: '*' }
+    const uses = [...(options.onlyIfAbsent ? (['conditions'] as const) : []), 'checksums' as const]
+    const isConditional = (has: (ability: Ability) => boolean) => options.onlyIfAbsent === true && has('conditions')
     if (file.size >= PARTS_FROM_BYTES) {
-      return await this.#largeLimit(() => this.#uploadInParts(key, file, condition, options))
+      return await this.#largeLimit(() =>
+        this.#abilities.send(key.bucket, uses, has => {
+          const checksum = has('checksums') ? { ChecksumAlgorithm: 'SHA256' as const } : {}
+          return this.#uploadInParts(key, file, { ...checksum, ...(isConditional(has) && condition) }, options)
+        }),
+      )
     }
     const chunks: Uint8Array[] = []
     for await (const chunk of file.read()) chunks.push(chunk)
@@ -206,17 +241,20 @@ export class S3Writer implements RegistryWriter {
     const bytes = Buffer.concat(chunks)
     const hasher = await createObjectHasher('sha2-256-chunked', bytes.length)
     hasher.update(bytes)
-    const input = {
-      Bucket: key.bucket,
-      Key: key.key,
-      Body: bytes,
-      ChecksumSHA256: createHash('sha256').update(bytes).digest('base64'),
-      ...condition,
-    }
+    const digest = (name: 'sha256' | 'md5') => createHash(name).update(bytes).digest('base64')
     const { PutObjectCommand } = await loadSdk()
-    const answer = await this.#send('PutObject', key, options.signal, (client, abortSignal) =>
-      client.send(new PutObjectCommand(input), { abortSignal }),
-    )
+    const answer = await this.#abilities.send(key.bucket, uses, has => {
+      const command = new PutObjectCommand({
+        Bucket: key.bucket,
+        Key: key.key,
+        Body: bytes,
+        ...(has('checksums') ? { ChecksumSHA256: digest('sha256') } : { ContentMD5: digest('md5') }),
+        ...(isConditional(has) && condition),
+      })
+      return this.#send('PutObject', key, options.signal, (client, abortSignal) =>
+        client.send(command, { abortSignal }),
+      )
+    })
     options.onBytes?.(bytes.length)
     return storedObject(key, answer.VersionId, hasher.digest(), false)
   }
@@ -224,7 +262,7 @@ export class S3Writer implements RegistryWriter {
   async #uploadInParts(
     key: S3Key,
     file: FileToStore,
-    condition: { readonly IfNoneMatch?: string },
+    how: { readonly ChecksumAlgorithm?: 'SHA256'; readonly IfNoneMatch?: string },
     { signal, onBytes }: StoreFileOptions,
   ): Promise<StoredFile> {
     throwIfAborted(signal)
@@ -246,8 +284,7 @@ export class S3Writer implements RegistryWriter {
         Key: key.key,
         Body: body,
         ContentLength: file.size,
-        ChecksumAlgorithm: 'SHA256',
-        ...condition,
+        ...how,
       },
       partSize: chunkBytes(file.size),
       queueSize: PARTS_AT_ONCE,
