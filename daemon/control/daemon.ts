@@ -16,6 +16,7 @@ import type { OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
 import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
 import { findBobbinFuse } from './bobbin-fuse.js'
+import { watchCache } from './cache-watch.js'
 import { answerCaller } from './callers.js'
 import { Concealer } from './conceal.js'
 import { DOORS, type Door, doorPath, mountsPath } from './doors.js'
@@ -139,6 +140,10 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       server => {
         log.info({ cache: cacheDir, socket: socketPath }, 'the daemon is ready')
         servers.push(server)
+        stopWatching = watchCache(ownership, socketPath, what => {
+          log.error({ cache: cacheDir }, `somebody has removed ${what}: the daemon ends, and its mounts with it`)
+          resolve('lost')
+        })
       },
       error => {
         log.error({ error: String(error) }, 'the daemon cannot listen')
@@ -147,6 +152,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     )
   })
   const servers: { close(): Promise<unknown> }[] = []
+  let stopWatching = () => {}
   // A bug must not leave mounts behind on which every call fails. Those of bobbin-fuse go on.
   const outlive = transport.survivors !== undefined
   process.once('uncaughtException', error => void crash(error, log, outlive ? undefined : mounts))
@@ -189,14 +195,16 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   }
 
   const reason = await stopping
+  stopWatching()
   log.info({ reason }, 'the daemon stops')
-  // bobbin-fuse ends only when somebody has told us to end for good; a signal to us alone is a restart.
-  if (outlive) await mounts.settle()
+  // bobbin-fuse ends only when we are to end for good; a signal to us alone is a restart.
+  const isFinal = reason === 'stop' || reason === 'lost'
+  if (outlive && reason !== 'lost') await mounts.settle()
   else await mounts.close()
   for (const server of servers) await server.close()
   leases.close()
   roomHolds.close()
-  await native?.close({ isFinal: reason === 'stop' })
+  await native?.close({ isFinal })
   await fetcher.close()
   await store.close()
   await workers.close()

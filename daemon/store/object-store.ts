@@ -18,6 +18,7 @@ import {
   type BigIntStats,
   closeSync,
   constants,
+  existsSync,
   fstatSync,
   lstatSync,
   mkdirSync,
@@ -125,13 +126,7 @@ export async function openStore(cacheDir: string, options: StoreOptions = {}): P
   const log = options.log ?? silentLog
   const bootId = currentBootId()
   const folder = objectsFolder(cacheDir)
-  for (const path of [folder, temporaryFolder(cacheDir)]) {
-    try {
-      mkdirSync(path, { recursive: true, mode: 0o750 })
-    } catch (error) {
-      throw localError(`make the folder ${path}`, error)
-    }
-  }
+  makeFolders(cacheDir)
   const writeBack = new WriteBack(folder, options.syncProgram)
   const journalPath = join(folder, 'journal')
   const keepsOrder = options.keepsOrder ?? keepsWriteOrder(folder)
@@ -144,6 +139,16 @@ export async function openStore(cacheDir: string, options: StoreOptions = {}): P
   const store = new ObjectStore(cacheDir, entries, journal, writeBack, usage, options)
   store.begin(isComplete)
   return store
+}
+
+function makeFolders(cacheDir: string): void {
+  for (const path of [objectsFolder(cacheDir), temporaryFolder(cacheDir)]) {
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o750 })
+    } catch (error) {
+      throw localError(`make the folder ${path}`, error)
+    }
+  }
 }
 
 /** One object that is here. */
@@ -411,6 +416,7 @@ export class ObjectStore implements CacheRoom {
   }
 
   #makeReservation(bytes: number): Reservation {
+    this.#mendFolders()
     const reservation = new Reservation(this.#temporaryPath('object'), bytes, ended => this.#room.giveBack(ended))
     this.#room.reservations.add(reservation)
     return reservation
@@ -760,6 +766,22 @@ export class ObjectStore implements CacheRoom {
       else throw error
       renameSync(from, to)
     }
+  }
+
+  /**
+   * Makes folders again that somebody has deleted, and forgets the objects that went with them. Without the cache itself nothing is made:
+   * then the daemon ends (control/cache-watch.ts).
+   */
+  #mendFolders(): void {
+    const folders = [objectsFolder(this.#cacheDir), temporaryFolder(this.#cacheDir)]
+    if (folders.every(path => existsSync(path)) || !existsSync(this.#cacheDir)) return
+    this.#log.warn({ cache: this.#cacheDir }, 'somebody has deleted folders of the cache: they are made again')
+    makeFolders(this.#cacheDir)
+    for (const record of [...this.#records.values()]) {
+      if (!existsSync(objectPath(this.#cacheDir, record.id))) this.#forget(record)
+    }
+    // The journal went with them.
+    this.#journal.rewrite(this.#entriesByLastUse())
   }
 
   #temporaryPath(kind: 'object' | 'evicted'): string {

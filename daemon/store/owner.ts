@@ -38,6 +38,8 @@ export interface OwnerFacts {
 export interface Ownership {
   readonly cacheDir: string
   readonly facts: OwnerFacts
+  /** Somebody has deleted the cache, or its owner file: nobody finds us any more, and another process can become its owner. */
+  isLost(): boolean
   /** Lets the cache go. Ending the process does the same. */
   release(): void
 }
@@ -69,6 +71,7 @@ export async function acquireOwnership(
   return {
     cacheDir,
     facts,
+    isLost: () => isHeld && !isSameFile(fd, ownerPath(cacheDir)),
     release() {
       if (!isHeld) return
       isHeld = false

@@ -6,7 +6,6 @@ import { renameSync, statfsSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { BobbinError, formatBytes, localError } from '../model/index.js'
 import { freeBytesMinOf } from '../quilt/cache-room.js'
-import { temporaryFolder } from './layout.js'
 import type { Reservation } from './reservation.js'
 import { type CacheUsage, sumOf } from './usage.js'
 
@@ -83,7 +82,7 @@ export class Room {
 
   #disk(): { readonly bytes: number; readonly freeBytes: number } {
     try {
-      const { bsize, blocks, bavail } = statfsSync(temporaryFolder(this.cacheDir))
+      const { bsize, blocks, bavail } = statfsSync(this.cacheDir)
       return { bytes: bsize * blocks, freeBytes: bsize * bavail }
     } catch (error) {
       throw localError(`look at the disk of ${this.cacheDir}`, error)

@@ -16,6 +16,10 @@ class CacheFolder {
   int open(const std::string& path);
   // For reading. Not open: `error` says why; EXDEV: it does not lie below.
   Fd openFile(const std::string& path, int& error) const;
+  // A folder below, by its path from here, as a place.
+  Fd openFolder(const char* relative) const;
+  // Another folder (or none) has the name of that one, which was open as `folder`.
+  bool isReplaced(const char* relative, int folder) const;
 
  private:
   std::string path_;

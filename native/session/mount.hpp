@@ -33,7 +33,7 @@ namespace bobbin {
 struct Shared {
   CacheFolder cache;
   KnownObjects known;
-  ObjectFiles files{known};
+  ObjectFiles files{cache, known};
   ReplyBuffers buffers;
   ParkedMisses parked;
   // Queues a frame for the daemon; without one it is dropped, since all is asked again of the next.

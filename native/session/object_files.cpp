@@ -12,6 +12,7 @@ namespace bobbin {
 
 namespace {
 
+constexpr const char* FOLDER = "objects/v1";
 constexpr std::array<const char*, 3> FOLDERS = {"sha256", "sha2-256-chunked", "crc64nvme"};
 
 // "<type>/<2 hex>/<64 hex>", without allocation.
@@ -84,8 +85,23 @@ int ObjectFiles::openFolder(const std::string& cache) {
     path += part;
     if (::mkdir(path.c_str(), 0750) != 0 && errno != EEXIST) return errno;
   }
-  folder_.reset(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  return folder_ ? 0 : errno;
+  Fd folder(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!folder) return errno;
+  folder_ = folder.get();
+  folders_.push_back(std::move(folder));
+  return 0;
+}
+
+bool ObjectFiles::hasNewFolder() {
+  if (!cache_.isReplaced(FOLDER, folder_)) return false;
+  const std::lock_guard lock(foldersMutex_);
+  // Another thread has been here.
+  if (!cache_.isReplaced(FOLDER, folder_)) return true;
+  Fd folder = cache_.openFolder(FOLDER);
+  if (!folder) return false;
+  folder_ = folder.get();
+  folders_.push_back(std::move(folder));
+  return true;
 }
 
 ObjectFiles::Look ObjectFiles::open(const link::ObjectName& name, std::uint64_t size, Fd& file) {
@@ -94,12 +110,15 @@ ObjectFiles::Look ObjectFiles::open(const link::ObjectName& name, std::uint64_t 
   how.flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
   const ObjectPath path(name);
-  long opened = ::syscall(SYS_openat2, folder_.get(), path.c_str(), &how, sizeof how);
+  long opened = ::syscall(SYS_openat2, folder_.load(), path.c_str(), &how, sizeof how);
   if (opened < 0 && errno == ENOSYS) {
     // Before Linux 5.6. The folders above are the daemon's own; the file itself is still no link.
-    opened = ::openat(folder_.get(), path.c_str(), static_cast<int>(how.flags));
+    opened = ::openat(folder_, path.c_str(), static_cast<int>(how.flags));
   }
-  if (opened < 0) return whatFailed(errno);
+  if (opened < 0) {
+    const int failure = errno;
+    return failure == ENOENT && hasNewFolder() ? open(name, size, file) : whatFailed(failure);
+  }
   file.reset(static_cast<int>(opened));
   struct stat stats {};
   if (::fstat(file.get(), &stats) != 0) return whatFailed(errno);
@@ -108,8 +127,10 @@ ObjectFiles::Look ObjectFiles::open(const link::ObjectName& name, std::uint64_t 
 
 ObjectFiles::Look ObjectFiles::look(const link::ObjectName& name, std::uint64_t size) {
   struct stat stats {};
-  if (::fstatat(folder_.get(), ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) != 0)
-    return whatFailed(errno);
+  if (::fstatat(folder_, ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) != 0) {
+    const int failure = errno;
+    return failure == ENOENT && hasNewFolder() ? look(name, size) : whatFailed(failure);
+  }
   return compare(name, size, stats);
 }
 
@@ -123,7 +144,7 @@ ObjectFiles::Look ObjectFiles::compare(const link::ObjectName& name, std::uint64
 
 bool ObjectFiles::exists(const link::ObjectName& name) const {
   struct stat stats {};
-  return ::fstatat(folder_.get(), ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) == 0 &&
+  return ::fstatat(folder_, ObjectPath(name).c_str(), &stats, AT_SYMLINK_NOFOLLOW) == 0 &&
          S_ISREG(stats.st_mode);
 }
 

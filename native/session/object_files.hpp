@@ -7,18 +7,22 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "index/index_view.hpp"
 #include "link/frames.hpp"
 #include "link/system.hpp"
+#include "session/cache_folder.hpp"
 #include "session/known_objects.hpp"
 
 namespace bobbin {
 
 class ObjectFiles {
  public:
-  explicit ObjectFiles(KnownObjects& known) : known_(known) {}
+  ObjectFiles(const CacheFolder& cache, KnownObjects& known) : cache_(cache), known_(known) {}
 
   // `<cache>/objects/v1`, which is made when it is missing. 0 or an errno.
   int openFolder(const std::string& cache);
@@ -45,8 +49,15 @@ class ObjectFiles {
  private:
   Look compare(const link::ObjectName& name, std::uint64_t size, const struct stat& stats);
 
+  // After a look that found nothing: somebody has taken the folder away, and the daemon has made it again.
+  bool hasNewFolder();
+
+  const CacheFolder& cache_;
   KnownObjects& known_;
-  Fd folder_;
+  std::mutex foldersMutex_;
+  // The last one is in use; those before it may be in the hands of a thread.
+  std::vector<Fd> folders_;
+  std::atomic<int> folder_ = -1;
 };
 
 // By its hash alone. Nothing: objects known by a CRC64NVME are named by the daemon.

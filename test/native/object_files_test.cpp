@@ -22,9 +22,10 @@ namespace filesystem = std::filesystem;
 
 class ObjectFilesTest : public testing::Test {
  protected:
-  ObjectFilesTest() : files_(known_) {
+  ObjectFilesTest() : files_(cacheFolder_, known_) {
     std::string pattern = (filesystem::temp_directory_path() / "bobbin-objects-XXXXXX").string();
     cache_ = ::mkdtemp(pattern.data());
+    EXPECT_EQ(cacheFolder_.open(cache_), 0);
     EXPECT_EQ(files_.openFolder(cache_), 0);
     for (std::size_t i = 0; i < name_.bytes.size(); i++) name_.bytes[i] = static_cast<std::uint8_t>(0xa0 + i);
     folder_ = cache_ + "/objects/v1/sha256/a0";
@@ -59,9 +60,34 @@ class ObjectFilesTest : public testing::Test {
   std::string folder_;
   std::string path_;
   link::ObjectName name_;
+  CacheFolder cacheFolder_;
   KnownObjects known_;
   ObjectFiles files_;
 };
+
+TEST_F(ObjectFilesTest, GoesOnInAFolderThatWasMadeAgain) {
+  filesystem::remove_all(cache_ + "/objects");
+  EXPECT_EQ(open(), Found::unknown);
+  filesystem::create_directories(folder_);
+  write(path_, "bytes");
+  EXPECT_EQ(open(), Found::unknown) << "another file, until the daemon has verified it";
+  verify();
+  EXPECT_EQ(open(), Found::ok);
+}
+
+TEST_F(ObjectFilesTest, FollowsNoLinkToAFolderThatWasMadeAgain) {
+  filesystem::rename(cache_ + "/objects", cache_ + "/elsewhere");
+  filesystem::create_directory_symlink(cache_ + "/elsewhere", cache_ + "/objects");
+  // The folder that is open is the same one.
+  EXPECT_EQ(open(), Found::ok);
+  filesystem::remove_all(cache_ + "/elsewhere");
+  filesystem::create_directories(cache_ + "/other/v1/sha256/a0");
+  filesystem::remove(cache_ + "/objects");
+  filesystem::create_directory_symlink(cache_ + "/other", cache_ + "/objects");
+  write(path_, "bytes");
+  verify();
+  EXPECT_EQ(open(), Found::unknown);
+}
 
 TEST_F(ObjectFilesTest, OpensWhatWasVerifiedAndGivesItsBytes) {
   Fd file;
