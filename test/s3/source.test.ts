@@ -539,6 +539,23 @@ t.test('S3Source behind a server that misbehaves', async t => {
     t.equal((await failureOf(read(sourceFor(t), 'data', 'big'))).code, 'ACCESS_DENIED', 'empty: the chain is used')
   })
 
+  t.test("Quilt's login is asked for again when its registry is away for a moment (S105)", async t => {
+    let asked = 0
+    const registry = createServer((_request, response) => {
+      if (++asked <= 2) return response.writeHead(503).end()
+      const { accessKey: AccessKeyId, secretKey: SecretAccessKey } = server
+      return response.end(JSON.stringify({ AccessKeyId, SecretAccessKey, Expiration: '2999-01-01T00:00:00Z' }))
+    })
+    await new Promise<void>(resolve => registry.listen(0, '127.0.0.1', resolve))
+    t.teardown(() => registry.close())
+    useEnvironment(t, { AWS_ENDPOINT_URL: proxy.endpoint })
+    const url = `http://127.0.0.1:${(registry.address() as AddressInfo).port}`
+    // The access token is good, so that only the credentials are asked for.
+    process.env.XDG_DATA_HOME = quiltData(t, server, '2001-01-01T00:00:00+00:00', url, 4e9)
+    t.ok((await read(sourceFor(t), 'data', 'big')).equals(body))
+    t.equal(asked, 3)
+  })
+
   t.test("Quilt's login is renewed at its registry when it has expired", async t => {
     const asked: string[] = []
     const registry = createServer((request, response) => {
@@ -587,9 +604,9 @@ async function unusedPort(): Promise<number> {
 }
 
 /** What `quilt3 login` leaves, with the server's own keys and an access token that has expired. */
-function quiltData(t: Test, server: S3Server, expiry: string, registryUrl?: string): string {
+function quiltData(t: Test, server: S3Server, expiry: string, registryUrl?: string, tokenExpiresAt = 1): string {
   const credentials = { access_key: server.accessKey, secret_key: server.secretKey, token: '', expiry_time: expiry }
-  const login = { refresh_token: 'old', access_token: 'stale', expires_at: 1 }
+  const login = { refresh_token: 'old', access_token: 'stale', expires_at: tokenExpiresAt }
   return t.testdir({
     Quilt: {
       'credentials.json': JSON.stringify(credentials),

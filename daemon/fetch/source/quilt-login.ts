@@ -163,8 +163,12 @@ async function ask(url: string, init: RequestInit, ioTimeoutMs: number, howToHel
       cause: error,
     })
   }
-  if (status >= 500) {
-    throw new BobbinError('UPSTREAM_UNAVAILABLE', `cannot renew Quilt's credentials at ${url}: HTTP ${status}`)
+  if (status >= 500 || status === 429) {
+    // As the SDK has it, for failure-class.ts: it is asked again.
+    const cause = { $metadata: { httpStatusCode: status } }
+    throw new BobbinError('UPSTREAM_UNAVAILABLE', `cannot renew Quilt's credentials at ${url}: HTTP ${status}`, {
+      cause,
+    })
   }
   const answer = parseObject(text)
   if (status !== 200 || answer === undefined || answer.error !== undefined) {
