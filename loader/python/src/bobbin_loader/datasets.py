@@ -35,7 +35,8 @@ class BobbinDataset(IterableDataset):  # type: ignore[misc]
     same order, with ``batched=True`` and ``batch_size=None``, or with ``batch_size=plan.batch_size(world)``.
 
     ``decode(sample)`` and, when batched, ``collate(samples)`` run in the worker. ``rank`` and ``world`` are those of
-    torch.distributed when it is initialised, else RANK and WORLD_SIZE, else 0 of 1. The other arguments are those of
+    torch.distributed when it is initialised, else RANK and WORLD_SIZE, else 0 of 1. Where another layer divides among
+    ranks (accelerate's ``prepare``), give 0 and 1, or that layer is refused. The other arguments are those of
     ``Plan.batches``.
     """
 
