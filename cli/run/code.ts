@@ -241,7 +241,7 @@ async function ownIndex(folder: string, scratch: string) {
   }
 }
 
-function withoutCredentials(remote: string): string {
+export function withoutCredentials(remote: string): string {
   if (!URL.canParse(remote)) return remote
   const url = new URL(remote)
   // In ssh:// a user says where to log in, and is no secret.

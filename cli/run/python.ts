@@ -6,6 +6,7 @@ import { accessSync, closeSync, constants, openSync, readSync, statSync } from '
 import { basename, delimiter, isAbsolute, join, resolve } from 'node:path'
 import { hasCode } from '../../daemon/model/index.js'
 import type { RunFacts } from '../record/run-facts.js'
+import { withoutCredentials } from './code.js'
 import { runQuietly } from './process.js'
 
 export type PythonFacts = NonNullable<RunFacts['python']>
@@ -53,6 +54,8 @@ print(json.dumps({
 }))
 `
 
+type Answer = Omit<PythonFacts, keyof Found> & { readonly editable: readonly string[] }
+
 export interface LookedAtPython {
   readonly python: PythonFacts
   /** Folders of packages that are installed as links to their sources. */
@@ -73,8 +76,9 @@ export async function lookAtPython(
     if (status === null) return `${why}: it did not answer within ${ANSWER_MS / 1000} s`
     if (status !== 0) return `${why}: ${stderr.toString('utf8').trim().split('\n').at(-1)!.slice(0, 300)}`
     if (stdout.length > ANSWER_BYTES_MAX) return `${why}: it said too much`
-    const { editable, ...facts } = JSON.parse(stdout.toString('utf8'))
-    return { python: { ...found, ...facts }, editable: editable.flatMap(folderOf) }
+    const { editable, packages, ...facts } = JSON.parse(stdout.toString('utf8')) as Answer
+    const named = packages.map(one => (one.url === undefined ? one : { ...one, url: withoutCredentials(one.url) }))
+    return { python: { ...found, ...facts, packages: named }, editable: editable.flatMap(folderOf) }
   } catch (error) {
     if (hasCode(error, 'INTERRUPTED')) throw error
     return `${why}: ${error instanceof Error ? error.message : error}`

@@ -2,16 +2,15 @@
  * The folder that a package is installed into. Nothing is written outside it: a component that is
  * a symbolic link is refused, and files are written in a hidden folder of their own, then renamed.
  */
-import { randomBytes } from 'node:crypto'
 import { lstatSync, mkdirSync, readdirSync, realpathSync, rmSync, type Stats } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { BobbinError, type LogicalKey, localError, systemCode } from '../model/index.js'
-import { isAlive, makeFolderDurablySync, refuseForeignFolder, syncFolder } from '../store/index.js'
+import { makeFolderDurablySync, refuseForeignFolder, syncFolder } from '../store/index.js'
 import { concurrently } from './concurrently.js'
+import { isLeftover, temporaryFolderName } from './temporary-folders.js'
 
 /** Folders whose nature is remembered; beyond that it is looked up again. */
 const FOLDERS_MAX = 100_000
-const TEMPORARY_PREFIX = '.bobbin-'
 /** Folders that wait for their fsync; then it is their turn. */
 const TOUCHED_MAX = 10_000
 const SYNCS_AT_ONCE = 4
@@ -31,7 +30,7 @@ export class Destination {
       makeFolderDurablySync(dir)
       this.root = realpathSync(dir)
       removeLeftovers(this.root)
-      this.#temporary = join(this.root, `${TEMPORARY_PREFIX}${process.pid}-${randomBytes(6).toString('hex')}`)
+      this.#temporary = join(this.root, temporaryFolderName())
       mkdirSync(this.#temporary, { mode: 0o700 })
     } catch (error) {
       if (['EEXIST', 'ENOTDIR'].includes(systemCode(error) ?? '')) {
@@ -113,7 +112,6 @@ export class Destination {
 
 function removeLeftovers(root: string): void {
   for (const name of readdirSync(root)) {
-    const match = /^\.bobbin-(\d+)-[0-9a-f]{12}$/.exec(name)
-    if (match !== null && !isAlive(Number(match[1]))) rmSync(join(root, name), { recursive: true, force: true })
+    if (isLeftover(name)) rmSync(join(root, name), { recursive: true, force: true })
   }
 }

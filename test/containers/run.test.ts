@@ -47,6 +47,8 @@ exit 7`
     readsOf(run).map(row => [row.key, row.via, row.count, row.size]),
     [[key, 'fuse', 1, content.length]],
   )
+  t.match(factsOf(run).machine, { cpu: String, cpus: Number, gpus: Array })
+  t.same(factsOf(run).python, undefined, 'what Python is in a container says its image')
   t.equal((await runs.bobbin('record', 'verify', run.runId)).status, 0)
   t.equal(await docker.run('ps', '--all', '--quiet'), '', 'no container is left')
   t.same(mountsBelow(folder), [])

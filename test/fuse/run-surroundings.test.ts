@@ -40,6 +40,11 @@ write(
   join(site, 'own-0.1.dist-info/direct_url.json'),
   JSON.stringify({ url: `file://${sources}`, dir_info: { editable: true } }),
 )
+write(join(site, 'secret-2.dist-info/METADATA'), 'Metadata-Version: 2.1\nName: secret\nVersion: 2\n')
+write(
+  join(site, 'secret-2.dist-info/direct_url.json'),
+  JSON.stringify({ url: 'https://user:token@host.invalid/repo.git', vcs_info: { vcs: 'git', commit_id: 'abc' } }),
+)
 write(join(sources, 'own.py'), 'x = 1')
 const git = (dir: string, ...args: string[]) =>
   execFileSync('git', ['-C', dir, '-c', 'user.name=T', '-c', 'user.email=t@t.invalid', ...args], { encoding: 'utf8' })
@@ -69,6 +74,7 @@ t.test('a record has Python, its packages, and the hardware (S123)', async t => 
   t.same(facts.python!.packages, [
     { name: 'demo', version: '1.2' },
     { name: 'own', version: '0.1', url: `file://${sources}` },
+    { name: 'secret', version: '2', url: 'https://host.invalid/repo.git', commit: 'abc' },
   ])
   t.match(facts.machine, { cpus: Number, cpu: String, memoryBytes: Number, system: /^linux / })
   const smi = spawnSync('nvidia-smi', ['--query-gpu=name', '--format=csv,noheader'], { encoding: 'utf8' })

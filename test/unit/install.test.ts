@@ -12,6 +12,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs'
+import { hostname } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { Fetcher } from '../../daemon/fetch/fetcher.js'
@@ -142,15 +143,17 @@ t.test('installPackage leaves nothing half when it is interrupted', async t => {
   t.notOk(readdirSync(dest).some(name => name.startsWith('.bobbin')))
 })
 
-t.test('installPackage removes what a killed one has left', async t => {
+t.test('installPackage removes what a killed one of this machine has left, and nothing else (S119)', async t => {
   const { source, dest } = folders(t)
   const dead = spawnSync('true').pid
-  const stale = join(dest, `.bobbin-${dead}-0123456789ab`)
-  const alive = join(dest, `.bobbin-${process.ppid}-0123456789ab`)
-  for (const path of [stale, alive]) mkdirSync(path, { recursive: true })
+  const machine = hostname().replace(/[^A-Za-z0-9.]/g, '')
+  const stale = join(dest, `.bobbin-${machine}-${dead}-0123456789ab`)
+  const alive = join(dest, `.bobbin-${machine}-${process.ppid}-0123456789ab`)
+  const elsewhere = join(dest, `.bobbin-${machine}x-${dead}-0123456789ab`)
+  for (const path of [stale, alive, elsewhere]) mkdirSync(path, { recursive: true })
   writeFileSync(join(stale, '1'), 'half')
   await install([await writeEntry(source, 'x', 'x')], dest)
-  t.same(readdirSync(dest).sort(), [alive.slice(dest.length + 1), 'x'])
+  t.same(readdirSync(dest).sort(), [alive, elsewhere].map(path => path.slice(dest.length + 1)).concat('x'))
 })
 
 t.test('installPackage goes on after a kill (S20)', async t => {

@@ -8,10 +8,8 @@
  * The power may go at any moment, so bytes are synced before they get their name, names of objects before a manifest
  * has them, and a manifest's name before a pointer has it.
  */
-import { randomBytes } from 'node:crypto'
 import { closeSync, constants, openSync } from 'node:fs'
 import { copyFile, link, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
-import { hostname } from 'node:os'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -30,7 +28,8 @@ import {
 } from '../../model/index.js'
 import { createObjectHasher } from '../../quilt/object-hash.js'
 import { hashFile } from '../../store/hash-file.js'
-import { flock, isAlive } from '../../store/index.js'
+import { flock } from '../../store/index.js'
+import { isLeftover, temporaryFolderName } from '../temporary-folders.js'
 import { textToStore } from './text.js'
 
 /** Somebody may put a file where we have just seen none, and take it away again; not for ever. */
@@ -314,15 +313,12 @@ function storedFile(path: string, hex: string, isReused: boolean): StoredFile {
   return { physicalKey: { kind: 'file', path }, hash: { type: 'sha2-256-chunked', hex }, isReused }
 }
 
-/** A new folder, after removing those of this machine's dead processes. Others may share the disk, so its name has ours. */
+/** A new folder, after removing those of this machine's dead processes. */
 async function makeTemporary(quilt: string): Promise<string> {
-  const machine = hostname().replace(/[^A-Za-z0-9.]/g, '')
-  const path = join(quilt, `.bobbin-${machine}-${process.pid}-${randomBytes(6).toString('hex')}`)
+  const path = join(quilt, temporaryFolderName())
   try {
     for (const name of await readdir(quilt)) {
-      const match = /^\.bobbin-([A-Za-z0-9.]*)-(\d+)-[0-9a-f]{12}$/.exec(name)
-      if (match === null || match[1] !== machine || isAlive(Number(match[2]))) continue
-      await rm(join(quilt, name), { recursive: true, force: true })
+      if (isLeftover(name)) await rm(join(quilt, name), { recursive: true, force: true })
     }
     await mkdir(path, { mode: 0o700 })
     return path
