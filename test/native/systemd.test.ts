@@ -138,6 +138,34 @@ interface Machine {
   log(): string
 }
 
+/** A journal, which the system has units of its own for, with more than a test has. */
+const JOURNAL_UNITS = {
+  'systemd-journald.socket': `[Unit]
+DefaultDependencies=no
+[Socket]
+ListenDatagram=/run/systemd/journal/socket
+ListenStream=/run/systemd/journal/stdout
+PassCredentials=yes
+`,
+  'systemd-journald.service': `[Unit]
+DefaultDependencies=no
+Requires=systemd-journald.socket
+[Service]
+Type=notify
+ExecStart=${['/lib/systemd/systemd-journald', '/usr/lib/systemd/systemd-journald'].find(path => existsSync(path))}
+Sockets=systemd-journald.socket
+`,
+}
+/** A daemon that cannot start, since everybody may write to its cache, and then one that can. */
+const SAID_UNIT = `[Unit]
+DefaultDependencies=no
+[Service]
+Type=exec
+ExecStart=/bin/sh -c 'mkdir -m 777 /var/cache/said; bobbin daemon --cache /var/cache/said; chmod 750 /var/cache/said; exec bobbin daemon --cache /var/cache/said'
+StandardOutput=journal
+StandardError=journal
+`
+
 /** Both programs in a folder of their own, as a version of them is installed; with the number that they say they have. */
 async function installVersion(folder: string, name: string, version: string): Promise<string> {
   const root = join(folder, 'versions', name)
@@ -188,6 +216,10 @@ async function boot(t: Test, folder: string): Promise<Machine> {
     const settings = `[Unit]\nDefaultDependencies=no\n${name.endsWith('.service') ? service + seen : ''}`
     writeFileSync(join(units, `${name}.d/test.conf`), settings)
   }
+
+  for (const [name, text] of Object.entries(JOURNAL_UNITS)) writeFileSync(join(units, name), text)
+  const environment = `Environment=PATH=${bin}:/usr/bin:/bin BOBBIN_FREE_FLOOR=0`
+  writeFileSync(join(units, 'said.service'), `${SAID_UNIT}${environment}\n`)
 
   const cgroup = join(cgroupRoot()!, `bobbin-test-${process.pid}`)
   mkdirSync(cgroup)
@@ -466,6 +498,19 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() || (cannotBoot()
     t.not(await property('MainPID'), pid)
     t.equal((await machine.run('systemctl', 'stop', 'bobbin-loader.service', 'bobbin-loader.socket')).status, 0)
     t.equal(await property('Result'), 'success')
+  })
+
+  await t.test('journalctl finds errors by their priority (S137)', async t => {
+    t.match(await machine.run('systemctl', 'start', 'systemd-journald.socket', 'said.service'), { status: 0 })
+    const journal = async (...args: string[]) =>
+      (await machine.run('journalctl', '-D', '/run/log/journal', '-u', 'said', '-o', 'cat', '--no-pager', ...args))
+        .stdout
+    await until('the second one is ready', async () => (await journal()).includes('the daemon is ready'))
+    const errors = (await journal('-p', 'err')).trimEnd().split('\n')
+    t.ok(errors.length > 0 && errors.every(line => line.includes('everybody may write')), 'the number is taken away', {
+      errors,
+    })
+    t.equal((await machine.run('systemctl', 'stop', 'said')).status, 0)
   })
 
   await t.test('systemctl stop leaves nothing', async t => {
