@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { cannotMount } from '../support/can-mount.js'
 import { Bobbin, runProgram } from '../support/cli.js'
-import { testFolder } from '../support/daemon.js'
+import { startDaemon, testFolder } from '../support/daemon.js'
 import { startLoader } from '../support/loader.js'
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
@@ -71,4 +71,16 @@ t.test('an object that has moved is read from where the manifest of the registry
     const { stdout } = await attribute(here('small'), 'user.quilt.physical_key')
     t.match(stdout, /\/after\/small$/m, 'and its attribute says so')
   })
+})
+
+t.test('the same through fuse-native (S106)', { skip: cannotMount() }, async t => {
+  const folder = testFolder(t)
+  const registry = join(folder, 'registry')
+  const written = await writeFrom(registry, join(registry, 'before'))
+  const daemon = await startDaemon(t, { folder, transport: 'fuse-native' })
+  const { path } = await daemon.mount(written, 'mnt')
+  renameSync(join(registry, NAME), join(registry, 'after'))
+  await writeFrom(registry, join(registry, 'after'))
+  for (const key of ['small', 'large'])
+    t.equal((await runProgram('cmp', [join(path, key), join(registry, 'after', key)])).status, 0, key)
 })
