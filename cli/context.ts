@@ -3,12 +3,13 @@ import { accessSync, constants, existsSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { daemonRoom } from '../daemon/control/room-holds.js'
 import { createSource, type SourceConfig } from '../daemon/fetch/source/index.js'
-import { BobbinError, homeFolder, isInHome, type Source, userName } from '../daemon/model/index.js'
+import { BobbinError, hasCode, homeFolder, isInHome, type Source, userName } from '../daemon/model/index.js'
 import { type OpenedPackage, type OpenOptions, openPackage } from '../daemon/quilt/package-cache.js'
-import { type PackageReference, parseReference } from '../daemon/quilt/reference.js'
+import { formatRegistry, type PackageReference, parseReference } from '../daemon/quilt/reference.js'
 import { refuseForeignFolder } from '../daemon/store/index.js'
 import { Output } from './output.js'
 import { type Progress, startProgress } from './progress.js'
+import { quiltRegistries } from './quilt-config.js'
 import { type CommonFlags, readSettings, type Settings } from './settings.js'
 
 /** The flags of verbs that take a package. */
@@ -107,12 +108,38 @@ export function sourceConfigOf({ ioTimeoutMs, offline }: Settings): SourceConfig
   return { ioTimeoutMs, offline }
 }
 
+/**
+ * The package that is meant. The registry of a name without one is the first that is set: flag, environment, config file
+ * (`settings`), quilt3's `default_remote_registry`, quilt3's local registry if it has packages.
+ */
 export function referenceOf(text: string, flags: PackageFlags, settings: Settings): PackageReference {
   return parseReference(text, {
     ...(flags.registry !== undefined && { registry: flags.registry }),
     ...(flags.topHash !== undefined && { topHash: flags.topHash }),
-    ...(settings.registry !== undefined && { defaultRegistry: settings.registry }),
+    defaultRegistry: () => defaultRegistryOf(settings),
   })
+}
+
+/** For reading; nothing is written to a local registry because nobody named another. */
+export function defaultRegistryOf(settings: Settings, isForWriting = false): string | undefined {
+  if (settings.registry !== undefined) return settings.registry
+  const { remote, local, hasLocal } = quiltRegistries()
+  if (remote !== undefined) return formatRegistry(remote)
+  return hasLocal && !isForWriting ? formatRegistry(local) : undefined
+}
+
+/** What quilt3's local registry has of a name that its remote one does not know. */
+function localReference(text: string, flags: PackageFlags, settings: Settings): PackageReference | undefined {
+  if (flags.registry !== undefined || settings.registry !== undefined) return undefined
+  const { remote, local, hasLocal } = quiltRegistries()
+  if (remote === undefined || !hasLocal) return undefined
+  // A registry in the text stands for itself.
+  const reference = referenceOf(text, flags, settings)
+  const other = parseReference(text, {
+    ...(flags.topHash !== undefined && { topHash: flags.topHash }),
+    defaultRegistry: () => formatRegistry(local),
+  })
+  return formatRegistry(reference.registry) === formatRegistry(other.registry) ? undefined : other
 }
 
 /** Its manifest is fetched and compiled, with progress, unless it is cached. Whoever opened it closes it. */
@@ -127,6 +154,27 @@ export function openNamed(
   return openPackage(reference, { cacheDir, source, offline, quarantine, room, signal, onProgress })
 }
 
+/** As `openNamed`, and the reference that was meant: quilt3's remote registry is asked first, then its local one. */
+async function openMeant(
+  text: string,
+  flags: PackageFlags,
+  context: Context,
+): Promise<{ readonly opened: OpenedPackage; readonly reference: PackageReference }> {
+  const reference = referenceOf(text, flags, context.settings)
+  try {
+    return { opened: await openNamed(reference, flags, context), reference }
+  } catch (error) {
+    const isUnknown = hasCode(error, 'PACKAGE_NOT_FOUND') || hasCode(error, 'REVISION_NOT_FOUND')
+    const other = isUnknown ? localReference(text, flags, context.settings) : undefined
+    if (other === undefined) throw error
+    const opened = await openNamed(other, flags, context).catch(() => Promise.reject(error))
+    context.output.note(
+      `bobbin: ${other.name} is not in ${formatRegistry(reference.registry)}, but in quilt3's local registry ${formatRegistry(other.registry)}`,
+    )
+    return { opened, reference: other }
+  }
+}
+
 /** Runs a verb on one revision. */
 export async function withPackage(
   text: string,
@@ -134,8 +182,7 @@ export async function withPackage(
   run: (opened: OpenedPackage, context: Context, reference: PackageReference) => Promise<void>,
 ): Promise<void> {
   await withContext(flags, async context => {
-    const reference = referenceOf(text, flags, context.settings)
-    const opened = await openNamed(reference, flags, context)
+    const { opened, reference } = await openMeant(text, flags, context)
     try {
       const left = opened.index.quarantined()
       if (left.length > 0) {

@@ -21,7 +21,8 @@ PKG is any of:
   s3://BUCKET/NS/NAME:TAG        by tag: latest, or its time in Unix seconds, as bobbin log shows it
   file:///DIR/NS/NAME@HASH       a registry in a folder (./DIR/NS/NAME works, too)
   'quilt+s3://BUCKET#package=NS/NAME@HASH&path=PATH'
-  NS/NAME@HASH --registry s3://BUCKET       (BOBBIN_REGISTRY is the default registry)`
+  NS/NAME@HASH --registry s3://BUCKET       (or BOBBIN_REGISTRY, or quilt3's default_remote_registry,
+                                 or its local registry)`
 
 const LOADER_HELP = `
 Training code of the same user finds it by itself, with the Python package bobbin-loader (loader/python) or the Node.js
@@ -92,12 +93,25 @@ function forPackage(command: Command): Command {
 /** Flags of verbs that make a revision. */
 function forRevision(command: Command): Command {
   return common(command)
-    .requiredOption('-m, --message <message>', 'what is new')
+    .option('-m, --message <message>', 'what is new (without it: none)')
     .option('--meta <json>', "the package's metadata, a JSON object, or @FILE with one")
     .option('--workflow <id>', "the registry's workflow to follow ('': none)")
     .option('--parent <hash>', 'the revision that this was made from: pushed only if it is still the latest')
     .option('--force', 'push over whatever is the latest')
     .option('--registry <url>', 'the registry of a package that is named without one')
+}
+
+/** Flags of verbs that give metadata to entries and folders. */
+function withMetadata(command: Command): Command {
+  return command
+    .option(
+      '--meta-from <file>',
+      'metadata of entries: .jsonl ({"key": …, …}), .csv or .tsv (a column "key"), .json (COCO annotations); may be repeated',
+      collect,
+    )
+    .option('--meta-under <folder>', 'keys and file names in --meta-from are below this folder of the package')
+    .option('--allow-unmatched', 'leave out metadata of what is not in the package')
+    .option('--dir-meta <folder=json>', 'metadata of a folder, a JSON object or @FILE (may be repeated)', collect)
 }
 
 /** Says no names of its own, so that `--help` need not load what knows them; a wrong one is refused in settings. */
@@ -134,11 +148,24 @@ forPackage(program.command('ls <PKG> [PATH]').description('the entries of a pack
 forPackage(
   program.command('cat <PKG> [KEY]').description("an entry's bytes to stdout, none before all are verified"),
 ).action(async (pkg, key, flags) => (await import('./cat.js')).cat(pkg, key, flags))
-forPackage(
-  program.command('meta <PKG> [KEY]').description('metadata of the package, of a directory or of an entry'),
-).action(async (pkg, key, flags) => (await import('./meta.js')).meta(pkg, key, flags))
+const meta = program.command('meta <PKG> [KEY]').description('metadata of the package, of a directory or of an entry')
+forPackage(meta).action(async (pkg, key, flags) => (await import('./meta.js')).meta(pkg, key, flags))
+withMetadata(
+  forRevision(
+    meta
+      .command('set <PKG> [KEY=JSON...]')
+      .description(
+        'a revision with other metadata, of entries, of folders (KEY=JSON or KEY=@FILE) or of the package (--meta)',
+      ),
+  ),
+)
+  .option('--push <PKG>', 'the package that it becomes a revision of (default: the one that is read)')
+  .addOption(new Option('--top-hash <hash>', 'the revision that is read, as quilt3 users give it'))
+  .action(async (pkg, values, flags) => (await import('./edit.js')).setMeta(pkg, values, flags))
 forPackage(program.command('install <PKG> <DIR>').description('verified copies in a folder; run it again to resume'))
   .option('--path <glob>', 'only entries that match (may be repeated)', collect)
+  .option('--strip-path', 'what lies in the folder --path lies directly in DIR, as quilt3 has it')
+  .option('--register', "leave the manifest in quilt3's local registry, where quilt3.Package.browse(NAME) finds it")
   .action(async (pkg, dir, flags) => (await import('./install.js')).install(pkg, dir, flags))
 forPackage(
   program.command('verify <PKG> <DIR>').description('is this folder this revision? every file is hashed, on all cores'),
@@ -146,11 +173,17 @@ forPackage(
   .option('--path <glob>', 'only entries, and files, that match (may be repeated)', collect)
   .option('--extra-files-ok', 'files that the package does not have are no difference')
   .action(async (pkg, dir, flags) => (await import('./verify.js')).verify(pkg, dir, flags))
-forRevision(
-  program
-    .command('push <DIR> <PKG>')
-    .description('a folder becomes a revision; unchanged objects are not uploaded again; run it again to resume'),
-).action(async (dir, pkg, flags) => (await import('./push.js')).push(dir, pkg, flags))
+withMetadata(
+  forRevision(
+    program
+      .command('push <DIR> <PKG>')
+      .description(
+        'a folder, or s3://BUCKET/PREFIX/, becomes a revision; unchanged objects are not uploaded again; run it again to resume',
+      ),
+  ),
+)
+  .option('--no-copy', 'of s3://BUCKET/PREFIX/: leave the objects where they lie')
+  .action(async (dir, pkg, flags) => (await import('./push.js')).push(dir, pkg, flags))
 forRevision(
   program
     .command('filter <PKG>')
@@ -162,6 +195,43 @@ forRevision(
   .addOption(new Option('--quarantine', 'leave out hostile rows instead of refusing the package'))
   .addHelpText('after', FILTER_HELP)
   .action(async (pkg, flags) => (await import('./filter.js')).filter(pkg, flags))
+withMetadata(
+  forRevision(
+    program
+      .command('edit <PKG>')
+      .description('a revision that differs in some entries; the others are not fetched')
+      .option('--add <key=file>', 'a new entry, or another file in place of one (may be repeated)', collect)
+      .option('--remove <glob>', 'entries that go; a folder: all below it (may be repeated)', collect)
+      .requiredOption('--push [PKG]', 'the package that it becomes a revision of (without PKG: the one that is read)'),
+  ),
+)
+  .addOption(new Option('--top-hash <hash>', 'the revision that is read, as quilt3 users give it'))
+  .action(async (pkg, flags) => (await import('./edit.js')).edit(pkg, flags))
+forRevision(
+  program
+    .command('copy <PKG> <REGISTRY>')
+    .description(
+      'a package in another registry, with its objects and the same top hash; S3 copies them by itself where it can',
+    )
+    .option('--name <NS/NAME>', 'its name there (default: as it is)')
+    .option(
+      '--where <expression>',
+      'JMESPath over {key, size, hash, meta}: only these entries, as a revision of their own',
+    ),
+)
+  .addOption(new Option('--top-hash <hash>', 'the revision that is copied, as quilt3 users give it'))
+  .action(async (pkg, registry, flags) => (await import('./copy.js')).copy(pkg, registry, flags))
+common(program.command('rollback <PKG> <HASH>').description('an earlier revision is the latest again'))
+  .option('--registry <url>', 'the registry of a package that is named without one')
+  .option('--force', 'also a revision that is not in the history of this name')
+  .action(async (pkg, hash, flags) => (await import('./rollback.js')).rollback(pkg, hash, flags))
+forPackage(
+  program
+    .command('delete <PKG>')
+    .description('a revision (PKG@HASH) or a name goes from its registry; manifests and objects stay'),
+)
+  .option('--yes', 'do it; without this it is only listed')
+  .action(async (pkg, flags) => (await import('./delete.js')).deletePackage(pkg, flags))
 forPackage(
   program
     .command('diff <PKG> <PKG>')
@@ -310,7 +380,7 @@ function outputError(text: string, write: (text: string) => void): void {
   write(`${escapeMessage(text.trimEnd().replace(/\n(?=\(Did you mean)/, '\n  '))}\n`)
 }
 
-for (const command of [...program.commands, ...record.commands])
+for (const command of [...program.commands, ...meta.commands, ...record.commands])
   command.exitOverride().configureHelp({ sortOptions: false }).configureOutput({ outputError })
 program.exitOverride().configureOutput({ outputError })
 

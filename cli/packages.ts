@@ -2,7 +2,7 @@ import { BobbinError, type PackageName, type Registry, type TopHash } from '../d
 import { readAhead } from '../daemon/quilt/read-ahead.js'
 import { parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages, listRevisions } from '../daemon/quilt/registry.js'
-import { type Context, withContext } from './context.js'
+import { type Context, defaultRegistryOf, withContext } from './context.js'
 import type { CommonFlags } from './settings.js'
 
 /** How many packages are asked about at once. */
@@ -20,7 +20,7 @@ export async function packages(
   flags: CommonFlags & { readonly long?: boolean },
 ): Promise<void> {
   await withContext(flags, async context => {
-    const text = registryText ?? context.settings.registry
+    const text = registryText ?? defaultRegistryOf(context.settings)
     if (text === undefined) {
       throw new BobbinError(
         'INVALID_ARGUMENT',

@@ -7,8 +7,8 @@
  *    the retries of the writer, which is the only layer that retries), STORE_FULL, LOCAL_IO, INTERRUPTED.
  *  - nothing that an earlier revision may point to is ever written over, except by `put`.
  */
-import type { ObjectHash } from './entry.js'
-import type { PhysicalKey } from './physical-key.js'
+import type { HashType, ObjectHash } from './entry.js'
+import type { PhysicalKey, S3Key } from './physical-key.js'
 
 /** Bytes that will not change while they are stored, or whoever reads them is told. */
 export interface FileToStore {
@@ -42,11 +42,46 @@ export interface StoreFileOptions {
   readonly onBytes?: ((bytes: number) => void) | undefined
 }
 
+/** An object of a bucket, as its server tells of it. */
+export interface ServerObject {
+  /** With its version, where there is one. */
+  readonly physicalKey: S3Key
+  /** Bytes. */
+  readonly size: number
+  /** `sha2-256-chunked`, where the checksums that the server keeps prove it. */
+  readonly hash: ObjectHash | undefined
+}
+
+export interface CopyOptions extends StoreFileOptions {
+  /** Reads an object and gives its hash (hex): asked where checksums do not prove a copy. */
+  readonly read: (key: S3Key, size: number, type: HashType) => Promise<string>
+}
+
 export interface RegistryWriter {
   /** The full address of what lies there now, with its version where there is one; `undefined`: nothing. */
   find(key: PhysicalKey, signal?: AbortSignal): Promise<PhysicalKey | undefined>
   /** Stores an object, unless its bytes are there already. */
   store(file: FileToStore, place: ObjectPlace, options?: StoreFileOptions): Promise<StoredFile>
+  /**
+   * Stores an object that lies in S3 already without its bytes passing through this machine, unless they are there. What
+   * was copied has been checked against `hash`, if one is given. `undefined`: the server cannot do it, or these credentials may not.
+   */
+  copy(
+    from: S3Key,
+    object: { readonly size: number; readonly hash?: ObjectHash | undefined },
+    place: ObjectPlace,
+    options: CopyOptions,
+  ): Promise<StoredFile | undefined>
+  /** Of an object in any bucket. Throws OBJECT_GONE. */
+  look(key: S3Key, signal?: AbortSignal): Promise<ServerObject>
+  /** Every object whose key starts so, in any bucket, in any order. */
+  list(
+    bucket: string,
+    prefix: string,
+    signal?: AbortSignal,
+  ): AsyncIterable<{ readonly key: string; readonly size: number }>
+  /** Removes a pointer; whether it was there does not matter. */
+  remove(key: PhysicalKey, signal?: AbortSignal): Promise<void>
   /** Writes a file at this very key, whatever lies there. */
   put(key: PhysicalKey, file: FileToStore, options?: StoreFileOptions): Promise<void>
   /**

@@ -91,14 +91,14 @@ export class KeySorter {
     this.#filled = 0
   }
 
-  /** Every row, by tree order, equal keys by row number. May be called once, after the last `add`. */
+  /** Every row, by tree order, equal keys by row number. After the last `add`; one at a time, as often as one likes. */
   *sorted(): Generator<SortedRow> {
     if (this.#runs.length === 0) {
       this.#sortRun()
       for (const at of this.#starts) yield readRecord(this.#records, at)
       return
     }
-    this.#spill()
+    if (this.#starts.length > 0) this.#spill()
     // Few runs (one for every 32 MiB of keys), so the smallest head is found by looking at each.
     const heads = this.#runs.map(run => new RunReader(this.#fd, run.at, run.bytes)).filter(run => run.next())
     while (heads.length > 0) {

@@ -2,6 +2,7 @@
 import { closeSync, openSync, readSync } from 'node:fs'
 import { BobbinError, localError } from '../model/index.js'
 import { ByteBuffer } from './byte-buffer.js'
+import { type MemberChanges, withMembers } from './json-members.js'
 import { ManifestReader, PIECE_BYTES } from './manifest-reader.js'
 import { ManifestRow } from './manifest-row.js'
 
@@ -49,8 +50,22 @@ export class ManifestRows {
     }
   }
 
-  /** A file's row; the header is row 1. */
-  read(row: number): RawRow {
+  /** Without its newline. */
+  header(): Buffer {
+    return this.#bytes(1)
+  }
+
+  /** A file's row, with other members where `changes` has some; the header is row 1. */
+  read(row: number, changes?: MemberChanges): RawRow {
+    const found = this.#bytes(row)
+    const bytes = changes === undefined ? found : withMembers(found, changes)
+    this.#canonical.begin(this.#memory)
+    this.#row.scan(bytes, 0, bytes.length)
+    this.#row.appendCanonical(this.#canonical, this.#digest)
+    return { bytes, canonical: this.#canonical.written }
+  }
+
+  #bytes(row: number): Buffer {
     const [start, end] = [this.starts[row - 1], this.starts[row]]
     if (start === undefined || end === undefined)
       throw new BobbinError('INDEX_DAMAGED', `the manifest has no row ${row}`)
@@ -60,10 +75,7 @@ export class ManifestRows {
       if (read === 0) throw new BobbinError('INDEX_DAMAGED', 'the cached manifest was cut while it was read')
       done += read
     }
-    this.#canonical.begin(this.#memory)
-    this.#row.scan(bytes, 0, bytes.length)
-    this.#row.appendCanonical(this.#canonical, this.#digest)
-    return { bytes, canonical: this.#canonical.written }
+    return bytes
   }
 
   close(): void {

@@ -15,6 +15,7 @@ import {
   type TopHash,
 } from '../model/index.js'
 import { canonicalJson, quote } from './canonical-json.js'
+import { withMembers } from './json-members.js'
 import { formatManifestHash } from './object-hash.js'
 
 /** What quilt3 and the services of a Quilt stack take as a row, in bytes. */
@@ -27,6 +28,8 @@ export interface ManifestHeader {
   readonly userMeta?: string | undefined
   /** JSON text of an object. */
   readonly workflow?: string | undefined
+  /** The header of the revision that this one is made from: members that are not named above come along, as with quilt3. */
+  readonly base?: Buffer | undefined
 }
 
 export interface WrittenManifest {
@@ -48,33 +51,31 @@ export class ManifestWriter {
   /** Makes the file, which must not exist yet; who made the writer closes it, and removes the file. */
   constructor(
     readonly path: string,
-    header: ManifestHeader,
+    header: ManifestHeader | Buffer,
   ) {
-    const text = Buffer.from(headerText(header))
+    const text = Buffer.isBuffer(header) ? header : headerText(header)
     requireShort(text.length, 'the header (message and metadata of the package)')
     try {
       this.#fd = openSync(path, 'wx', 0o640)
     } catch (error) {
       throw localError(`write ${path}`, error)
     }
-    this.#topHash.update(canonicalJson(text, 0, text.length))
+    // quilt3 drops this member when it reads a header.
+    this.#topHash.update(canonicalJson(text, 0, text.length, { without: 'top_hash' }))
     this.#write(text)
   }
 
-  /** A file without metadata. */
-  addEntry({ key, size, hash, physicalKey }: Entry): void {
+  /** A file; `userMeta` is its metadata, canonical JSON text of an object. */
+  addEntry({ key, size, hash, physicalKey }: Entry, userMeta?: string): void {
     const { type } = hash
     const value = formatManifestHash(hash)
-    const row = {
-      logical_key: key,
-      physical_keys: [formatPhysicalKey(physicalKey)],
-      size,
-      hash: { type, value },
-      meta: {},
-    }
-    // By hand: there are as many of these as files, and nothing in them but the key needs escapes.
-    const canonical = `{"hash":{"type":"${type}","value":"${value}"},"logical_key":${quote(key)},"meta":{},"size":${size}}`
-    this.addFileRow(Buffer.from(JSON.stringify(row)), Buffer.from(key), canonical, size)
+    const meta = userMeta === undefined ? '{}' : `{"user_meta":${userMeta}}`
+    // By hand: there are as many of these as files, and nothing in them but keys needs escapes.
+    const row =
+      `{"logical_key":${JSON.stringify(key)},"physical_keys":[${JSON.stringify(formatPhysicalKey(physicalKey))}],` +
+      `"size":${size},"hash":{"type":"${type}","value":"${value}"},"meta":${meta}}`
+    const canonical = `{"hash":{"type":"${type}","value":"${value}"},"logical_key":${quote(key)},"meta":${meta},"size":${size}}`
+    this.addFileRow(Buffer.from(row), Buffer.from(key), canonical, size)
   }
 
   /** A row as another manifest has it, without its newline; `canonical` is what the top hash covers. Both are taken before this returns. */
@@ -91,7 +92,9 @@ export class ManifestWriter {
   }
 
   /** Metadata of a directory, which is not hashed; all of these come before the files. */
-  addDirectoryRow(row: Buffer): void {
+  addDirectory(key: string, metadata: string): void {
+    const row = Buffer.from(`{"logical_key":${JSON.stringify(`${key}/`)},"meta":${metadata}}`)
+    requireShort(row.length, `the metadata of ${JSON.stringify(key)}`)
     this.#write(row)
   }
 
@@ -125,15 +128,11 @@ export class ManifestWriter {
 
 const NEWLINE = Buffer.from('\n')
 
-function headerText({ message, userMeta, workflow }: ManifestHeader): string {
-  const members = [
-    '"version":"v0"',
-    ...(userMeta === undefined ? [] : [`"user_meta":${userMeta}`]),
-    ...(workflow === undefined ? [] : [`"workflow":${workflow}`]),
-    `"message":${JSON.stringify(message)}`,
-  ]
-  return `{${members.join(',')}}`
+function headerText({ message, userMeta, workflow, base = NEW_HEADER }: ManifestHeader): Buffer {
+  return withMembers(base, { user_meta: userMeta, workflow, message: JSON.stringify(message), top_hash: undefined })
 }
+
+const NEW_HEADER = Buffer.from('{"version":"v0"}')
 
 function requireShort(bytes: number, what: string): void {
   if (bytes <= ROW_BYTES_MAX) return

@@ -41,8 +41,8 @@ export interface ReferenceOptions {
   readonly registry?: string | undefined
   /** Said for this call (`--top-hash`); at odds with a revision in the text it is an error. */
   readonly topHash?: string | undefined
-  /** Where names without a registry are looked up (`BOBBIN_REGISTRY`). */
-  readonly defaultRegistry?: string | undefined
+  /** Where names without a registry are looked up (`BOBBIN_REGISTRY`); a function is asked only when it is needed. */
+  readonly defaultRegistry?: string | undefined | (() => string | undefined)
 }
 
 export function parseReference(text: string, options: ReferenceOptions = {}): PackageReference {
@@ -195,7 +195,8 @@ function parseHash(hash: string, text: string): RevisionReference {
 
 function chooseRegistry(own: Registry | undefined, text: string, options: ReferenceOptions): Registry {
   if (own === undefined) {
-    const registry = options.registry ?? options.defaultRegistry
+    const { registry: said, defaultRegistry } = options
+    const registry = said ?? (typeof defaultRegistry === 'function' ? defaultRegistry() : defaultRegistry)
     if (!registry) {
       throw invalid(
         `no registry for ${quote(text)}: give --registry s3://BUCKET, set BOBBIN_REGISTRY, or write s3://BUCKET/${text}`,

@@ -156,6 +156,93 @@ def push_folder(folder, registry, name, message=None, meta=None, workflow=..., p
     return dump(name, registry, pushed.top_hash)
 
 
+def push_with_metas(folder, registry, name, message, metas, directories):
+    """A folder, with metadata of some entries and folders."""
+    package = quilt3.Package()
+    package.set_dir("/", folder)
+    for key, meta in [*metas.items(), *directories.items()]:
+        package[key].set_meta(meta)
+    return dump(name, registry, package.push(name, registry, message=message).top_hash)
+
+
+def push_coco(folder, registry, name, message):
+    """As the tutorial pushes its images (test/tutorial/push_dataset.py)."""
+    coco = json.loads((pathlib.Path(folder) / "annotations.json").read_text())
+    categories = {category["id"]: category for category in coco["categories"]}
+    package = quilt3.Package()
+    package.set_dir("/", folder)
+    for image in coco["images"]:
+        found = [annotation for annotation in coco["annotations"] if annotation["image_id"] == image["id"]]
+        named = [
+            {**annotation, **{"category": categories[annotation["category_id"]]["name"], "supercategory": categories[annotation["category_id"]]["supercategory"]}}
+            for annotation in found
+        ]
+        package[f"images/{image['file_name']}"].set_meta({"annotations": named})
+    return dump(name, registry, package.push(name, registry, message=message).top_hash)
+
+
+def edited(name, registry, to, message, add, remove, metas):
+    """Another revision of a package, as one of another name."""
+    package = quilt3.Package.browse(name, registry=registry)
+    for key in remove:
+        package.delete(key)
+    for key, path in add.items():
+        package.set(key, path)
+    for key, meta in metas.items():
+        package[key].set_meta(meta)
+    return dump(to, registry, package.push(to, registry, message=message, force=True).top_hash)
+
+
+def push_objects(source, registry, name, message):
+    """Of `s3://BUCKET/PREFIX/`, left where they lie."""
+    package = quilt3.Package()
+    package.set_dir("/", source)
+    return dump(name, registry, package.push(name, registry, message=message, selector_fn=lambda *_: False).top_hash)
+
+
+def put_objects(bucket, objects):
+    """Objects as other programs leave them: by (key, size, part bytes or None, checksum algorithm or None)."""
+    for key, size, part_bytes, algorithm in objects:
+        more = {"ChecksumAlgorithm": algorithm} if algorithm else {}
+        body = noise(size)
+        if part_bytes is None:
+            S3.put_object(Bucket=bucket, Key=key, Body=body, **more)
+            continue
+        upload = S3.create_multipart_upload(Bucket=bucket, Key=key, **more)["UploadId"]
+        parts = []
+        for number, start in enumerate(range(0, size, part_bytes), 1):
+            part = S3.upload_part(
+                Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body[start : start + part_bytes], **more
+            )
+            names = {name: value for name, value in part.items() if name == "ETag" or name == f"Checksum{algorithm}"}
+            parts.append({"PartNumber": number, **names})
+        S3.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+    return True
+
+
+def build_local(folder, registry, name):
+    """A manifest in a bucket, of files of this machine."""
+    package = quilt3.Package()
+    package.set_dir("/", folder)
+    return package.build(name, registry=registry)
+
+
+def local_top_hash(name):
+    """As a user of quilt3 browses what is installed."""
+    package = quilt3.Package.browse(name)
+    assert [entry.get_bytes() for _, entry in package.walk()]
+    return package.top_hash
+
+
+def rolled_back(name, registry, top_hash):
+    quilt3.Package.rollback(name, registry, top_hash)
+    return quilt3.Package.browse(name, registry=registry).top_hash
+
+
+def versions(name, registry):
+    return sorted(list(version) for version in quilt3.list_package_versions(name, registry=registry))
+
+
 def top_hash_of(folder, message, meta):
     """Of a folder, without any registry."""
     package = quilt3.Package()

@@ -10,13 +10,14 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
-  type BobbinError,
+  BobbinError,
   hasCode,
   localError,
   type PackageName,
   type Registry,
   type RegistryWriter,
   type Source,
+  type TopHash,
 } from '../../model/index.js'
 import { type ManifestHeader, ManifestWriter, type WrittenManifest } from '../../quilt/manifest-writer.js'
 import { publishRevision, type RevisionTarget, requireParent } from '../../quilt/publish.js'
@@ -39,6 +40,12 @@ export interface RevisionOptions {
   readonly parent?: string | undefined
   /** Push over whatever is latest. */
   readonly force?: boolean | undefined
+  /** Of the revision that this one is made from: what nothing here names comes along. */
+  readonly baseHeader?: Buffer | undefined
+  /** The header as it is. The registry's rules are asked, but not named: the top hash is another registry's. */
+  readonly header?: Buffer | undefined
+  /** Nothing else is published. */
+  readonly expectedTopHash?: TopHash | undefined
   readonly sourceConfig: SourceConfig
   readonly cacheDir: string
   /** What the server turned out to lack, in words. */
@@ -59,6 +66,7 @@ export interface Entries {
 }
 
 export interface Tools {
+  readonly source: Source
   readonly writer: RegistryWriter
   readonly workers: Workers
 }
@@ -84,7 +92,8 @@ export async function pushRevision(
   try {
     const writer = createRegistryWriter(options.registry, { ...sourceConfig, cacheDir, onLack })
     try {
-      return await push(options, source, { writer, workers }, entriesWith({ writer, workers }))
+      const tools = { source, writer, workers }
+      return await push(options, tools, entriesWith(tools))
     } finally {
       await writer.close()
     }
@@ -94,19 +103,19 @@ export async function pushRevision(
   }
 }
 
-async function push(
-  options: RevisionOptions,
-  source: Source,
-  { writer, workers }: Tools,
-  entries: Entries,
-): Promise<Revision> {
+async function push(options: RevisionOptions, { source, writer, workers }: Tools, entries: Entries): Promise<Revision> {
   const { registry, name, parent, force, message, userMeta, cacheDir, signal } = options
   const target: RevisionTarget = { registry, name, parent, isForced: force }
   await entries.look()
   const workflow = await findWorkflow(source, writer, options, { signal })
   if (workflow?.checksEntries) await workflow.checkEntries(await entries.list())
   const words = { registry, name, message, metadata: userMeta ?? 'null' }
-  const header: ManifestHeader = { message, userMeta, workflow: workflow?.header }
+  const header: ManifestHeader | Buffer = options.header ?? {
+    message,
+    userMeta,
+    workflow: workflow?.header,
+    base: options.baseHeader,
+  }
   const conflict = await conflictOf(source, target, signal)
   return await withManifestFile(cacheDir, async path => {
     if (conflict !== undefined) {
@@ -116,6 +125,9 @@ async function push(
       return { ...words, ...same, isNew: false }
     }
     const written = await writeManifest(path, header, manifest => entries.write(manifest))
+    if (options.expectedTopHash !== undefined && written.topHash !== options.expectedTopHash) {
+      throw new BobbinError('INTERNAL', `the copy of ${options.expectedTopHash} hashes to ${written.topHash}`)
+    }
     const file = await LocalFile.open(path, workers)
     try {
       const { isNew } = await publishRevision(source, writer, target, { topHash: written.topHash, file }, { signal })
@@ -142,7 +154,7 @@ async function conflictOf(
 
 async function writeManifest(
   path: string,
-  header: ManifestHeader,
+  header: ManifestHeader | Buffer,
   fill: (manifest: ManifestWriter) => Promise<void>,
 ): Promise<WrittenManifest> {
   const manifest = new ManifestWriter(path, header)

@@ -14,7 +14,7 @@ import { isDenied, redirectRegion } from './errors.js'
 import { s3Code } from './failure-class.js'
 
 export interface S3Request<Output> {
-  readonly operation: 'GetObject' | 'ListBucket' | 'PutObject'
+  readonly operation: 'GetObject' | 'ListBucket' | 'PutObject' | 'DeleteObject'
   readonly bucket: string
   /** The address, for messages. */
   readonly what: string
@@ -61,7 +61,7 @@ export class S3Access {
         }
         if (!isDenied(error)) throw error
         refusals.push({ isSigned, error })
-        const isFinal = credentials.kind === 'none' || request.operation === 'PutObject' || refusals.length === 2
+        const isFinal = credentials.kind === 'none' || isWriting(request) || refusals.length === 2
         if (isFinal) throw accessDenied(request, credentials, refusals)
         isSigned = !isSigned
       }
@@ -123,4 +123,9 @@ function accessDenied(
   return new BobbinError('ACCESS_DENIED', `access denied to ${request.what}${orMissing}, tried ${tried}; ${help}`, {
     cause: signed?.error,
   })
+}
+
+/** Nobody writes unsigned, so there is no second way to try. */
+function isWriting({ operation }: S3Request<unknown>): boolean {
+  return operation === 'PutObject' || operation === 'DeleteObject'
 }

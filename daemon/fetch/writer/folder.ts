@@ -9,7 +9,7 @@
  * has them, and a manifest's name before a pointer has it.
  */
 import { closeSync, constants, openSync } from 'node:fs'
-import { copyFile, link, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { copyFile, link, mkdir, open, readdir, readFile, rename, rm, rmdir, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -38,7 +38,7 @@ const LOCK_WAIT_MS = 20
 /** Folders with names that are not synced yet; a file each may have one of its own. */
 const UNSYNCED_MAX = 4096
 
-export class FolderWriter implements RegistryWriter {
+export class FolderWriter implements Pick<RegistryWriter, 'find' | 'store' | 'put' | 'replace' | 'remove' | 'close'> {
   readonly #quilt: string
   /** A folder for files under way. */
   #temporary: Promise<string> | undefined
@@ -106,6 +106,21 @@ export class FolderWriter implements RegistryWriter {
     }
     await this.#named(path)
     await this.#syncNames()
+  }
+
+  async remove(key: PhysicalKey): Promise<void> {
+    const { path } = asFileKey(key)
+    await rm(path, { force: true }).catch(error => Promise.reject(localError(`remove ${path}`, error)))
+    await this.#named(path)
+    await this.#syncNames()
+    // quilt3 lists a package for every folder of pointers, so a folder without any goes, too.
+    for (const folder of [dirname(path), dirname(dirname(path))]) {
+      try {
+        await rmdir(folder)
+      } catch {
+        return
+      }
+    }
   }
 
   /** A name that has to last; so have those of the folders above it, which may be as new. */

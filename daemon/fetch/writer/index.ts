@@ -29,6 +29,18 @@ export function createRegistryWriter(registry: Registry, config: WriterConfig): 
       return key.kind === 'file' ? await findFile(key) : await s3.find(key, signal)
     },
     store: (file, place, options) => own.store(file, place, options),
+    async copy(from, object, place, options) {
+      return own === s3 ? await s3.copy(from, object, place, options) : undefined
+    },
+    look(key, signal) {
+      requireOnline(true)
+      return s3.look(key, signal)
+    },
+    list(bucket, prefix, signal) {
+      requireOnline(true)
+      return s3.list(bucket, prefix, signal)
+    },
+    remove: (key, signal) => own.remove(key, signal),
     put: (key, file, options) => own.put(key, file, options),
     replace: (key, text, expected, signal) => own.replace(key, text, expected, signal),
     async close() {

@@ -21,6 +21,7 @@ import {
   type PhysicalKey,
   type RegistryWriter,
   type S3Key,
+  type ServerObject,
   type StoredFile,
   type StoreFileOptions,
   throwIfAborted,
@@ -34,6 +35,7 @@ import { Progress } from '../source/progress.js'
 import { withRetries } from '../source/retry.js'
 import { Abilities, type Ability } from './abilities.js'
 import type { WriterConfig } from './index.js'
+import { S3Objects } from './s3-objects.js'
 import { UnfinishedUploads } from './unfinished-uploads.js'
 
 /** From here on an upload has parts. quilt3 does the same, and its readers know objects by it. */
@@ -47,7 +49,7 @@ const TRIES_MAX = 5
 /** A pointer is 64 bytes. */
 const TEXT_BYTES_MAX = 1024
 
-type Operation = 'GetObject' | 'PutObject'
+type Operation = 'GetObject' | 'PutObject' | 'ListBucket' | 'DeleteObject'
 
 /** What lies at a key. */
 interface Found {
@@ -65,6 +67,10 @@ export class S3Writer implements RegistryWriter {
   readonly #largeLimit = pLimit(LARGE_AT_ONCE)
   /** Whose left-over uploads were ended. */
   readonly #cleared = new Map<string, Promise<void>>()
+  readonly #objects = new S3Objects(
+    (operation, key, signal, send) => this.#send(operation, key, signal, send),
+    (key, signal) => this.#head(key, signal),
+  )
 
   constructor(private readonly config: WriterConfig) {
     // As `Progress` has it: a connection may be silent for half of the time-out, so that there is time for another.
@@ -87,6 +93,31 @@ export class S3Writer implements RegistryWriter {
     const found = await this.#storeAt(other, file, options)
     if (found !== undefined) return found
     throw new BobbinError('OBJECT_CORRUPT', `${formatPhysicalKey(other)} is not what its name says: remove it`)
+  }
+
+  copy(...args: Parameters<RegistryWriter['copy']>): Promise<StoredFile | undefined> {
+    return this.#objects.copy(...args)
+  }
+
+  look(key: S3Key, signal?: AbortSignal): Promise<ServerObject> {
+    return this.#objects.look(key, signal)
+  }
+
+  list(bucket: string, prefix: string, signal?: AbortSignal) {
+    return this.#objects.list(bucket, prefix, signal)
+  }
+
+  async remove(key: PhysicalKey, signal?: AbortSignal): Promise<void> {
+    const object = asS3Key(key)
+    const { DeleteObjectCommand } = await loadSdk()
+    const input = { Bucket: object.bucket, Key: object.key }
+    try {
+      await this.#send('DeleteObject', object, signal, (client, abortSignal) =>
+        client.send(new DeleteObjectCommand(input), { abortSignal }),
+      )
+    } catch (error) {
+      if (httpStatus(error) !== 404) throw s3Error(error, formatPhysicalKey(object), false)
+    }
   }
 
   /** `undefined`: other bytes lie there, and would be lost, unless `isForced`. */
