@@ -5,7 +5,7 @@ import { hostname } from 'node:os'
 import { join, relative } from 'node:path'
 import type { DaemonClient } from '../../daemon/control/client.js'
 import { ensureDaemon } from '../../daemon/control/launch.js'
-import { BobbinError, throwIfAborted } from '../../daemon/model/index.js'
+import { asFound, BobbinError, throwIfAborted } from '../../daemon/model/index.js'
 import { readMountTable } from '../../daemon/mount/mount-table.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
@@ -262,7 +262,7 @@ async function execute(
         BOBBIN_OBJECTS: objectsFolder(settings.cacheDir),
       }),
     }
-    return launch(command, { ...common, cwd: wish.cwd, env: { ...process.env, ...variables, ...wish.env } })
+    return launch(command, { ...common, cwd: wish.cwd, env: asFound({ ...process.env, ...variables, ...wish.env }) })
   }
   const { engine, image, options } = container
   const bindings: Binding[] = [

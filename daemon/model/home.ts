@@ -28,6 +28,12 @@ export function settleHome(): void {
   if (process.env.HOME !== home) process.env.HOME = home
 }
 
+/** For a command of the user's: without a HOME that we have made up. */
+export function asFound(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  const { HOME, ...others } = environment
+  return HOME === NO_HOME ? others : environment
+}
+
 /**
  * One of the folders of the XDG base directory specification; a relative one is to be ignored, as the specification has it.
  * `below`: where it is in the home, when the variable does not say.

@@ -57,6 +57,9 @@ function ownFolder(name: string): string {
   return path
 }
 
+/** The command of a run has the HOME that there was. */
+const SEES_HOME = ['sh', '-c', 'test "$HOME" = "$1"', 'sh']
+
 const PLACES: Readonly<Record<string, Place>> = {
   'no HOME': {},
   'an empty HOME, and no folder for temporary files': { HOME: '', TMPDIR: '/nonexistent' },
@@ -94,7 +97,19 @@ for (const [name, place] of Object.entries(PLACES)) {
       '-m',
       'part',
     )
-    const run = ['run', '--cache', cache, '--host', '--no-code', '--no-loader', '--output', outputs, '--', 'true']
+    const run = [
+      'run',
+      '--cache',
+      cache,
+      '--host',
+      '--no-code',
+      '--no-loader',
+      '--output',
+      outputs,
+      '--',
+      ...SEES_HOME,
+      place.HOME ?? '',
+    ]
     const ran = await bobbin(env, ...run)
     t.equal(ran.status, 0, 'run', { stderr: ran.stderr })
     await works('runs')
