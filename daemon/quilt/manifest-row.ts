@@ -8,6 +8,7 @@ import { HASH_TYPES, type HashType } from '../model/index.js'
 import type { ByteBuffer } from './byte-buffer.js'
 import { appendCanonicalJson, canonicalJson, quote } from './canonical-json.js'
 import { decodeString, findMember, JsonScanner, type Span } from './json-bytes.js'
+import { parsePythonJson } from './python-json.js'
 import { PART, RowTemplate } from './row-template.js'
 
 const SIZE_MAX = Number.MAX_SAFE_INTEGER
@@ -361,7 +362,7 @@ export class ManifestRow {
   #appendUnusualHash(out: ByteBuffer, digest: Uint8Array, from: number, to: number): void {
     const canonical = canonicalJson(this.#bytes, from, to)
     out.ascii(`{"hash":${canonical}`)
-    const { type, value } = JSON.parse(canonical) as { type?: unknown; value?: unknown }
+    const { type, value } = parsePythonJson(canonical) as { type?: unknown; value?: unknown }
     if (typeof type !== 'string' || typeof value !== 'string') {
       this.#hashProblem = 'the hash has no type or value'
       return

@@ -35,6 +35,7 @@ import {
   VERSION,
 } from './index-layout.js'
 import type { Quarantined } from './index-writer.js'
+import { parsePythonJson } from './python-json.js'
 
 export interface PackageFacts {
   readonly topHash: TopHash
@@ -262,7 +263,7 @@ export class PackageIndex {
   get message(): string | undefined {
     const text = this.#manifestText(this.#spans.message)
     if (text === undefined) return undefined
-    const value: unknown = JSON.parse(text)
+    const value: unknown = parsePythonJson(text)
     return typeof value === 'string' ? value : text
   }
 

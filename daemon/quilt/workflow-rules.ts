@@ -8,6 +8,7 @@
 import { Ajv, type ValidateFunction } from 'ajv'
 import { parse } from 'yaml'
 import { BobbinError } from '../model/index.js'
+import { parsePythonJson } from './python-json.js'
 import { WORKFLOW_CONFIG_SCHEMA, type WorkflowConfig } from './workflow-config-schema.js'
 
 export interface SchemaText {
@@ -48,7 +49,7 @@ export default function work(task: RulesTask): WorkflowConfig | null {
   if (entries !== undefined) compile(entries)
   if (handlePattern && !regExp(handlePattern).test(name))
     refuse(`the package's name does not fit the pattern ${handlePattern}`)
-  if (check !== undefined && userMeta !== undefined && !check(JSON.parse(userMeta) ?? {}))
+  if (check !== undefined && userMeta !== undefined && !check(parsePythonJson(userMeta)))
     refuse(`the metadata does not fit ${problem(check)}`)
   return null
 }
@@ -83,6 +84,8 @@ function compile({ url, text }: SchemaText): ValidateFunction {
     if (meta !== DRAFT_7) throw new Error(`its $schema is not ${DRAFT_7}`)
     const ajv = new Ajv({
       strict: false,
+      // To Python, NaN and infinite numbers are numbers.
+      strictNumbers: false,
       // Python's validator does not look at formats either, unless it is told to.
       validateFormats: false,
       code: { regExp: Object.assign(regExp, { code: 'regExp' }) },

@@ -67,7 +67,7 @@ export async function findWorkflow(
   words: RevisionWords,
   options: RegistryOptions = {},
 ): Promise<Workflow | undefined> {
-  const found = await findRules(source, writer, words, options, words.userMeta ?? 'null')
+  const found = await findRules(source, writer, words, options, words.userMeta ?? '{}')
   if (found === undefined) return undefined
   const { header, entries: schema } = found
   return {

@@ -1,8 +1,9 @@
 /** A plan at work: which samples a step has, what is known of each, and which objects they need. */
 import { LRUCache } from 'lru-cache'
 import { BobbinError, type Entry, hasCode } from '../../daemon/model/index.js'
-import { canonicalJson } from '../../daemon/quilt/canonical-json.js'
+
 import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
+import { standardCanonicalJson } from '../../daemon/quilt/python-json.js'
 import { objectId } from '../../daemon/store/index.js'
 import type { PackedObject } from '../batch/packing.js'
 import { sampleBody } from '../format/paths.js'
@@ -257,11 +258,9 @@ export class OpenPlan {
   }
 }
 
-/** As the top hash sees it: manifests of one top hash may differ in spaces, order of keys and spelling, and answers not. */
+/** As the top hash sees it: manifests of one top hash may differ in spaces, order of keys and spelling, and answers not. Numbers that are not finite are strings. */
 function canonicalText(json: string | undefined): string {
-  if (json === undefined) return 'null'
-  const bytes = Buffer.from(json)
-  return canonicalJson(bytes, 0, bytes.length)
+  return json === undefined ? 'null' : standardCanonicalJson(json)
 }
 
 function fileText({ key, size, hash }: Entry, path: string, error?: BobbinError): string {

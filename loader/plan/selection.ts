@@ -3,6 +3,7 @@ import { compile, type JSONObject, type JSONValue, TreeInterpreter } from '@jmes
 import { BobbinError, type ObjectHash } from '../../daemon/model/index.js'
 import { compileGlobs } from '../../daemon/quilt/globs.js'
 import { formatManifestHash } from '../../daemon/quilt/object-hash.js'
+import { parsePythonJson } from '../../daemon/quilt/python-json.js'
 
 export interface Wanted {
   readonly select: readonly string[]
@@ -43,7 +44,7 @@ export class Selector {
         key,
         size,
         hash: { type: hash.type, value: formatManifestHash(hash) },
-        meta: text === undefined ? null : (JSON.parse(text) as JSONValue),
+        meta: text === undefined ? null : (parsePythonJson(text) as JSONValue),
       }
       return isTrue(TreeInterpreter.search(this.#expression, document))
     } catch (error) {

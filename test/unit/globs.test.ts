@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process'
 import fc from 'fast-check'
 import picomatch from 'picomatch'
 import t, { type Test } from 'tap'
+import { compilePaths } from '../../cli/path-globs.js'
 import { parseQuiltignore } from '../../daemon/fetch/push/quiltignore.js'
 import { compileGlobs, GLOB_CHARACTERS_MAX, quoteGlob } from '../../daemon/quilt/globs.js'
 
@@ -127,4 +128,21 @@ t.test('globs mean what they mean to picomatch', async t => {
       return isMatch(text) && isMatch(other) === (other === text)
     }),
   )
+})
+
+t.test('every glob takes every key, whatever ends its lines (S142)', async t => {
+  const ends = ['\n', '\r', '\r\n', '\u2028', '\u2029', '\u0085', '\v', '\f']
+  const keys = ends.flatMap(end => [`a${end}b`, `${end}x`, `x${end}`, end])
+  const top = ['**', '*', '**/*', './**', '{**,q}', '+(?)', '!none', '[^/]*']
+  const below = ['**', 'd/**', '*/*', '**/*', 'd/?*', 'd']
+  // Titles with such characters would be lines of their own.
+  const missed = keys.flatMap(key => [
+    ...top.filter(glob => !compileGlobs([glob])(key)).map(glob => [glob, encodeURIComponent(key)]),
+    ...below
+      .filter(glob => !compilePaths([glob], () => false)(`d/${key}`))
+      .map(glob => [glob, encodeURIComponent(`d/${key}`)]),
+  ])
+  t.strictSame(missed, [])
+  t.notOk(compileGlobs(['a'])('a\n'), "a line's end is a character")
+  t.ok(compileGlobs(['a?b'])('a\nb'))
 })

@@ -109,3 +109,17 @@ schemas:
     stderr: /person.json has more than 1.00 MiB/,
   })
 })
+
+t.test('the schema sees what is written, and numbers as Python has them (S143)', async t => {
+  const judge = (schema: unknown, userMeta: string) =>
+    work({ kind: 'check', name: 'a/b', metadata: { url: 's3://x/y', text: JSON.stringify(schema) }, userMeta })
+  await judge({ type: 'null' }, 'null')
+  await t.rejects(
+    judge({ type: 'object' }, 'null'),
+    { code: 'INVALID_ARGUMENT' },
+    'null, which push writes without --meta',
+  )
+  await judge({ properties: { a: { type: 'number' } } }, '{"a":NaN}')
+  await judge({ properties: { a: { minimum: 5 } } }, '{"a":Infinity}')
+  await t.rejects(judge({ properties: { a: { maximum: 5 } } }, '{"a":Infinity}'), { code: 'INVALID_ARGUMENT' })
+})
