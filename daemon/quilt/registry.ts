@@ -149,7 +149,10 @@ export async function* listRevisions(
   yield* readPointers(source, registry, name, [...revisions, ...tags], options)
 }
 
-/** When a revision was published, by the newest pointer that names it among the newest 256. Unix milliseconds; `undefined`: not known. */
+/**
+ * When a revision was published, by the newest pointer that names it among the newest 256. Unix milliseconds; `undefined`:
+ * not known, also where the registry lets us read and not list: nobody's reading depends on a date.
+ */
 export async function findTimestampMs(
   source: Source,
   registry: Registry,
@@ -158,7 +161,7 @@ export async function findTimestampMs(
   options: RegistryOptions = {},
 ): Promise<number | undefined> {
   const pointers = await listPointers(source, registry, name, options).catch((error: unknown) => {
-    if (!hasCode(error, 'PACKAGE_REFUSED')) throw error
+    if (!hasCode(error, 'PACKAGE_REFUSED') && !hasCode(error, 'ACCESS_DENIED')) throw error
   })
   if (pointers === undefined) return undefined
   const { revisions } = pointers

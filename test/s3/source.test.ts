@@ -1,8 +1,10 @@
 /**
  * `createSource` on real S3 servers, and on one behind a proxy that misbehaves.
  */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { type AddressInfo, createServer as createTcpServer } from 'node:net'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import {
   CreateBucketCommand,
@@ -15,7 +17,9 @@ import {
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { createSource, type SourceConfig } from '../../daemon/fetch/source/index.js'
-import { BobbinError, type ByteRange, type Source } from '../../daemon/model/index.js'
+import { BobbinError, type ByteRange, parsePackageName, parseTopHash, type Source } from '../../daemon/model/index.js'
+import { parseRegistry } from '../../daemon/quilt/reference.js'
+import { findTimestampMs } from '../../daemon/quilt/registry.js'
 import { type FaultProxy, startFaultProxy } from '../support/fault-proxy.js'
 import { s3ClientOf, startS3 } from '../support/s3-server.js'
 
@@ -236,9 +240,100 @@ for (const kind of ['versitygw', 'minio'] as const) {
       useEnvironment(t, { ...signed(server), AWS_SECRET_ACCESS_KEY: 'nothing-right-about-it' })
       const wrong = await failureOf(read(sourceFor(t), 'data', 'big'))
       t.equal(wrong.code, 'ACCESS_DENIED')
-      t.match(wrong.message, /with the AWS credential chain \(SignatureDoesNotMatch\) and unsigned/)
+      t.match(wrong.message, /with AWS_ACCESS_KEY_ID of the environment \(SignatureDoesNotMatch\) and unsigned/)
       t.notMatch(wrong.message, /nothing-right/)
       t.notMatch(wrong.message, server.accessKey)
+    })
+
+    t.test('(S125) a shared credentials file that was rewritten is read again after a refusal', async t => {
+      const file = join(mkdtempSync(join(tmpdir(), 'bobbin-test-')), 'credentials')
+      t.teardown(() => rmSync(join(file, '..'), { recursive: true }))
+      const write = (accessKey: string, secretKey: string) =>
+        writeFileSync(file, `[default]\naws_access_key_id = ${accessKey}\naws_secret_access_key = ${secretKey}\n`)
+      write('unknown', server.secretKey)
+      useEnvironment(t, { AWS_ENDPOINT_URL: server.endpoint, AWS_SHARED_CREDENTIALS_FILE: file })
+      const source = sourceFor(t)
+      const refused = await failureOf(read(source, 'data', 'big'))
+      t.equal(refused.code, 'ACCESS_DENIED')
+      t.match(refused.message, /InvalidAccessKeyId/)
+      write(server.accessKey, server.secretKey)
+      const isRead = async () => {
+        try {
+          return (await read(source, 'data', 'big')).equals(body)
+        } catch {
+          return false
+        }
+      }
+      await waitUntil(isRead, 'a read with the new credentials')
+    })
+
+    t.test('(S125) credential_process is asked again within the read that is refused, once for many', async t => {
+      const folder = mkdtempSync(join(tmpdir(), 'bobbin-test-'))
+      t.teardown(() => rmSync(folder, { recursive: true }))
+      const answer = (AccessKeyId: string) =>
+        JSON.stringify({ Version: 1, AccessKeyId, SecretAccessKey: server.secretKey })
+      writeFileSync(join(folder, 'first'), answer('unknown'))
+      writeFileSync(join(folder, 'later'), answer(server.accessKey))
+      const script = join(folder, 'credentials.sh')
+      const choose = `if [ -e ${folder}/calls ]; then cat ${folder}/later; else cat ${folder}/first; fi`
+      writeFileSync(script, `#!/bin/sh\n${choose}\necho call >>${folder}/calls\n`, { mode: 0o755 })
+      writeFileSync(join(folder, 'config'), `[default]\ncredential_process = ${script}\n`)
+      useEnvironment(t, { AWS_ENDPOINT_URL: server.endpoint, AWS_CONFIG_FILE: join(folder, 'config') })
+      const source = sourceFor(t)
+      const bodies = await Promise.all(Array.from({ length: 20 }, () => read(source, 'data', 'big')))
+      t.ok(bodies.every(read => read.equals(body)))
+      t.equal(readFileSync(join(folder, 'calls'), 'utf8'), 'call\ncall\n')
+    })
+
+    t.test('(S125) credentials that an answer calls expired in the middle are looked for anew', async t => {
+      const file = join(mkdtempSync(join(tmpdir(), 'bobbin-test-')), 'credentials')
+      t.teardown(() => rmSync(join(file, '..'), { recursive: true }))
+      const write = (secretKey: string, token = '') =>
+        writeFileSync(
+          file,
+          `[default]\naws_access_key_id = ${server.accessKey}\naws_secret_access_key = ${secretKey}\n${token}`,
+        )
+      const proxy = await startFaultProxy(server.endpoint)
+      t.teardown(() => proxy.stop())
+      write(server.secretKey)
+      useEnvironment(t, { AWS_ENDPOINT_URL: proxy.endpoint, AWS_SHARED_CREDENTIALS_FILE: file })
+      const source = sourceFor(t)
+      t.ok((await read(source, 'data', 'big')).equals(body))
+      write('of-tomorrow')
+      proxy.fault(
+        { kind: 'status', status: 400, body: '<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>' },
+        { times: 1 },
+      )
+      const error = await failureOf(read(source, 'data', 'big'))
+      t.match(error.message, /SignatureDoesNotMatch/, 'the second request was signed with what the file has now')
+    })
+
+    t.test('(S127) the keys of the environment come before AWS_PROFILE, without a warning', async t => {
+      const file = join(mkdtempSync(join(tmpdir(), 'bobbin-test-')), 'credentials')
+      t.teardown(() => rmSync(join(file, '..'), { recursive: true }))
+      writeFileSync(file, '[other]\naws_access_key_id = unknown\naws_secret_access_key = unknown\n')
+      useEnvironment(t, { ...signed(server), AWS_PROFILE: 'other', AWS_SHARED_CREDENTIALS_FILE: file })
+      const warnings = t.capture(process, 'emitWarning')
+      const errors = t.capture(console, 'warn')
+      t.ok((await read(sourceFor(t), 'data', 'big')).equals(body))
+      t.same([...warnings(), ...errors()], [])
+    })
+
+    t.test('(S126) a registry that lets nobody list is read by a full top hash', async t => {
+      await writer.send(new CreateBucketCommand({ Bucket: 'unlisted' }))
+      await put(writer, 'unlisted', 'k', 'for everybody')
+      const Policy = JSON.stringify({
+        Version: '2012-10-17',
+        Statement: [{ Effect: 'Allow', Principal: '*', Action: 's3:GetObject', Resource: 'arn:aws:s3:::unlisted/*' }],
+      })
+      await writer.send(new PutBucketPolicyCommand({ Bucket: 'unlisted', Policy }))
+      useEnvironment(t, { AWS_ENDPOINT_URL: server.endpoint })
+      const source = sourceFor(t)
+      t.equal((await failureOf(namesIn(source, 'unlisted', ''))).code, 'ACCESS_DENIED', 'listing is refused here')
+      t.equal(String(await read(source, 'unlisted', 'k')), 'for everybody')
+      const registry = parseRegistry('s3://unlisted')
+      const topHash = parseTopHash('0'.repeat(64))
+      t.equal(await findTimestampMs(source, registry, parsePackageName('cv/coco'), topHash), undefined)
     })
 
     t.test('read goes unsigned into public buckets, and remembers it', async t => {

@@ -5,12 +5,14 @@
  * credentials; a refusal of reading is tried once the other way round, as quilt3 does, because credentials of
  * one account are often refused where nobody would be (public buckets). Whether unsigned works is
  * remembered per bucket and operation: a bucket may allow reading and not listing.
+ *
+ * Credentials that the server calls expired or unknown are looked for anew, once per request.
  */
 import type { S3Client } from '@aws-sdk/client-s3'
 import { BobbinError, throwIfAborted } from '../../model/index.js'
 import { S3Clients } from './client.js'
 import { CredentialFinder, type FoundCredentials } from './credentials.js'
-import { isDenied, redirectRegion } from './errors.js'
+import { isDenied, isStaleIdentity, redirectRegion } from './errors.js'
 import { s3Code } from './failure-class.js'
 
 export interface S3Request<Output> {
@@ -40,11 +42,12 @@ export class S3Access {
   /** Throws ACCESS_DENIED with what was tried; every other error as it came. */
   async send<Output>(request: S3Request<Output>, signal: AbortSignal): Promise<Output> {
     const memory = this.#memoryOf(request.bucket)
-    const credentials = await this.#credentials.find()
+    let credentials = await this.#credentials.find()
     let isSigned = credentials.kind === 'found' && (memory.isSigned.get(request.operation) ?? true)
     let isRedirected = false
+    let isRenewed = false
     const refusals: Refusal[] = []
-    // At most one redirect and one change of identity, so at most four turns.
+    // At most one redirect, one renewal and one change of identity, so at most four turns.
     for (;;) {
       throwIfAborted(signal)
       const client = await this.#client(request.bucket, credentials, isSigned)
@@ -58,6 +61,12 @@ export class S3Access {
           isRedirected = true
           memory.region = region
           continue
+        }
+        if (isSigned && !isRenewed && isStaleIdentity(error)) {
+          isRenewed = true
+          const refused = credentials
+          credentials = await this.#credentials.renew(refused)
+          if (credentials !== refused) continue
         }
         if (!isDenied(error)) throw error
         refusals.push({ isSigned, error })

@@ -35,7 +35,7 @@ export interface ClientChoice {
 }
 
 export class S3Clients {
-  readonly #clients = new Map<string, S3Client>()
+  readonly #clients = new Map<string, { readonly client: S3Client; readonly sign: ClientChoice['sign'] }>()
   #settings: Promise<{ readonly region: string; readonly isPathStyle: boolean }> | undefined
   readonly #idleMs: number | undefined
   #agents: { httpAgent: HttpAgent; httpsAgent: HttpsAgent } | undefined
@@ -53,29 +53,29 @@ export class S3Clients {
     // A dot in a bucket's name does not fit the wildcard of AWS's certificate.
     const forcePathStyle = settings.isPathStyle || choice.bucket.includes('.')
     const id = `${region} ${choice.sign ? 'signed' : 'unsigned'} ${forcePathStyle ? 'path' : 'host'}`
-    let client = this.#clients.get(id)
-    if (client === undefined) {
-      client = new S3Client({
-        region,
-        forcePathStyle,
-        // `retry.ts` is the only layer that retries.
-        maxAttempts: 1,
-        // We check every byte against the manifest; the SDK's CRC would only cost time.
-        responseChecksumValidation: 'WHEN_REQUIRED',
-        requestChecksumCalculation: 'WHEN_REQUIRED',
-        requestHandler: {
-          ...this.#sharedAgents(),
-          ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }),
-        },
-        ...(choice.sign
-          ? { credentials: choice.sign }
-          : {
-              credentials: { accessKeyId: 'unsigned', secretAccessKey: 'unsigned' },
-              signer: { sign: async request => request },
-            }),
-      })
-      this.#clients.set(id, client)
-    }
+    const known = this.#clients.get(id)
+    // Credentials that were looked for anew take the place of those before; requests under way end with theirs.
+    if (known !== undefined && known.sign === choice.sign) return known.client
+    const client = new S3Client({
+      region,
+      forcePathStyle,
+      // `retry.ts` is the only layer that retries.
+      maxAttempts: 1,
+      // We check every byte against the manifest; the SDK's CRC would only cost time.
+      responseChecksumValidation: 'WHEN_REQUIRED',
+      requestChecksumCalculation: 'WHEN_REQUIRED',
+      requestHandler: {
+        ...this.#sharedAgents(),
+        ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }),
+      },
+      ...(choice.sign
+        ? { credentials: choice.sign }
+        : {
+            credentials: { accessKeyId: 'unsigned', secretAccessKey: 'unsigned' },
+            signer: { sign: async request => request },
+          }),
+    })
+    this.#clients.set(id, { client, sign: choice.sign })
     return client
   }
 

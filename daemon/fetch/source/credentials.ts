@@ -1,6 +1,8 @@
 /**
- * Who we are for S3: Quilt's login when there is one, else the AWS chain (environment, profiles,
- * SSO, web identity, container and instance metadata), else nobody, and requests go unsigned.
+ * Who we are for S3: Quilt's login when there is one, else the keys of the environment, else the rest of the AWS
+ * chain (profiles, SSO, web identity, container and instance metadata), else nobody, and requests go unsigned.
+ *
+ * Credentials that a server refuses are looked for anew: files are read again, programs and services asked again.
  */
 import { BobbinError } from '../../model/index.js'
 import { quiltLogin } from './quilt-login.js'
@@ -32,10 +34,15 @@ const METADATA_TIMEOUT_MS = 500
 /** A daemon that started before `aws sso login` shall notice it. */
 const NONE_FOR_MS = 30_000
 
-/** Looks once, and again some time after nothing was found. */
+/** Between two looks because of refusals: a thousand readers that are refused do not start a thousand `credential_process`. */
+const RENEW_PAUSE_MS = 1000
+
+/** Looks once, again some time after nothing was found, and again when what was found is refused. */
 export class CredentialFinder {
   #found: Promise<FoundCredentials> | undefined
   #lookAgainAt = Infinity
+  #renewal: Promise<FoundCredentials> | undefined
+  #renewAgainAt = -Infinity
 
   constructor(private readonly ioTimeoutMs: number) {}
 
@@ -56,11 +63,44 @@ export class CredentialFinder {
     return this.#found
   }
 
+  /**
+   * What to use instead of credentials that a server refused. The same object as `refused` means that looking again
+   * found nothing new. Callers that are refused together share one look.
+   */
+  async renew(refused: FoundCredentials): Promise<FoundCredentials> {
+    const present = await this.find()
+    if (present !== refused) return present
+    if (this.#renewal === undefined && performance.now() < this.#renewAgainAt) return refused
+    this.#renewal ??= this.#renew(refused).finally(() => {
+      this.#renewal = undefined
+      this.#renewAgainAt = performance.now() + RENEW_PAUSE_MS
+    })
+    return await this.#renewal
+  }
+
+  async #renew(refused: FoundCredentials): Promise<FoundCredentials> {
+    const fresh = await this.#look()
+    // The refusal says more than "nothing was found" would, and what was found before may be good elsewhere.
+    if (fresh.kind === 'none' || (await isSameIdentity(fresh, refused))) return refused
+    this.#found = Promise.resolve(fresh)
+    return fresh
+  }
+
   async #look(): Promise<FoundCredentials> {
     const quilt = await quiltLogin(this.ioTimeoutMs)
     if (quilt !== undefined) return { kind: 'found', ...quilt }
+    const keys = environmentKeys()
+    if (keys !== undefined) {
+      return {
+        kind: 'found',
+        origin: 'AWS_ACCESS_KEY_ID of the environment',
+        provider: async () => keys,
+        region: undefined,
+      }
+    }
     const { defaultProvider } = await import('@aws-sdk/credential-provider-node')
-    const provider = defaultProvider({ timeout: METADATA_TIMEOUT_MS, maxRetries: 0 })
+    // The SDK would keep what it has once read of ~/.aws until the process ends.
+    const provider = defaultProvider({ timeout: METADATA_TIMEOUT_MS, maxRetries: 0, ignoreCache: true })
     try {
       await provider()
     } catch (error) {
@@ -74,6 +114,31 @@ export class CredentialFinder {
     }
     return { kind: 'found', origin: 'the AWS credential chain', provider, region: undefined }
   }
+}
+
+/** Before AWS_PROFILE, as boto3 has it; the SDK of JavaScript has it the other way round, and warns. */
+function environmentKeys(): Identity | undefined {
+  const { AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_SECURITY_TOKEN } = process.env
+  if (!AWS_ACCESS_KEY_ID || !AWS_SECRET_ACCESS_KEY) return undefined
+  // boto3 reads the second name, too, which is the older one.
+  const sessionToken = AWS_SESSION_TOKEN || AWS_SECURITY_TOKEN
+  return {
+    accessKeyId: AWS_ACCESS_KEY_ID,
+    secretAccessKey: AWS_SECRET_ACCESS_KEY,
+    ...(sessionToken ? { sessionToken } : {}),
+  }
+}
+
+async function isSameIdentity(fresh: FoundCredentials, refused: FoundCredentials): Promise<boolean> {
+  if (fresh.kind === 'none' || refused.kind === 'none') return false
+  const after = await fresh.provider()
+  // A provider that cannot say any more who we were has been overtaken.
+  const before = await refused.provider().catch(() => undefined)
+  return (
+    before?.accessKeyId === after.accessKeyId &&
+    before.secretAccessKey === after.secretAccessKey &&
+    before.sessionToken === after.sessionToken
+  )
 }
 
 function reasonOf(error: unknown): string {

@@ -14,6 +14,7 @@ const DENIED_CODES = [
   'AccessDenied',
   'AllAccessDisabled',
   'ExpiredToken',
+  'ExpiredTokenException',
   'InvalidAccessKeyId',
   'InvalidSecurity',
   'InvalidToken',
@@ -27,6 +28,30 @@ export function isDenied(error: unknown): boolean {
   const code = s3Code(error)
   if (failureClass(error) === 'passes' || code === 'InvalidObjectState') return false
   return DENIED_CODES.includes(code) || httpStatus(error) === 401 || httpStatus(error) === 403
+}
+
+/** Codes that say: not who you say you are, or not any more. The last three are answers to HEAD, which have no code. */
+const STALE_CODES = [
+  'ExpiredToken',
+  'ExpiredTokenException',
+  'InvalidAccessKeyId',
+  'InvalidClientTokenId',
+  'InvalidSecurity',
+  'InvalidToken',
+  'SignatureDoesNotMatch',
+  'TokenRefreshRequired',
+  'UnrecognizedClientException',
+  // The SDK's own, when a profile, an SSO login or a token file that it had used is not good any more.
+  'CredentialsProviderError',
+  'TokenProviderError',
+  'HTTP 400',
+  'HTTP 401',
+  'HTTP 403',
+]
+
+/** Could the same request be answered with credentials that are looked for anew? */
+export function isStaleIdentity(error: unknown): boolean {
+  return !(error instanceof BobbinError) && STALE_CODES.includes(s3Code(error))
 }
 
 /** The region that the bucket is in, where the answer says that it is not the one we asked in. */
