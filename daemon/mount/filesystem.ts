@@ -44,8 +44,6 @@ const FILE_MODE = 0o100444
 /** XATTR_SIZE_MAX of Linux. */
 export const ATTRIBUTE_BYTES_MAX = 65_536
 const ATTRIBUTE_PREFIX = 'user.quilt.'
-const FILE_ATTRIBUTES = ['hash', 'hash_type', 'physical_key', 'cached', 'verified'] as const
-const ROOT_ATTRIBUTES = ['top_hash', 'package', 'registry'] as const
 
 const read = promisify(readCallback)
 
@@ -144,15 +142,14 @@ export class PackageFilesystem {
     await file?.object.close()
   }
 
-  /** Full names. */
+  /**
+   * None: who copies a file with its attributes copies all that are named, and values can be larger than another filesystem
+   * takes, change, or be wrong of the copy once that is edited. Who knows a name gets its value.
+   */
   async listxattr(path: string): Promise<string[]> {
     return this.#withIndex(index => {
-      const node = this.#find(index, path)
-      const names: string[] =
-        node.kind === 'file' ? [...FILE_ATTRIBUTES] : node.ino === ROOT_INO ? [...ROOT_ATTRIBUTES] : []
-      if (index.metadata(node.ino) !== undefined) names.push('meta')
-      if (node.ino === ROOT_INO && index.message !== undefined) names.push('message')
-      return names.map(name => ATTRIBUTE_PREFIX + name)
+      this.#find(index, path)
+      return []
     })
   }
 

@@ -65,6 +65,8 @@ enum class Opcode : std::uint32_t {
 // Bits of INIT: the low half goes into `flags`, the high half into `flags2`.
 namespace init {
 inline constexpr std::uint64_t ASYNC_READ = 1ULL << 0;
+// The kernel may look "." and ".." up, by the node id of a file handle.
+inline constexpr std::uint64_t EXPORT_SUPPORT = 1ULL << 4;
 inline constexpr std::uint64_t DO_READDIRPLUS = 1ULL << 13;
 inline constexpr std::uint64_t NO_OPEN_SUPPORT = 1ULL << 17;
 inline constexpr std::uint64_t PARALLEL_DIROPS = 1ULL << 18;

@@ -24,7 +24,7 @@ std::optional<Agreement> negotiate(const InitIn& in, const Wishes& wishes, InitO
   const std::uint64_t offered =
       in.flags | ((in.flags & init::INIT_EXT) != 0 ? std::uint64_t{in.flags2} << 32U : 0);
   std::uint64_t wanted = init::ASYNC_READ | init::DO_READDIRPLUS | init::PARALLEL_DIROPS | init::MAX_PAGES |
-                         init::NO_OPENDIR_SUPPORT | init::INIT_EXT | init::ALLOW_IDMAP;
+                         init::NO_OPENDIR_SUPPORT | init::INIT_EXT | init::ALLOW_IDMAP | init::EXPORT_SUPPORT;
   if (wishes.passthrough) wanted |= init::PASSTHROUGH;
   if (wishes.noOpen) wanted |= init::NO_OPEN_SUPPORT;
   if (wishes.resend) wanted |= init::HAS_RESEND;

@@ -22,9 +22,6 @@ constexpr std::uint32_t NAME_BYTES_MAX = 255;
 // XATTR_SIZE_MAX of Linux.
 constexpr std::size_t ATTRIBUTE_BYTES_MAX = 65'536;
 constexpr std::string_view ATTRIBUTE_PREFIX = "user.quilt.";
-constexpr std::array<std::string_view, 5> FILE_ATTRIBUTES = {"hash", "hash_type", "physical_key", "cached",
-                                                             "verified"};
-constexpr std::array<std::string_view, 3> ROOT_ATTRIBUTES = {"top_hash", "package", "registry"};
 
 std::string hex(std::string_view bytes) {
   static constexpr char digits[] = "0123456789abcdef";
@@ -152,6 +149,17 @@ Error Names::lookup(std::uint64_t parent, std::string_view name, Reply& reply) c
   if (!directory) return ENOENT;
   if (name.size() > NAME_BYTES_MAX) return ENAMETOOLONG;
   Node node;
+  // With these names the kernel opens a file handle (NFS, open_by_handle_at) whose node it has forgotten. No key has such a
+  // component. `parent` is then the node of the handle itself, and may be a file.
+  if (name == "." || name == "..") {
+    if (const Error error = of(index_.view().node(*directory, node), ENOENT); error != 0) return error;
+    if (name == "..") {
+      const std::uint32_t above = node.parent;
+      if (const Error error = of(index_.view().node(above, node), ENOENT); error != 0) return error;
+    }
+    reply.put(entry(node));
+    return 0;
+  }
   switch (index_.view().lookup(*directory, name, node)) {
     case Outcome::ok:
       reply.put(entry(node));
@@ -301,17 +309,12 @@ Error Names::getxattr(std::uint64_t nodeid, std::string_view name, std::uint32_t
   return putSized(*value, bytesMax, reply);
 }
 
+// None is named: who copies a file with its attributes copies all that are, and values can be larger than another
+// filesystem takes, change, or be wrong of the copy once that is edited. Who knows a name gets its value.
 Error Names::listxattr(std::uint64_t nodeid, std::uint32_t bytesMax, Reply& reply) const {
   Node found;
   if (const Error error = node(nodeid, found); error != 0) return error;
-  std::string list;
-  const auto add = [&](std::string_view name) { list.append(ATTRIBUTE_PREFIX).append(name).push_back('\0'); };
-  const bool isRoot = found.position == 0;
-  if (isRoot) std::for_each(ROOT_ATTRIBUTES.begin(), ROOT_ATTRIBUTES.end(), add);
-  if (found.kind == NodeKind::file) std::for_each(FILE_ATTRIBUTES.begin(), FILE_ATTRIBUTES.end(), add);
-  if ((isRoot ? index_.view().facts().userMeta : found.meta).bytes > 0) add("meta");
-  if (isRoot && options_.message) add("message");
-  return putSized(list, bytesMax, reply);
+  return putSized({}, bytesMax, reply);
 }
 
 }  // namespace bobbin

@@ -81,10 +81,12 @@ async function mount(): Promise<boolean> {
 
 async function attributes(): Promise<void> {
   if (hasProgram('getfattr')) {
-    await stage.shell(`getfattr -d data/${WEATHER} data`, { says: new RegExp(`top_hash="${SAMPLE_TOP_HASH}"`) })
+    await stage.shell(`getfattr -n user.quilt.hash data/${WEATHER} && getfattr -n user.quilt.top_hash data`, {
+      says: new RegExp(`top_hash="${SAMPLE_TOP_HASH}"`),
+    })
   } else if (hasProgram('python3')) {
-    const script = 'import os, sys; f = sys.argv[1]; [print(n, os.getxattr(f, n).decode()) for n in os.listxattr(f)]'
-    await stage.shell(`python3 -c '${script}' data/${WEATHER}`, { says: /user\.quilt\.hash / })
+    const script = "import os, sys; n = 'user.quilt.hash'; print(n, os.getxattr(sys.argv[1], n).decode())"
+    await stage.shell(`python3 -c "${script}" data/${WEATHER}`, { says: /user\.quilt\.hash / })
   } else {
     stage.say('(neither getfattr nor python3 is here to show the extended attributes user.quilt.*)')
   }

@@ -88,7 +88,7 @@ TEST(Negotiate, DoesNotLookAtHighFlagsWithoutInitExt) {
 TEST(Negotiate, TakesWhatWasWishedForAndNothingElse) {
   using namespace fuse::init;
   constexpr std::uint64_t ALWAYS =
-      ASYNC_READ | DO_READDIRPLUS | PARALLEL_DIROPS | MAX_PAGES | NO_OPENDIR_SUPPORT | INIT_EXT | ALLOW_IDMAP;
+      ASYNC_READ | DO_READDIRPLUS | PARALLEL_DIROPS | MAX_PAGES | NO_OPENDIR_SUPPORT | INIT_EXT | ALLOW_IDMAP | EXPORT_SUPPORT;
   const auto agreed = [](const Wishes& wishes) {
     const auto [agreement, out, reason] = negotiateWith(kernel(45, ALL), wishes);
     EXPECT_EQ(out.maxStackDepth, wishes.passthrough ? 1U : 0U);
