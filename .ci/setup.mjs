@@ -132,6 +132,7 @@ function installNativeTools() {
     },
     { isThere: hasFuzzer, packages: ['libclang-rt-14-dev', 'libclang-rt-dev'], why: 'libFuzzer' },
     { isThere: () => hasProgram('fio'), packages: ['fio'], why: 'fio, which verifies what it reads' },
+    { isThere: () => hasProgram('rsync'), packages: ['rsync'], why: 'rsync, which copies attributes too' },
     { isThere: () => hasProgram('go'), packages: ['golang-go'], why: "go, for its library's tests of filesystems" },
     { isThere: () => hasProgram('systemd-analyze'), packages: ['systemd'], why: 'systemd-analyze, to check the unit' },
   ]

@@ -134,12 +134,11 @@ export function testTransport(name: TransportName, openMode?: OpenMode): void {
       options,
     )
     const { path } = await daemon.mount(written, 'mnt')
-    const rsync = (await run('which', ['rsync'])).status === 0
     const copies = {
       cp: 'cp -r --preserve=all,xattr "$0" "$1"',
       tar: 'mkdir "$1" && tar --xattrs --xattrs-include="*" -C "$0" -c . | tar --xattrs --xattrs-include="*" -C "$1" -x',
       copytree: 'python3 -c "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])" "$0" "$1"',
-      ...(rsync ? { rsync: 'rsync -aX "$0/" "$1"' } : {}),
+      rsync: 'rsync -aX "$0/" "$1"',
     }
     for (const [program, script] of Object.entries(copies)) {
       const copy = join(daemon.folder, program)
