@@ -122,6 +122,13 @@ function openMode(): Option {
   )
 }
 
+/** Flags of the verbs that start a daemon where none runs. */
+function forDaemon(command: Command): Command {
+  return command
+    .option('--cache-limit <size>', 'how much the cache may take, such as 200GiB (BOBBIN_CACHE_LIMIT)')
+    .option('--free-floor <size>', 'how much of the disk the cache leaves free, such as 10GiB (BOBBIN_FREE_FLOOR)')
+}
+
 const program = new Command('bobbin')
   .description(
     'Mounts one revision of a Quilt data package, named by its top hash, as a read-only filesystem: lazy, verified, cached.',
@@ -237,7 +244,9 @@ forPackage(
     .command('diff <PKG> <PKG>')
     .description('what was added, removed and changed from one to the other, and the bytes to fetch for it'),
 ).action(async (from, to, flags) => (await import('./diff.js')).diff(from, to, flags))
-forPackage(program.command('mount <PKG> <DIR>').description('mount a package; returns when the mount answers'))
+forDaemon(
+  forPackage(program.command('mount <PKG> <DIR>').description('mount a package; returns when the mount answers')),
+)
   .option('--allow-other', 'other users may enter (containers need it; default for root)')
   .option('--uid <number>', 'owner of the files', Number)
   .option('--gid <number>', 'group of the files', Number)
@@ -257,7 +266,7 @@ common(program.command('status').description('mounts, cache and fetches of the d
 common(program.command('doctor').description('can this machine do it, and how to fix what is missing')).action(
   async flags => (await import('./doctor.js')).doctor(flags),
 )
-common(program.command('daemon').description('the daemon, in the foreground'))
+forDaemon(common(program.command('daemon').description('the daemon, in the foreground')))
   .addOption(openMode())
   .action(async flags => (await import('./daemon.js')).daemon(flags))
 common(

@@ -27,6 +27,9 @@ export interface CommonFlags {
   readonly offline?: boolean
   /** Of `mount` and `daemon`. */
   readonly openMode?: string
+  /** Of the verbs that start a daemon. */
+  readonly cacheLimit?: string
+  readonly freeFloor?: string
   /** Of `loader`. */
   readonly serve?: readonly string[]
   /** Of `loader` and `daemon`. */
@@ -90,8 +93,8 @@ export function readSettings(flags: CommonFlags, environment: NodeJS.ProcessEnv 
     registry: value('registry'),
     ioTimeoutMs: parsed('io-timeout', parseDurationMs, flags.ioTimeout) ?? parseDurationMs(IO_TIMEOUT_DEFAULT),
     offline: flags.offline ?? ['1', 'true', 'yes'].includes(value('offline') ?? ''),
-    cacheBytesMax: parsed('cache-limit', parseBytes),
-    freeBytesMin: parsed('free-floor', parseBytes),
+    cacheBytesMax: parsed('cache-limit', parseBytes, flags.cacheLimit),
+    freeBytesMin: parsed('free-floor', parseBytes, flags.freeFloor),
     transport: parsed('transport', oneOf(TRANSPORTS)),
     openMode: parsed('open-mode', oneOf(OPEN_MODE_WISHES), flags.openMode),
     serve: words('serve'),

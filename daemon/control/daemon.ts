@@ -94,6 +94,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     freeBytesMin: options.freeBytesMin,
     hashFile: hashFileOn(workers),
     letGo: native && (ids => native.letGo(ids)),
+    openElsewhere: native && (async () => (await native.stats()).pinnedBytes),
     syncProgram: findBobbinFuse().path,
     log,
   })

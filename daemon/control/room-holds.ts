@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import { BobbinError, formatBytes, hasCode, type Log } from '../model/index.js'
-import { type CacheRoom, type RoomHold, unownedRoom } from '../quilt/cache-room.js'
+import { type CacheRoom, RAISE_LIMIT, type RoomHold, unownedRoom } from '../quilt/cache-room.js'
 import { type DaemonClient, findDaemon } from './client.js'
 import { isDoorFull, isShared } from './doors.js'
 import type { RoomBody } from './schema.js'
@@ -65,7 +65,7 @@ export class RoomHolds {
     if (elsewhere + bytes <= most) return
     throw new BobbinError(
       'STORE_FULL',
-      `no room for ${formatBytes(bytes)} through the door of the group, which may hold ${formatBytes(most)} and holds ${formatBytes(elsewhere)}: wait, or raise --cache-limit`,
+      `no room for ${formatBytes(bytes)} through the door of the group, which may hold ${formatBytes(most)} and holds ${formatBytes(elsewhere)}: wait, or ${RAISE_LIMIT}`,
     )
   }
 

@@ -31,6 +31,13 @@ export interface CacheLimits {
 /** As somebody has set them; what they did not set is as the last daemon had it, or follows from the disk. */
 export type CacheLimitWishes = { readonly [Limit in keyof CacheLimits]?: number | undefined }
 
+/** What to do where the quota is too small; only the daemon of the cache enforces it. */
+export const RAISE_LIMIT =
+  'raise the limit of the cache (bobbin stop, then --cache-limit of bobbin mount or bobbin daemon, or BOBBIN_CACHE_LIMIT)'
+
+/** What to do where the disk is too full. */
+export const LOWER_FLOOR = 'keep less of the disk free (--free-floor, or BOBBIN_FREE_FLOOR)'
+
 /** Compiled packages and plans may take this part of the quota. */
 const COMPILED_PART = 1 / 4
 /** Even of a small quota. */
@@ -71,7 +78,7 @@ class UnownedHold implements RoomHold {
       throw new BobbinError(
         'STORE_FULL',
         `no room for ${this.what} (${formatBytes(bytes)}) in the cache ${this.cacheDir}: its disk has ${formatBytes(freeBytes)} free, ` +
-          `and ${formatBytes(limits.freeBytesMin)} stay free: delete something, or lower --free-floor`,
+          `and ${formatBytes(limits.freeBytesMin)} stay free: delete something, or ${LOWER_FLOOR}`,
       )
     }
     this.#bytes = bytes
@@ -99,7 +106,7 @@ export async function keepShare(cacheDir: string, limitBytes: number, need: Need
   throw new BobbinError(
     'STORE_FULL',
     `no room for ${what} (${formatBytes(bytes)}) in the cache ${cacheDir}: compiled packages and plans may take ${formatBytes(most)}, ` +
-      `a quarter of its limit, and those in use take ${formatBytes(there)}: unmount some, or raise --cache-limit`,
+      `a quarter of its limit, and those in use take ${formatBytes(there)}: unmount some, or ${RAISE_LIMIT}`,
   )
 }
 

@@ -91,6 +91,8 @@ export interface StoreOptions {
    * then it holds nothing of it and asks before the next use. Default: there is nobody.
    */
   readonly letGo?: LetGo | undefined
+  /** How much of the store they have open, for the error of a full store. Bytes. Default: nothing. */
+  readonly openElsewhere?: (() => Promise<number>) | undefined
   /** How objects are hashed again. Default: in this thread. */
   readonly hashFile?: HashFile
   /** bobbin-fuse, which can sync through a descriptor that we hold. Default: sync(1). */
@@ -185,6 +187,7 @@ export class ObjectStore implements CacheRoom {
   readonly #log: Log
   readonly #hashFile: HashFile
   readonly #letGo: LetGo | undefined
+  readonly #openElsewhere: (() => Promise<number>) | undefined
   readonly #journal: Journal
   readonly #writeBack: WriteBack
   readonly #unsynced: Unsynced<ObjectRecord>
@@ -214,6 +217,7 @@ export class ObjectStore implements CacheRoom {
     this.#log = options.log ?? silentLog
     this.#hashFile = options.hashFile ?? hashFile
     this.#letGo = options.letGo
+    this.#openElsewhere = options.openElsewhere
     this.#writeBack = writeBack
     this.#unsynced = new Unsynced({
       writeBack,
@@ -348,8 +352,10 @@ export class ObjectStore implements CacheRoom {
       // A reservation is over soon, though its object may then stay open.
       if (missing <= this.#bytes - this.#pinnedBytes && (await this.#evict(missing)) > 0) continue
       if (this.#room.reservations.size > 0) await this.#room.change(signal)
-      else if ((await this.#prune(missing)) === 0)
-        throw this.#room.fullError(what, bytes, this.#bytes, this.#pinnedBytes)
+      else if ((await this.#prune(missing)) === 0) {
+        const openElsewhere = (await this.#openElsewhere?.().catch(() => 0)) ?? 0
+        throw this.#room.fullError(what, bytes, this.#bytes, this.#pinnedBytes + openElsewhere)
+      }
     }
   }
 

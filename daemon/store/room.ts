@@ -5,7 +5,7 @@
 import { renameSync, statfsSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { BobbinError, formatBytes, localError } from '../model/index.js'
-import { freeBytesMinOf } from '../quilt/cache-room.js'
+import { freeBytesMinOf, LOWER_FLOOR, RAISE_LIMIT } from '../quilt/cache-room.js'
 import type { Reservation } from './reservation.js'
 import { type CacheUsage, sumOf } from './usage.js'
 
@@ -132,8 +132,8 @@ export class Room {
     const others =
       this.otherBytes > 0 ? `, and ${formatBytes(this.otherBytes)} in packages, plans and logs (bobbin status)` : ''
     const reason = isQuota
-      ? `its limit is ${formatBytes(this.bytesMax)}, ${formatBytes(pinnedBytes)} of it in open files and leased by loaders${others}: close some, or raise --cache-limit`
-      : `its disk has ${formatBytes(Math.max(0, floor))} above the floor of ${formatBytes(this.freeBytesMin)} free: delete something, or lower --free-floor`
+      ? `its limit is ${formatBytes(this.bytesMax)}, ${formatBytes(pinnedBytes)} of it in open files and leased by loaders${others}: close some, or ${RAISE_LIMIT}`
+      : `its disk has ${formatBytes(Math.max(0, floor))} above the floor of ${formatBytes(this.freeBytesMin)} free: delete something, or ${LOWER_FLOOR}`
     return new BobbinError('STORE_FULL', `no room for ${what} in the cache ${this.cacheDir}: ${reason}`)
   }
 }

@@ -1,6 +1,7 @@
 /** Plans and cursors. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { BobbinError, formatBytes } from '../../daemon/model/index.js'
+import { RAISE_LIMIT } from '../../daemon/quilt/cache-room.js'
 import { findObject } from '../../daemon/store/index.js'
 import { parseCursor } from '../plan/cursor.js'
 import { PlanBody } from '../plan/plan-document.js'
@@ -72,7 +73,7 @@ async function refuseTooLarge({ objects }: Context, { maxStepBytes }: TableFacts
   if (maxStepBytes <= limit) return
   throw new BobbinError(
     'STORE_FULL',
-    `one global batch of this plan may need ${formatBytes(maxStepBytes)}, and the store holds ${formatBytes(limit)}: make batches smaller, or the store larger (--cache-limit, BOBBIN_CACHE_LIMIT)`,
+    `one global batch of this plan may need ${formatBytes(maxStepBytes)}, and the store holds ${formatBytes(limit)}: make batches smaller, or ${RAISE_LIMIT}`,
   )
 }
 

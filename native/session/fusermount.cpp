@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
@@ -84,6 +86,13 @@ int runFusermount(const std::vector<std::string>& arguments, int socket, std::st
   return WIFEXITED(status) ? WEXITSTATUS(status) : 126;
 }
 
+/** fusermount3's rule: a folder that its caller may write to and, where that is sticky, owns. */
+bool mayMountOn(const std::string& path) {
+  struct stat stats;
+  if (::stat(path.c_str(), &stats) != 0 || ::access(path.c_str(), W_OK) != 0) return false;
+  return (stats.st_mode & S_ISVTX) == 0 || stats.st_uid == ::getuid();
+}
+
 }  // namespace
 
 Fd mountThroughHelper(const link::Mount& request, MountFailed& failed) {
@@ -106,13 +115,18 @@ Fd mountThroughHelper(const link::Mount& request, MountFailed& failed) {
               "install fuse3"};
     return Fd();
   }
+  if (status != 0 && !mayMountOn(request.mountpoint)) {
+    failed = {link::MountFailure::mountpoint,
+              "cannot mount on " + request.mountpoint + ": the folder belongs to somebody else; choose a "
+              "folder of your own, or have root mount there"};
+    return Fd();
+  }
   if (status != 0) {
     failed = {
         link::MountFailure::unavailable,
         "cannot mount on " + request.mountpoint +
-            ": fusermount3 refused; --allow-other needs the line user_allow_other in /etc/fuse.conf, and the "
-            "mountpoint has to be yours (" +
-            said + ")"};
+            ": fusermount3 refused; --allow-other needs the line user_allow_other in /etc/fuse.conf (" + said +
+            ")"};
     return Fd();
   }
   Fd device = receiveDescriptor(ours.get());
