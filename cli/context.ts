@@ -146,12 +146,13 @@ function localReference(text: string, flags: PackageFlags, settings: Settings): 
 export function openNamed(
   reference: PackageReference,
   { quarantine = false }: PackageFlags,
-  { settings, source, progress, signal }: Context,
+  { settings, source, output, progress, signal }: Context,
 ): Promise<OpenedPackage> {
   const { cacheDir, offline } = settings
   const onProgress: OpenOptions['onProgress'] = ({ phase, done, total }) => progress.update(phase, done, total)
   const room = daemonRoom(cacheDir, settings)
-  return openPackage(reference, { cacheDir, source, offline, quarantine, room, signal, onProgress })
+  const onNote = (text: string) => output.note(`bobbin: ${text}`)
+  return openPackage(reference, { cacheDir, source, offline, quarantine, room, signal, onProgress, onNote })
 }
 
 /** As `openNamed`, and the reference that was meant: quilt3's remote registry is asked first, then its local one. */

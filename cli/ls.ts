@@ -37,11 +37,11 @@ export function noSuchKey(opened: OpenedPackage, key: string): BobbinError {
   )
 }
 
-async function printRow(
+export async function printRow(
   opened: OpenedPackage,
   node: IndexNode,
   key: string,
-  flags: LsFlags,
+  flags: Pick<LsFlags, 'json' | 'long'>,
   { output, settings }: Context,
 ): Promise<void> {
   const { index } = opened

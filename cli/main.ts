@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
 import { isJournal, priorityOf } from '../daemon/control/journal.js'
-import { BobbinError, escapeMessage, settleHome } from '../daemon/model/index.js'
+import { BobbinError, escapeMessage, localError, settleHome, systemCode } from '../daemon/model/index.js'
 import { EXIT_CODES_HELP, EXIT_USAGE, exitCodeOf } from './exit-codes.js'
 import { allowFlag, RIGHT_NAMES, RIGHTS } from './run/rights.js'
 
@@ -194,9 +194,9 @@ withMetadata(
 forRevision(
   program
     .command('filter <PKG>')
-    .description('a subset becomes a revision of its own; no object is copied')
+    .description('lists a subset, or makes it a revision of its own; no object is copied')
     .requiredOption('--where <expression>', 'JMESPath over {key, size, hash, meta}: which entries')
-    .requiredOption('--push <PKG>', 'the package that they become'),
+    .option('--push <PKG>', 'the package that they become (default: they are listed, as ls -R does)'),
 )
   .addOption(new Option('--top-hash <hash>', 'the revision that is read, as quilt3 users give it'))
   .addOption(new Option('--quarantine', 'leave out hostile rows instead of refusing the package'))
@@ -417,6 +417,12 @@ async function exitCodeFor(error: unknown): Promise<number> {
     }
     complain(`bobbin: ${escapeMessage(error.message)}\n`)
     return exitCodeOf(error.code)
+  }
+  // A call of the system that nobody expected to fail: a full disk, say. It is a matter of this machine, and not a bug.
+  if (error instanceof Error && 'syscall' in error && systemCode(error) !== undefined) {
+    const { message, code } = localError(`go on (${error.syscall})`, error)
+    complain(`bobbin: ${escapeMessage(message)}\n`)
+    return exitCodeOf(code)
   }
   complain(
     `bobbin: this is a bug, please report it\n${escapeMessage(String(error instanceof Error ? error.stack : error))}\n`,

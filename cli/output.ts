@@ -5,7 +5,7 @@
  */
 import { once } from 'node:events'
 import type { Writable } from 'node:stream'
-import { escapeControls, escapeJson } from '../daemon/model/index.js'
+import { escapeControls, escapeJson, localError } from '../daemon/model/index.js'
 import type { CommonFlags } from './settings.js'
 
 /** Whose readers have gone. */
@@ -35,6 +35,8 @@ export class Output {
     // `bobbin ls | head` closes the pipe: that is the reader's business, not a failure.
     process.stdout.on('error', (error: NodeJS.ErrnoException) => {
       unread.add(process.stdout)
+      // A disk that is full is one: what reads the file later would take half a list for a whole one.
+      if (error.code !== 'EPIPE') process.stderr.write(`bobbin: ${localError('write the output', error).message}\n`)
       if (!outlivesReaders) process.exit(error.code === 'EPIPE' ? 0 : 1)
     })
     // Remarks are nobody's result: what is done goes on without them.

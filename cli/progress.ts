@@ -1,4 +1,4 @@
-/** Progress on stderr: bars on a terminal, nothing elsewhere. */
+/** Progress on stderr: bars on a terminal that can draw them, elsewhere a line now and then. */
 import { MultiBar, Presets, type SingleBar } from 'cli-progress'
 import { formatBytes } from '../daemon/model/index.js'
 import type { CommonFlags } from './settings.js'
@@ -11,9 +11,12 @@ export interface Progress {
 
 /** Work that is over sooner is not announced. */
 const QUIET_MS = 400
+/** Between two lines where there are no bars; logs of jobs should not fill with them. */
+const LINE_MS = 10_000
 
 export function startProgress(flags: CommonFlags): Progress {
-  if (flags.quiet || !process.stderr.isTTY) return { update() {}, stop() {} }
+  if (flags.quiet) return { update() {}, stop() {} }
+  if (!process.stderr.isTTY || process.env.TERM === 'dumb') return progressLines()
   const startedAt = performance.now()
   const bars = new Map<string, SingleBar>()
   let multi: MultiBar | undefined
@@ -44,5 +47,21 @@ export function startProgress(flags: CommonFlags): Progress {
     stop() {
       multi?.stop()
     },
+  }
+}
+
+/** `write` and `lineMs`: for tests. */
+export function progressLines(
+  write: (line: string) => unknown = line => process.stderr.write(line),
+  lineMs = LINE_MS,
+): Progress {
+  let nextMs = performance.now() + lineMs
+  return {
+    update(what, done, total) {
+      if (performance.now() < nextMs) return
+      nextMs = performance.now() + lineMs
+      write(`bobbin: ${what}: ${formatBytes(done)} of ${total > 0 ? formatBytes(total) : '?'}\n`)
+    },
+    stop() {},
   }
 }

@@ -15,6 +15,7 @@ export async function stop(flags: CommonFlags & { readonly force?: boolean }): P
       const client = findDaemon(settings.cacheDir)
       if (client === undefined) {
         output.note(`bobbin: no daemon runs for ${settings.cacheDir}`)
+        if (output.isJson) await output.row({ cache: settings.cacheDir, pid: null, stopped: false }, '')
         return
       }
       if (!flags.force) refuseWhileRunning(({ cacheDir }) => cacheDir === settings.cacheDir)
@@ -23,6 +24,7 @@ export async function stop(flags: CommonFlags & { readonly force?: boolean }): P
         if (Date.now() > deadline)
           throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon (process ${client.pid}) does not end`)
       }
+      if (output.isJson) await output.row({ cache: settings.cacheDir, pid: client.pid, stopped: true }, '')
     },
     { onlyAsks: true },
   )

@@ -2,7 +2,7 @@ import { resolve } from 'node:path'
 import { findBobbinFuse } from '../daemon/control/bobbin-fuse.js'
 import { findDaemon } from '../daemon/control/client.js'
 import { BobbinError, hasCode } from '../daemon/model/index.js'
-import { mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
+import { mountAt, resolveMounted } from '../daemon/mount/mount-table.js'
 import { unmountPath } from '../daemon/mount/unmount.js'
 import { withContext } from './context.js'
 import { refuseWhileRunning } from './run/running.js'
@@ -11,8 +11,8 @@ import type { CommonFlags } from './settings.js'
 export async function umount(dir: string, flags: CommonFlags & { readonly force?: boolean }): Promise<void> {
   await withContext(
     flags,
-    async ({ settings }) => {
-      const mountpoint = await resolveMountpoint(resolve(dir))
+    async ({ settings, output }) => {
+      const mountpoint = await resolveMounted(resolve(dir))
       if (!flags.force) refuseWhileRunning(mount => mount.mountpoint === mountpoint)
       try {
         const client = findDaemon(settings.cacheDir)
@@ -25,6 +25,7 @@ export async function umount(dir: string, flags: CommonFlags & { readonly force?
         if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE') || !isLeft) throw error
         await unmountPath(mountpoint, { isForced: flags.force ?? false, program: findBobbinFuse().path })
       }
+      if (output.isJson) await output.row({ mountpoint, unmounted: true }, '')
     },
     { onlyAsks: true },
   )

@@ -6,7 +6,7 @@ import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { BobbinError, type Log, parsePackageName, type Source } from '../model/index.js'
 import { isDeadMount } from '../mount/dead-mounts.js'
-import { checkMountpoint, mountAt, resolveMountpoint } from '../mount/mount-table.js'
+import { checkMountpoint, mountAt, resolveMounted, resolveMountpoint } from '../mount/mount-table.js'
 import type { FuseTransport, ObjectProvider, OpenModeWish, SurvivingMount, TransportMount } from '../mount/transport.js'
 import { unmountPath } from '../mount/unmount.js'
 import type { CacheRoom } from '../quilt/cache-room.js'
@@ -222,7 +222,7 @@ export class Mounts {
 
   /** Throws NOT_MOUNTED, and ALREADY_MOUNTED when it is in use. */
   async remove(path: string, isForced: boolean): Promise<void> {
-    const mounted = this.#mounted.get(path) ?? this.#mounted.get(await resolveMountpoint(path))
+    const mounted = this.#mounted.get(path) ?? this.#mounted.get(await resolveMounted(path))
     if (mounted === undefined)
       throw new BobbinError('NOT_MOUNTED', `${path} is not a mount of this daemon (bobbin status lists them)`)
     await mounted.mount.unmount({ isForced })

@@ -167,7 +167,7 @@ class Installation {
     return new BobbinError(
       'STORE_FULL',
       `${entry.key} (${formatBytes(entry.size)}): the disk of ${this.destination.root} is full; ` +
-        `make room and run it again, the ${this.#files} complete files stay`,
+        `make room and run it again: the files that are complete stay`,
       { cause: error },
     )
   }

@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { lstat, opendir, realpath } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { BobbinError, localError, systemCode } from '../model/index.js'
+import { BobbinError, hasCode, localError, systemCode } from '../model/index.js'
 
 export interface MountedAt {
   readonly id: number
@@ -57,6 +57,19 @@ export async function resolveMountpoint(path: string): Promise<string> {
   } catch (error) {
     if (systemCode(error) === 'ENOENT') throw missing(path)
     throw localError(`look at the mountpoint ${path}`, error)
+  }
+}
+
+/** The same for what is to be unmounted. Throws NOT_MOUNTED where nothing is. */
+export async function resolveMounted(path: string): Promise<string> {
+  try {
+    return await resolveMountpoint(path)
+  } catch (error) {
+    if (!hasCode(error, 'MOUNTPOINT_UNUSABLE')) throw error
+    throw new BobbinError(
+      'NOT_MOUNTED',
+      `${path} is not mounted: there is no such folder (bobbin status lists the mounts)`,
+    )
   }
 }
 

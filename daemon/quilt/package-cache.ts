@@ -50,6 +50,8 @@ export interface OpenOptions {
   /** Where the manifest and the index take their room from. Default: unownedRoom. */
   readonly room?: CacheRoom | undefined
   readonly onProgress?: ((progress: OpenProgress) => void) | undefined
+  /** Something that a person should know, in words. */
+  readonly onNote?: ((text: string) => void) | undefined
   readonly signal?: AbortSignal | undefined
 }
 
@@ -97,13 +99,24 @@ export async function openPackage(reference: PackageReference, options: OpenOpti
   }
 }
 
-/** The full top hash that a reference means now; with `--offline`, or a full hash, without asking the registry. */
+/**
+ * The full top hash that a reference means now; with `--offline`, or a full hash, without asking the registry. A prefix that is
+ * unique among the revisions in the cache will do while the registry cannot be reached; where a name points now, it alone knows.
+ */
 export async function resolveTopHash(reference: PackageReference, options: OpenOptions): Promise<TopHash> {
   const folder = new RegistryFolder(options.cacheDir, reference.registry)
   const { revision } = reference
   if (revision.kind === 'hash' && isTopHash(revision.prefix)) return revision.prefix
   if (!options.offline) {
-    const topHash = await resolveRevision(options.source, reference, { signal: options.signal })
+    const topHash = await resolveRevision(options.source, reference, { signal: options.signal }).catch(
+      async (error: unknown) => {
+        if (!hasCode(error, 'UPSTREAM_UNAVAILABLE') || revision.kind !== 'hash') throw error
+        const cached = await folder.cachedWith(revision.prefix)
+        if (cached.length !== 1) throw error
+        options.onNote?.(`${error.message}; ${revision.prefix} is taken for ${cached[0]}, as it is in the cache`)
+        return cached[0]!
+      },
+    )
     if (revision.kind !== 'hash') await folder.rememberPointer(reference.name, pointerOf(reference), topHash)
     return topHash
   }
@@ -115,7 +128,7 @@ export async function resolveTopHash(reference: PackageReference, options: OpenO
       `offline: ${reference.name}:${pointerOf(reference)} was not resolved before`,
     )
   }
-  const candidates = (await folder.cachedTopHashes()).filter(hash => hash.startsWith(revision.prefix))
+  const candidates = await folder.cachedWith(revision.prefix)
   if (candidates.length === 1) return candidates[0]!
   if (candidates.length > 1) {
     throw new BobbinError(
@@ -317,7 +330,7 @@ class RevisionFiles {
     const temporary = await this.registryFolder.temporary('manifest')
     try {
       const sha256 = await this.#compile(temporary, undefined, reading)
-      await rename(temporary, this.pathOf(sha256, 'manifest'))
+      await renameInCache(temporary, this.pathOf(sha256, 'manifest'))
       return this.#open(sha256)
     } finally {
       await rm(temporary, { force: true })
@@ -347,7 +360,7 @@ class RevisionFiles {
         throw new BobbinError('MANIFEST_CORRUPT', `the cached manifest of ${this.topHash} was changed`)
       }
       await makeFolder(this.#folder)
-      await rename(temporary, this.pathOf(compiled.manifestSha256, 'index'))
+      await renameInCache(temporary, this.pathOf(compiled.manifestSha256, 'index'))
       return compiled.manifestSha256
     } finally {
       await rm(temporary, { force: true })
@@ -380,8 +393,9 @@ class RegistryFolder {
     return join(folder, `${process.pid}-${randomBytes(6).toString('hex')}.${kind}`)
   }
 
-  async cachedTopHashes(): Promise<TopHash[]> {
-    return (await listNames(this.path)).filter(isTopHash)
+  /** Top hashes that start so. */
+  async cachedWith(prefix: string): Promise<TopHash[]> {
+    return (await listNames(this.path)).filter(isTopHash).filter(hash => hash.startsWith(prefix))
   }
 
   #namesPath(name: PackageName): string {
@@ -409,12 +423,20 @@ class RegistryFolder {
     await this.#writeNames(name, { pointers, timestampsMs: { ...timestampsMs, [topHash]: timestampMs } })
   }
 
+  /** Only remembered, for later: a disk that is full now fails nobody who reads what is here. */
   async #writeNames(name: PackageName, names: RememberedNames): Promise<void> {
-    await makeFolder(join(this.path, 'names'))
-    await writeFile(join(this.path, 'url'), `${formatRegistry(this.registry)}\n`, { mode: 0o640 })
-    const temporary = await this.temporary('names')
-    await writeFile(temporary, JSON.stringify(names), { mode: 0o640 })
-    await rename(temporary, this.#namesPath(name))
+    let temporary: string | undefined
+    try {
+      await makeFolder(join(this.path, 'names'))
+      await writeFile(join(this.path, 'url'), `${formatRegistry(this.registry)}\n`, { mode: 0o640 })
+      temporary = await this.temporary('names')
+      await writeFile(temporary, JSON.stringify(names), { mode: 0o640 })
+      await rename(temporary, this.#namesPath(name))
+    } catch (error) {
+      if (temporary !== undefined) await rm(temporary, { force: true })
+      const ours = localError(`write ${this.#namesPath(name)}`, error)
+      if (!hasCode(ours, 'STORE_FULL')) throw ours
+    }
   }
 }
 
@@ -423,6 +445,10 @@ async function makeFolder(path: string): Promise<void> {
   await mkdir(path, { recursive: true, mode: 0o750 }).catch(error =>
     Promise.reject(localError(`make the folder ${path}`, error)),
   )
+}
+
+async function renameInCache(from: string, to: string): Promise<void> {
+  await rename(from, to).catch(error => Promise.reject(localError(`write ${to}`, error)))
 }
 
 async function listNames(folder: string): Promise<string[]> {

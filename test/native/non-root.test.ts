@@ -78,6 +78,15 @@ t.test('a user that lets others in is told what /etc/fuse.conf has to say', { sk
   t.ok((await inside('cat', join(mountpoint, 'd/f'))).stdout.equals(bytes), 'as root')
 })
 
+t.test('a folder of somebody else is no mountpoint, and no fault of FUSE', { skip: whyNot() }, async t => {
+  const { daemon, written, mountpoint, mounts } = await startAsNobody(t)
+  chownSync(mountpoint, 0, 0)
+  await chmod(mountpoint, 0o755)
+  const mount = daemon.client.mount(bodyOf(written, mountpoint))
+  await t.rejects(mount, { code: 'MOUNTPOINT_UNUSABLE', message: /belongs to somebody else/ })
+  t.same(await mounts(), [])
+})
+
 t.test('in a user namespace it mounts without any helper, in cached mode', { skip: whyNot() }, async t => {
   const namespace = ['unshare', '--user', '--map-root-user', '--mount', '--propagation', 'private']
   const [command, ...args] = [...AS_NOBODY, ...namespace, 'true']

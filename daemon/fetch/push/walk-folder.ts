@@ -2,7 +2,7 @@
  * The files of a folder as entries of a package, in tree order: what quilt3's `set_dir` would take.
  *
  * A symbolic link to a file is the file; one to a folder is not entered, and a broken one is no file. Neither are fifos,
- * sockets and devices. Empty folders leave no trace: packages have none.
+ * sockets and devices. Packages have no empty folders: they are left out, and named.
  */
 import { isUtf8 } from 'node:buffer'
 import { constants, type Dirent } from 'node:fs'
@@ -57,7 +57,9 @@ async function* walk(
   isIgnored: IgnoreRule,
   options: WalkOptions,
 ): AsyncGenerator<FoundFile> {
-  for (const { name, entry } of await list(folder, prefix)) {
+  const names = await list(folder, prefix)
+  if (names.length === 0 && prefix !== '') options.onSkipped?.(prefix, 'an empty folder, and a package has none')
+  for (const { name, entry } of names) {
     throwIfAborted(options.signal)
     const key = prefix + name
     const path = join(folder, name)

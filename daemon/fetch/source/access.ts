@@ -14,6 +14,7 @@ import { S3Clients } from './client.js'
 import { CredentialFinder, type FoundCredentials } from './credentials.js'
 import { isDenied, isStaleIdentity, redirectRegion } from './errors.js'
 import { s3Code } from './failure-class.js'
+import { refusalAdvice } from './refusal-advice.js'
 
 export interface S3Request<Output> {
   readonly operation: 'GetObject' | 'ListBucket' | 'PutObject' | 'DeleteObject'
@@ -121,12 +122,12 @@ function accessDenied(
       return `${how} (${s3Code(error)})`
     })
     .join(' and ')
+  const signed = refusals.find(({ isSigned }) => isSigned) ?? refusals[0]
   const help =
     credentials.kind === 'none'
       ? `no credentials were found (${credentials.reason}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and ` +
         'AWS_SECRET_ACCESS_KEY, or log in with quilt3'
-      : `these credentials need s3:${request.operation} there, or use others (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)`
-  const signed = refusals.find(({ isSigned }) => isSigned) ?? refusals[0]
+      : refusalAdvice(signed?.error, request.operation)
   const orMissing =
     request.operation === 'GetObject' ? ' (or it is not there: S3 does not say so to who may not list the bucket)' : ''
   return new BobbinError('ACCESS_DENIED', `access denied to ${request.what}${orMissing}, tried ${tried}; ${help}`, {
