@@ -1,8 +1,9 @@
 import { ROOT_INO } from '../daemon/quilt/package-index.js'
+import { standardJson } from '../daemon/quilt/python-json.js'
 import { type PackageFlags, withPackage } from './context.js'
 import { noSuchKey } from './ls.js'
 
-/** The user's metadata of the package, of a directory or of an entry, with its numbers as they were written. */
+/** The user's metadata of the package, of a directory or of an entry, as it was written; with `--json`, as JSON. */
 export async function meta(text: string, key: string | undefined, flags: PackageFlags): Promise<void> {
   await withPackage(text, flags, async (opened, { output }, reference) => {
     const wanted = key ?? reference.path ?? ''
@@ -11,6 +12,7 @@ export async function meta(text: string, key: string | undefined, flags: Package
     if (node.kind === 'directory' && node.ino !== ROOT_INO && node.hasMetadata) {
       output.note('bobbin: metadata of a directory is not covered by the top hash')
     }
-    await output.line(opened.index.metadata(node.ino) ?? (node.ino === ROOT_INO ? 'null' : '{}'))
+    const text = opened.index.metadata(node.ino) ?? (node.ino === ROOT_INO ? 'null' : '{}')
+    await output.row(standardJson(text), text)
   })
 }

@@ -81,6 +81,8 @@ t.test('the command line prints JSON, and leaves out no entry (S141)', async t =
   const rows = await cli.rows<{ key: string; meta: { score: unknown } }>('ls', reference)
   t.strictSame(Object.fromEntries(rows.map(row => [row.key, row.meta.score])), SCORES)
   t.match(await cli.text('meta', reference, 'b.txt'), /"score": ?NaN/, 'as the manifest has it')
+  t.match(await cli.json('meta', reference, 'b.txt'), { score: 'NaN' })
+  t.match(await cli.json('meta', reference), { mean: 'NaN' })
   for (const [where, keys] of WHERES) {
     const to = join(folder, `subset-${WHERES.findIndex(([text]) => text === where)}`)
     await cli.text('filter', reference, '--where', where, '--push', `${to}/sub/set`, '-m', 'm')

@@ -1,18 +1,21 @@
 /**
  * `.quiltignore` as quilt3 reads it: not git's syntax, but one pattern of Python's `fnmatch` a line, put behind a star and a slash
- * and matched with whole paths, so that `*` crosses slashes. A directory that matches, with or without a final
- * slash, is left out with everything below it.
+ * and matched with whole absolute paths, so that `*` crosses slashes and may stand for folders above the one that is
+ * pushed. A directory that matches, with or without a final slash, is left out with everything below it.
  *
  * The folder may be a stranger's, so the patterns become one expression of RE2, which does not backtrack.
  */
 import { RE2JS } from 're2js'
 import { BobbinError } from '../../model/index.js'
 
-/** True: the path is left out. A path starts with a slash, which is the folder itself. */
+/** True: the path, which is absolute and has no links before its last name, is left out. */
 export type IgnoreRule = (path: string, isFolder: boolean) => boolean
 
 /** Of all its lines; a path is compared with each character at most once per character of its own. */
 const CHARACTERS_MAX = 65_536
+
+/** Python reads text with these line ends alone. */
+const PYTHON_LINE_END = /\r\n|\r|\n/
 
 /** Throws INVALID_ARGUMENT for a file that is too long. */
 export function parseQuiltignore(text: string): IgnoreRule {
@@ -22,7 +25,7 @@ export function parseQuiltignore(text: string): IgnoreRule {
       `.quiltignore has ${text.length} characters, at most ${CHARACTERS_MAX}: name folders instead of files`,
     )
   const patterns = text
-    .split('\n')
+    .split(PYTHON_LINE_END)
     .filter(rule => rule !== '')
     .map(rule => fnmatch(`*/${rule}`))
   if (patterns.length === 0) return () => false

@@ -6,7 +6,7 @@
  */
 import { isUtf8 } from 'node:buffer'
 import { constants, type Dirent } from 'node:fs'
-import { type FileHandle, open, readdir, stat } from 'node:fs/promises'
+import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { BobbinError, keyProblem, type LogicalKey, localError, systemCode, throwIfAborted } from '../../model/index.js'
 import { type IgnoreRule, parseQuiltignore } from './quiltignore.js'
@@ -29,8 +29,10 @@ export interface WalkOptions {
 
 /** Throws INVALID_ARGUMENT: no such folder, or a name that no package may have. */
 export async function* walkFolder(dir: string, options: WalkOptions = {}): AsyncGenerator<FoundFile> {
-  const isIgnored = parseQuiltignore(await readRules(join(dir, '.quiltignore')))
-  yield* walk(dir, '', isIgnored, options)
+  const rules = await readRules(join(dir, '.quiltignore'))
+  const isIgnored = parseQuiltignore(rules)
+  const root = rules === '' ? '' : (await realpath(dir)).replace(/\/$/, '')
+  yield* walk(dir, '', (key, isFolder) => isIgnored(`${root}/${key}`, isFolder), options)
 }
 
 /** The folder may be a stranger's: a pipe keeps its reader waiting for ever, and a device has no end. */
@@ -42,7 +44,9 @@ async function readRules(path: string): Promise<string> {
     if (!stats.isFile()) throw new BobbinError('INVALID_ARGUMENT', `${path} is not a file: move it away`)
     if (stats.size > RULES_BYTES_MAX)
       throw new BobbinError('INVALID_ARGUMENT', `${path} has ${stats.size} bytes, at most ${RULES_BYTES_MAX}`)
-    return await file.readFile('utf8')
+    const bytes = await file.readFile()
+    if (isUtf8(bytes)) return bytes.toString('utf8')
+    throw new BobbinError('INVALID_ARGUMENT', `${path} is not UTF-8: save it as UTF-8`)
   } catch (error) {
     if (['ENOENT', 'ENOTDIR'].includes(systemCode(error) ?? '')) return ''
     throw localError(`read ${path}`, error)
@@ -64,10 +68,10 @@ async function* walk(
     const key = prefix + name
     const path = join(folder, name)
     if (entry.isDirectory()) {
-      if (!isIgnored(`/${key}`, true)) yield* walk(path, `${key}/`, isIgnored, options)
+      if (!isIgnored(key, true)) yield* walk(path, `${key}/`, isIgnored, options)
       continue
     }
-    if (isIgnored(`/${key}`, false)) continue
+    if (isIgnored(key, false)) continue
     const found = await lookAt(path, entry)
     if (typeof found === 'string') {
       options.onSkipped?.(key, found)
