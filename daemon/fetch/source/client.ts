@@ -1,17 +1,13 @@
 /**
  * The SDK's clients, one for each way to ask: a region, signed or not, path-style or not.
  *
- * Loads the SDK on first use, reads the machine's settings once, and shares the sockets.
- * AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the `endpoint_url` of a profile are the SDK's own
- * business; here we only need to know that there is one, because servers other than AWS rarely
- * have a host name for each bucket.
+ * Loads the SDK on first use, reads the machine's settings once (settings.ts), and shares the sockets.
  */
-import { readFileSync } from 'node:fs'
 import { Agent as HttpAgent } from 'node:http'
 import { Agent as HttpsAgent } from 'node:https'
 import type { S3Client } from '@aws-sdk/client-s3'
-import { BobbinError, localError } from '../../model/index.js'
 import type { Identity } from './credentials.js'
+import { readSettings, type Settings } from './settings.js'
 
 /** Parallel connections to one server. Requests beyond it queue, and their time-out runs: bound the work, not this. */
 const SOCKETS_MAX = 64
@@ -36,7 +32,7 @@ export interface ClientChoice {
 
 export class S3Clients {
   readonly #clients = new Map<string, { readonly client: S3Client; readonly sign: ClientChoice['sign'] }>()
-  #settings: Promise<{ readonly region: string; readonly isPathStyle: boolean }> | undefined
+  #settings: Promise<Settings> | undefined
   readonly #idleMs: number | undefined
   #agents: { httpAgent: HttpAgent; httpsAgent: HttpsAgent } | undefined
 
@@ -65,7 +61,7 @@ export class S3Clients {
       responseChecksumValidation: 'WHEN_REQUIRED',
       requestChecksumCalculation: 'WHEN_REQUIRED',
       requestHandler: {
-        ...this.#sharedAgents(),
+        ...this.#sharedAgents(settings),
         ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }),
       },
       ...(choice.sign
@@ -79,26 +75,20 @@ export class S3Clients {
     return client
   }
 
-  async #readSettings() {
+  async #readSettings(): Promise<Settings> {
     const { S3Client } = await loadSdk()
     const probe = new S3Client({})
-    const region = await probe.config.region().catch(() => undefined)
-    const endpoint = await probe.config.serviceConfiguredEndpoint?.()
-    probe.destroy()
-    if (endpoint !== undefined && !URL.canParse(endpoint)) {
-      throw new BobbinError('INVALID_ARGUMENT', `the S3 endpoint (AWS_ENDPOINT_URL) is not a URL: ${endpoint}`)
-    }
-    return {
-      // AWS_DEFAULT_REGION is what quilt3's boto3 reads; the SDK of JavaScript does not know it.
-      region: region || process.env.AWS_DEFAULT_REGION || 'us-east-1',
-      isPathStyle: endpoint !== undefined && !/\.amazonaws\.com(\.cn)?\/?$/.test(endpoint),
+    try {
+      return await readSettings(probe)
+    } finally {
+      probe.destroy()
     }
   }
 
-  #sharedAgents() {
+  #sharedAgents({ certificates }: Settings) {
     this.#agents ??= {
       httpAgent: new HttpAgent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
-      httpsAgent: new HttpsAgent({ keepAlive: true, maxSockets: SOCKETS_MAX, ...certificates() }),
+      httpsAgent: new HttpsAgent({ keepAlive: true, maxSockets: SOCKETS_MAX, ca: certificates }),
     }
     return this.#agents
   }
@@ -108,16 +98,5 @@ export class S3Clients {
     this.#agents?.httpsAgent.destroy()
     this.#agents = undefined
     this.#clients.clear()
-  }
-}
-
-/** AWS_CA_BUNDLE works with quilt3, so it works here; the SDK of JavaScript does not know it. */
-function certificates(): { ca?: Buffer } {
-  const path = process.env.AWS_CA_BUNDLE
-  if (!path) return {}
-  try {
-    return { ca: readFileSync(path) }
-  } catch (error) {
-    throw localError(`read the certificates that AWS_CA_BUNDLE names, ${path}`, error)
   }
 }

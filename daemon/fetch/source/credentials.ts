@@ -6,6 +6,7 @@
  */
 import { BobbinError } from '../../model/index.js'
 import { quiltLogin } from './quilt-login.js'
+import { chooseProfile } from './settings.js'
 
 export interface Identity {
   readonly accessKeyId: string
@@ -98,6 +99,7 @@ export class CredentialFinder {
         region: undefined,
       }
     }
+    chooseProfile()
     const { defaultProvider } = await import('@aws-sdk/credential-provider-node')
     // The SDK would keep what it has once read of ~/.aws until the process ends.
     const provider = defaultProvider({ timeout: METADATA_TIMEOUT_MS, maxRetries: 0, ignoreCache: true })
