@@ -111,6 +111,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     objects: {
       open: (spec, options) => fetcher.open(spec, options),
       stateOf: spec => store.stateOf(spec),
+      roomBytes: () => store.roomBytes(),
     },
     log,
   })

@@ -37,6 +37,8 @@ export interface NamedAttributes {
 export interface Statistics {
   readonly entries: number
   readonly bytes: number
+  /** What the cache could take. */
+  readonly freeBytes: number
 }
 
 const DIRECTORY_MODE = 0o040555
@@ -173,7 +175,13 @@ export class PackageFilesystem {
 
   statfs(): Statistics {
     const { entries, directories, bytes } = this.request.opened.index.facts
-    return { entries: entries + directories, bytes }
+    let freeBytes = 0
+    try {
+      freeBytes = this.request.objects.roomBytes()
+    } catch (error) {
+      this.request.log.warn({ error: String(error) }, 'cannot say what the cache could take')
+    }
+    return { entries: entries + directories, bytes, freeBytes }
   }
 
   /**

@@ -406,17 +406,17 @@ function operations(filesystem: PackageFilesystem, log: Log) {
       )
     },
     statfs(_path: string, done: Done) {
-      const { entries, bytes } = filesystem.statfs()
-      // Counts pass through 32 bits, so large packages are counted in larger blocks.
+      const { entries, bytes, freeBytes } = filesystem.statfs()
+      // Counts pass through 32 bits, so large packages, and large caches, are counted in larger blocks.
       let blockBytes = 4096
-      while (bytes / blockBytes >= 2 ** 32) blockBytes *= 2
-      const blocks = Math.ceil(bytes / blockBytes)
+      while ((bytes + freeBytes) / blockBytes >= 2 ** 32 - 1) blockBytes *= 2
+      const free = Math.floor(freeBytes / blockBytes)
       done(0, {
         bsize: blockBytes,
         frsize: blockBytes,
-        blocks,
-        bfree: 0,
-        bavail: 0,
+        blocks: Math.ceil(bytes / blockBytes) + free,
+        bfree: free,
+        bavail: free,
         files: entries,
         ffree: 0,
         favail: 0,

@@ -101,6 +101,8 @@ export interface ObjectProvider {
   ): Promise<ProvidedObject>
   /** Without touching the disk. */
   stateOf(spec: ObjectSpec): 'absent' | 'unchecked' | 'checked'
+  /** What the cache could take, where all its objects gave way. Bytes. Throws LOCAL_IO. */
+  roomBytes(): number
 }
 
 export interface ProvidedObject {

@@ -250,12 +250,14 @@ export class ObjectStore implements CacheRoom {
     else this.#journal.rewrite(this.#entriesByLastUse())
   }
 
-  /** For those who write to the cache while no daemon runs, or cannot reach it. */
+  /** For those who write to the cache while no daemon runs, or cannot reach it, and for bobbin-fuse, which answers `df`. */
   #sayLimits(): void {
-    const { bytesMax: limitBytes, freeBytesMin } = this.#room
+    const { bytesMax: limitBytes, freeBytesMin, otherBytes } = this.#room
     const path = limitsPath(this.#cacheDir)
+    // native/session/cache_room.cpp reads these four, in this order.
+    const text = `${JSON.stringify({ limitBytes, freeBytesMin, objectBytes: this.#bytes, otherBytes })}\n`
     try {
-      writeFileSync(`${path}.new`, `${JSON.stringify({ limitBytes, freeBytesMin })}\n`, { mode: 0o640 })
+      writeFileSync(`${path}.new`, text, { mode: 0o640 })
       renameSync(`${path}.new`, path)
     } catch (error) {
       this.#log.warn({ path, error: String(error) }, 'cannot write down the limits of the cache')
@@ -411,6 +413,7 @@ export class ObjectStore implements CacheRoom {
     const turn = this.#lastTurn.then(() => this.#makeRoom(0, 'what lies in it', undefined))
     this.#lastTurn = turn.catch(() => {})
     await turn.catch(error => this.#log.warn({ error: String(error) }, 'the cache is over its limit'))
+    this.#sayLimits()
   }
 
   async #measure(): Promise<void> {
@@ -461,6 +464,11 @@ export class ObjectStore implements CacheRoom {
     this.#compactJournal()
     reservation.end()
     return this.#handle(record)
+  }
+
+  /** What the cache could take, where all its objects gave way. Throws LOCAL_IO. */
+  roomBytes(): number {
+    return this.#room.inAll(this.#bytes)
   }
 
   stats(): StoreStats {

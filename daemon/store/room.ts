@@ -64,6 +64,11 @@ export class Room {
     return Math.max(overQuota, this.#belowFloor(bytes))
   }
 
+  /** What objects may take in all; some of it they take already. */
+  inAll(heldBytes: number): number {
+    return Math.max(0, Math.min(this.bytesMax - this.otherBytes, this.#aboveFloor() + heldBytes))
+  }
+
   #belowFloor(bytes: number): number {
     const left = this.#aboveFloor() - bytes
     if (left >= this.reservedBytes) return 0

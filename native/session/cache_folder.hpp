@@ -14,6 +14,8 @@ class CacheFolder {
  public:
   // 0 or an errno.
   int open(const std::string& path);
+  // As it was opened, without a slash at its end.
+  const std::string& path() const { return path_; }
   // For reading. Not open: `error` says why; EXDEV: it does not lie below.
   Fd openFile(const std::string& path, int& error) const;
   // A folder below, by its path from here, as a place.

@@ -11,6 +11,7 @@
 #include <cstdio>
 
 #include "link/wire.hpp"
+#include "session/cache_room.hpp"
 #include "session/privileges.hpp"
 
 namespace bobbin {
@@ -448,7 +449,7 @@ Error Mount::dispatch(const fuse::Request& request, std::uint32_t channel, std::
           nodeid, *name, in->size, [this](const Node& node) { return stateOf(node); }, reply);
     }
     case Opcode::statfs:
-      return names.statfs(reply);
+      return names.statfs(roomBytesOf(shared_.cache), reply);
     case Opcode::lseek: {
       const auto in = request.fixed<fuse::LseekIn>();
       return in ? names.lseek(nodeid, *in, reply) : EINVAL;

@@ -246,11 +246,12 @@ Error Names::readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t b
   return 0;
 }
 
-Error Names::statfs(Reply& reply) const {
+Error Names::statfs(std::uint64_t freeBytes, Reply& reply) const {
   const IndexFacts& facts = index_.view().facts();
   fuse::StatfsOut out{};
   out.blockBytes = out.fragmentBytes = STATFS_BLOCK_BYTES;
-  out.blocks = (facts.bytes + STATFS_BLOCK_BYTES - 1) / STATFS_BLOCK_BYTES;
+  out.blocksFree = out.blocksAvailable = freeBytes / STATFS_BLOCK_BYTES;
+  out.blocks = (facts.bytes + STATFS_BLOCK_BYTES - 1) / STATFS_BLOCK_BYTES + out.blocksFree;
   out.files = facts.nodes;
   out.nameBytesMax = NAME_BYTES_MAX;
   reply.put(out);

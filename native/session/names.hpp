@@ -79,7 +79,8 @@ class Names {
   Error statx(std::uint64_t nodeid, Reply& reply) const;
   Error readdir(std::uint64_t nodeid, std::uint64_t offset, std::uint32_t bytesMax, bool isPlus,
                 Reply& reply) const;
-  Error statfs(Reply& reply) const;
+  // `freeBytes`: what the cache could take.
+  Error statfs(std::uint64_t freeBytes, Reply& reply) const;
   Error lseek(std::uint64_t nodeid, const fuse::LseekIn& in, Reply& reply) const;
   using StateOf = std::function<ObjectState(const Node&)>;
   Error getxattr(std::uint64_t nodeid, std::string_view name, std::uint32_t bytesMax, const StateOf& stateOf,

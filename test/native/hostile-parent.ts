@@ -92,7 +92,7 @@ async function clearDead(): Promise<void> {
     transport: transportNamed('fuse-native', undefined),
     openMode: 'auto',
     // No mount is gone on with, so nothing is read.
-    objects: { open: () => Promise.reject(new Error('nothing is read')), stateOf: () => 'absent' },
+    objects: { open: () => Promise.reject(new Error('nothing is read')), stateOf: () => 'absent', roomBytes: () => 0 },
     log: rememberingLog(),
   }).begin()
 }

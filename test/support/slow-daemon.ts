@@ -40,6 +40,7 @@ const objects: ObjectProvider = {
     return await fetcher.open(spec, options)
   },
   stateOf: spec => store.stateOf(spec),
+  roomBytes: () => store.roomBytes(),
 }
 native.start([])
 const opened = await openPackage(
