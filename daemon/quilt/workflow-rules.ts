@@ -2,13 +2,13 @@
  * What a registry's documents say and ask, worked out in a process of its own (confined.ts): YAML whose aliases multiply,
  * regular expressions that backtrack and schemas that compare everything with everything are a stranger's programs.
  *
- * Patterns stay JavaScript's, which are nearest to Python's that quilt3 applies (they look ahead and back); ajv makes
- * code of a schema, and that code runs here, too. Everything throws INVALID_ARGUMENT, with the reason alone.
+ * Patterns are Python's (python-regex.ts), and may backtrack; ajv makes code of a schema, and that code runs here, too. Everything throws INVALID_ARGUMENT, with the reason alone.
  */
 import { Ajv, type ValidateFunction } from 'ajv'
 import { parse } from 'yaml'
 import { BobbinError } from '../model/index.js'
 import { parsePythonJson } from './python-json.js'
+import { pythonRegExp } from './python-regex.js'
 import { WORKFLOW_CONFIG_SCHEMA, type WorkflowConfig } from './workflow-config-schema.js'
 
 export interface SchemaText {
@@ -47,7 +47,7 @@ export default function work(task: RulesTask): WorkflowConfig | null {
   const { name, handlePattern, metadata, entries, userMeta } = task
   const check = metadata && compile(metadata)
   if (entries !== undefined) compile(entries)
-  if (handlePattern && !regExp(handlePattern).test(name))
+  if (handlePattern && !pythonRegExp(handlePattern).test(name))
     refuse(`the package's name does not fit the pattern ${handlePattern}`)
   if (check !== undefined && userMeta !== undefined && !check(parsePythonJson(userMeta)))
     refuse(`the metadata does not fit ${problem(check)}`)
@@ -88,20 +88,11 @@ function compile({ url, text }: SchemaText): ValidateFunction {
       strictNumbers: false,
       // Python's validator does not look at formats either, unless it is told to.
       validateFormats: false,
-      code: { regExp: Object.assign(regExp, { code: 'regExp' }) },
+      code: { regExp: Object.assign((pattern: string) => pythonRegExp(pattern), { code: 'regExp' }) },
     })
     return ajv.compile(schema)
   } catch (error) {
     return refuse(`the schema ${url} cannot be used: ${reasonOf(error)}`)
-  }
-}
-
-/** Patterns are Python's; most of them mean the same here, some only without the strictness of the `u` flag. */
-function regExp(pattern: string): RegExp {
-  try {
-    return new RegExp(pattern, 'u')
-  } catch {
-    return new RegExp(pattern)
   }
 }
 
