@@ -6,7 +6,9 @@
 import { Agent as HttpAgent } from 'node:http'
 import { Agent as HttpsAgent } from 'node:https'
 import type { S3Client } from '@aws-sdk/client-s3'
+import type { NodeHttpHandlerOptions } from '@smithy/node-http-handler'
 import type { Identity } from './credentials.js'
+import { ProxiedHandler, type ProxyAgents, proxyAgents } from './proxies.js'
 import { readSettings, type Settings } from './settings.js'
 
 /** Parallel connections to one server. Requests beyond it queue, and their time-out runs: bound the work, not this. */
@@ -34,7 +36,7 @@ export class S3Clients {
   readonly #clients = new Map<string, { readonly client: S3Client; readonly sign: ClientChoice['sign'] }>()
   #settings: Promise<Settings> | undefined
   readonly #idleMs: number | undefined
-  #agents: { httpAgent: HttpAgent; httpsAgent: HttpsAgent } | undefined
+  #agents: { direct: { httpAgent: HttpAgent; httpsAgent: HttpsAgent }; proxied: ProxyAgents | undefined } | undefined
 
   constructor(options: { readonly idleMs?: number } = {}) {
     this.#idleMs = options.idleMs
@@ -60,10 +62,7 @@ export class S3Clients {
       // We check every byte against the manifest; the SDK's CRC would only cost time.
       responseChecksumValidation: 'WHEN_REQUIRED',
       requestChecksumCalculation: 'WHEN_REQUIRED',
-      requestHandler: {
-        ...this.#sharedAgents(settings),
-        ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }),
-      },
+      requestHandler: this.#handler(settings),
       ...(choice.sign
         ? { credentials: choice.sign }
         : {
@@ -85,17 +84,24 @@ export class S3Clients {
     }
   }
 
-  #sharedAgents({ certificates }: Settings) {
+  #handler({ certificates }: Settings): NodeHttpHandlerOptions | ProxiedHandler {
+    const connections = { keepAlive: true, maxSockets: SOCKETS_MAX, ca: certificates }
     this.#agents ??= {
-      httpAgent: new HttpAgent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
-      httpsAgent: new HttpsAgent({ keepAlive: true, maxSockets: SOCKETS_MAX, ca: certificates }),
+      direct: { httpAgent: new HttpAgent(connections), httpsAgent: new HttpsAgent(connections) },
+      proxied: proxyAgents(connections),
     }
-    return this.#agents
+    const { direct, proxied } = this.#agents
+    const options = { ...direct, ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }) }
+    return proxied === undefined ? options : new ProxiedHandler(options, proxied)
   }
 
   close(): void {
-    this.#agents?.httpAgent.destroy()
-    this.#agents?.httpsAgent.destroy()
+    for (const { httpAgent, httpsAgent } of [
+      this.#agents?.direct ?? {},
+      this.#agents?.proxied ?? {},
+    ] as ProxyAgents[]) {
+      for (const agent of [httpAgent, httpsAgent]) if (agent && 'destroy' in agent) agent.destroy()
+    }
     this.#agents = undefined
     this.#clients.clear()
   }
