@@ -12,6 +12,7 @@ import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
 import { listPackages } from '../daemon/quilt/registry.js'
 import { foreignOwner, readOwner } from '../daemon/store/index.js'
 import { type Context, requireCache, withContext } from './context.js'
+import { daemonDiffers } from './daemon-differs.js'
 import { lookAtRights } from './doctor-rights.js'
 import { commandLine } from './run/running.js'
 import type { CommonFlags } from './settings.js'
@@ -43,6 +44,7 @@ export async function doctor(flags: CommonFlags): Promise<void> {
         cacheFolder(context),
         ...rights(context, flags),
         daemon(context),
+        ...(await settingsOfDaemon(context)),
         ...(await keptMounts(context)),
         ...(await deadMounts()),
         credentials(),
@@ -277,6 +279,18 @@ function daemon({ settings }: Context): Check {
   return owner?.isHeld
     ? { check: 'daemon', ok: true, found: `runs as process ${owner.facts?.pid ?? '?'}`, fix: '' }
     : { check: 'daemon', ok: true, found: 'none runs; mount starts one', fix: '' }
+}
+
+/** Only where a running daemon has others than this command. */
+async function settingsOfDaemon({ settings }: Context): Promise<Check[]> {
+  try {
+    const client = existsSync(settings.cacheDir) ? findDaemon(settings.cacheDir) : undefined
+    const found = client && (await daemonDiffers(client, settings))
+    return found === undefined ? [] : [{ check: 'settings', ok: false, isOptional: true, found, fix: '' }]
+  } catch {
+    // A daemon that does not answer is another check's.
+    return []
+  }
 }
 
 /** Only where mounts would not outlive a death of bobbin-fuse that others do. */

@@ -263,6 +263,11 @@ common(program.command('stop').description('stop the daemon and all its mounts')
 common(program.command('status').description('mounts, cache and fetches of the daemon')).action(async flags =>
   (await import('./status.js')).status(flags),
 )
+common(
+  program
+    .command('reload')
+    .description("the daemon takes this command's settings and credentials, and keeps its mounts"),
+).action(async flags => (await import('./reload.js')).reload(flags))
 common(program.command('doctor').description('can this machine do it, and how to fix what is missing')).action(
   async flags => (await import('./doctor.js')).doctor(flags),
 )

@@ -8,6 +8,7 @@ import { checkMountpoint, mountAt, resolveMountpoint } from '../daemon/mount/mou
 import { formatRegistry } from '../daemon/quilt/reference.js'
 import { resolveRevision } from '../daemon/quilt/registry.js'
 import { type PackageFlags, referenceOf, withContext, withPackage } from './context.js'
+import { daemonDiffers } from './daemon-differs.js'
 import { readSettings } from './settings.js'
 
 interface MountFlags extends PackageFlags {
@@ -30,6 +31,10 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
   await withPackage(text, flags, async (opened, { settings, output, signal }) => {
     const { client, isStarted } = await ensureDaemon(settings)
     if (isStarted) output.note(`bobbin: started the daemon (process ${client.pid}) for ${settings.cacheDir}`)
+    else {
+      const differs = await daemonDiffers(client, settings)
+      if (differs !== undefined) output.note(`bobbin: ${differs}`)
+    }
     throwIfAborted(signal)
     const facts = await client.mount({
       registry: formatRegistry(opened.registry),

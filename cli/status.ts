@@ -1,10 +1,11 @@
-import { findDaemon } from '../daemon/control/client.js'
+import { type DaemonClient, findDaemon } from '../daemon/control/client.js'
 import type { StatusFacts } from '../daemon/control/schema.js'
 import { BobbinError, formatBytes, formatDuration } from '../daemon/model/index.js'
 import { findDeadMounts } from '../daemon/mount/dead-mounts.js'
 import type { MountedAt } from '../daemon/mount/mount-table.js'
 import { isAlive } from '../daemon/store/index.js'
-import { withContext } from './context.js'
+import { type Context, withContext } from './context.js'
+import { daemonDiffers } from './daemon-differs.js'
 import { table } from './output.js'
 import { commandLine, runningRuns } from './run/running.js'
 import type { CommonFlags } from './settings.js'
@@ -28,52 +29,60 @@ function errorText({ at, message, reason, about }: StatusFacts['lastErrors'][num
 export async function status(flags: CommonFlags): Promise<void> {
   await withContext(
     flags,
-    async ({ settings, output }) => {
-      const client = findDaemon(settings.cacheDir)
-      const dead = await findDeadMounts()
+    async context => {
+      const client = findDaemon(context.settings.cacheDir)
       if (client === undefined) {
-        const why = [`no daemon runs for ${settings.cacheDir} (bobbin mount starts one)`, ...dead.map(deadText)]
+        const dead = await findDeadMounts()
+        const why = [`no daemon runs for ${context.settings.cacheDir} (bobbin mount starts one)`, ...dead.map(deadText)]
         throw new BobbinError('DAEMON_UNAVAILABLE', why.join('; '))
       }
-      const facts = await client.status()
-      const { daemon, mounts, cache, fetch, loader, lastErrors = [] } = facts
-      const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
-      const isMixed = (daemon.supervisorVersion ?? daemon.version) !== daemon.version
-      const lines = [
-        `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}${isMixed ? ` (bobbin-fuse ${daemon.supervisorVersion}: reload or restart it)` : ''}, for ${age}`,
-        `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
-        `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
-        `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
-        `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
-        ...lastErrors.map(errorText),
-        // One that has ended without a word is forgotten after a while; what it leased is let go then.
-        ...(loader?.owners ?? [])
-          .filter(({ pid, leases }) => leases > 0 || (pid !== undefined && isAlive(pid)))
-          .map(
-            ({ pid, socket, leases, bytes }) =>
-              `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
-          ),
-        mounts.length === 0 ? 'mounts   none' : 'mounts',
-        ...dead.map(mount => `  ${deadText(mount)}`),
-        ...(daemon.unkeptMounts > 0 ? [`  ${unkeptText(daemon.unkeptMounts)}`] : []),
-        ...table(
-          mounts.map(mount => [
-            `  ${mount.mountpoint}`,
-            `${mount.package}@${mount.topHash.slice(0, 12)}`,
-            mount.registry,
-            `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}`,
-          ]),
-        ),
-      ]
-      const runs = runningRuns().map(({ folder, facts: { runId, pid, startedOn, command } }) => {
-        return { runId, pid, startedOn, command, record: folder.path }
-      })
-      for (const { runId, startedOn, command } of runs)
-        lines.push(
-          `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
-        )
-      await output.row({ ...facts, runs, deadMounts: dead.map(({ mountpoint }) => mountpoint) }, lines)
+      await showStatus(client, context)
     },
     { onlyAsks: true },
   )
+}
+
+/** What `reload` shows, too. */
+export async function showStatus(client: DaemonClient, { settings, output }: Context): Promise<void> {
+  const facts = await client.status()
+  const dead = await findDeadMounts()
+  const differs = await daemonDiffers(client, settings)
+  const { daemon, mounts, cache, fetch, loader, lastErrors = [] } = facts
+  const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
+  const isMixed = (daemon.supervisorVersion ?? daemon.version) !== daemon.version
+  const lines = [
+    `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}${isMixed ? ` (bobbin-fuse ${daemon.supervisorVersion}: reload or restart it)` : ''}, for ${age}`,
+    ...(differs === undefined ? [] : [`         ${differs}`]),
+    `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
+    `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
+    `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
+    `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
+    ...lastErrors.map(errorText),
+    // One that has ended without a word is forgotten after a while; what it leased is let go then.
+    ...(loader?.owners ?? [])
+      .filter(({ pid, leases }) => leases > 0 || (pid !== undefined && isAlive(pid)))
+      .map(
+        ({ pid, socket, leases, bytes }) =>
+          `loader   ${pid === undefined ? 'process unknown' : `process ${pid} at ${socket}`}: ${leases} leases, ${formatBytes(bytes)}`,
+      ),
+    mounts.length === 0 ? 'mounts   none' : 'mounts',
+    ...dead.map(mount => `  ${deadText(mount)}`),
+    ...(daemon.unkeptMounts > 0 ? [`  ${unkeptText(daemon.unkeptMounts)}`] : []),
+    ...table(
+      mounts.map(mount => [
+        `  ${mount.mountpoint}`,
+        `${mount.package}@${mount.topHash.slice(0, 12)}`,
+        mount.registry,
+        `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}`,
+      ]),
+    ),
+  ]
+  const runs = runningRuns().map(({ folder, facts: { runId, pid, startedOn, command } }) => {
+    return { runId, pid, startedOn, command, record: folder.path }
+  })
+  for (const { runId, startedOn, command } of runs)
+    lines.push(
+      `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
+    )
+  await output.row({ ...facts, runs, deadMounts: dead.map(({ mountpoint }) => mountpoint) }, lines)
 }

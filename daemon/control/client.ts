@@ -19,10 +19,12 @@ import type {
   MountBody,
   MountFacts,
   ReleaseBody,
+  ReloadBody,
   RenewAnswer,
   RenewBody,
   RoomBody,
   StatusFacts,
+  SurroundingsFacts,
 } from './schema.js'
 
 /** A mount of a large package whose index has to be made again takes seconds. */
@@ -70,6 +72,15 @@ export class DaemonClient {
 
   status(): Promise<StatusFacts> {
     return this.#call('status', 'GET', '/v1/status')
+  }
+
+  /** For the owner alone. */
+  surroundings(): Promise<SurroundingsFacts> {
+    return this.#call('control', 'GET', '/v1/surroundings')
+  }
+
+  async reload(body: ReloadBody): Promise<void> {
+    await this.#call('control', 'POST', '/v1/reload', body)
   }
 
   async stop(force: boolean): Promise<void> {

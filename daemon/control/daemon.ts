@@ -7,7 +7,7 @@
 import { readFileSync } from 'node:fs'
 import { Fetcher } from '../fetch/fetcher.js'
 import { hashFileOn } from '../fetch/hash-object.js'
-import { createSource } from '../fetch/source/index.js'
+import { ReplaceableSource } from '../fetch/source/replaceable.js'
 import { Workers } from '../fetch/workers.js'
 import { BobbinError, LastErrors, type Log, QuietLog } from '../model/index.js'
 import type { VerifiedObject } from '../mount/link-frames.js'
@@ -25,10 +25,11 @@ import { createLog } from './log.js'
 import { Mounts } from './mounts.js'
 import { boundLog, daemonLogPath } from './own-log.js'
 import { RoomHolds } from './room-holds.js'
-import type { StatusFacts } from './schema.js'
+import type { ReloadBody, StatusFacts } from './schema.js'
 import { ServedMounts } from './served-mounts.js'
 import { removeSocket, startServer } from './server.js'
 import { chooseSocketPath } from './socket-path.js'
+import { ownSurroundings, type SettingsThatMatter, takeEnvironment } from './surroundings.js'
 
 /** What of its quota a cache's access logs may take: 10,000,000 files that are read need 480 MB. */
 const ACCESS_LOGS_PART = 1 / 8
@@ -56,7 +57,9 @@ export interface DaemonOptions {
 
 /** Runs until it is told to stop; resolves when everything has been put away. Throws CACHE_IN_USE. */
 export async function runDaemon(options: DaemonOptions): Promise<void> {
-  const { cacheDir, ioTimeoutMs, offline } = options
+  const { cacheDir } = options
+  /** Of the start, or of the last reload. */
+  let settings: SettingsThatMatter = options
   const lastErrors = new LastErrors(createLog())
   const log = new QuietLog(lastErrors)
   const ownLog = boundLog(daemonLogPath(cacheDir))
@@ -87,8 +90,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       // Asked for when a mount is read, and mounts come after the store.
       accessLogBytesMax: () => Math.floor(store.stats().limitBytes * ACCESS_LOGS_PART),
     }))
-  const sourceConfig = { ioTimeoutMs, offline }
-  const workers = new Workers(sourceConfig)
+  const sourceConfig = () => ({ ioTimeoutMs: settings.ioTimeoutMs, offline: settings.offline })
+  const workers = new Workers(sourceConfig())
   const store = await openStore(cacheDir, {
     bytesMax: options.cacheBytesMax,
     freeBytesMin: options.freeBytesMin,
@@ -99,12 +102,13 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     log,
   })
   const fetcher = new Fetcher({ store, workers, log })
-  const source = createSource(sourceConfig)
+  const source = new ReplaceableSource(sourceConfig())
+  const isOffline = () => settings.offline
   const transport = transportNamed(options.transport, native)
   const mounts = new Mounts({
     cacheDir,
     source,
-    offline,
+    isOffline,
     room: store,
     transport,
     openMode: options.openMode ?? 'auto',
@@ -115,7 +119,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     },
     log,
   })
-  const leases = new Leases({ cacheDir, source, offline, fetcher, store, workers, log })
+  const leases = new Leases({ cacheDir, source, isOffline, fetcher, store, workers, log })
   // What others have mounted makes nothing public.
   const ownMounts = () => mounts.list().filter(({ uid }) => uid === undefined)
   const servedMounts = new ServedMounts(ownMounts, options.allow ?? [])
@@ -137,6 +141,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       servedMounts,
       log,
       status,
+      surroundings: () => ownSurroundings(settings),
+      reload,
       stop: () => resolve('stop'),
     }).then(
       server => {
@@ -159,6 +165,16 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const outlive = transport.survivors !== undefined
   process.once('uncaughtException', error => void crash(error, log, outlive ? undefined : mounts))
   process.once('unhandledRejection', error => void crash(error, log, outlive ? undefined : mounts))
+
+  /** What is under way ends with what it began with; everything later is asked for with what has come. */
+  async function reload({ environment, ...wished }: ReloadBody): Promise<void> {
+    takeEnvironment(environment)
+    settings = { ...settings, ...wished }
+    source.replace(sourceConfig())
+    workers.replace(sourceConfig())
+    log.info({ offline: settings.offline }, 'took settings and credentials anew')
+    await store.limit({ bytesMax: wished.cacheBytesMax, freeBytesMin: wished.freeBytesMin })
+  }
 
   async function status(): Promise<StatusFacts> {
     const { hits = 0, pinnedBytes: pinnedElsewhere = 0, unkeptMounts = 0 } = (await transport.stats?.()) ?? {}

@@ -72,7 +72,8 @@ const ANYWHERE = parsePhysicalKey('file:///')
 export interface LeasesOptions {
   readonly cacheDir: string
   readonly source: Source
-  readonly offline: boolean
+  /** A reload changes it. */
+  readonly isOffline: () => boolean
   readonly fetcher: Fetcher
   readonly store: ObjectStore
   readonly workers: Workers
@@ -275,14 +276,17 @@ export class Leases {
     const key = JSON.stringify([address.registry, address.package, address.topHash, within])
     let use = this.#packages.get(key)
     if (use === undefined) {
-      const { cacheDir, offline, store: room } = this.options
+      const { cacheDir, isOffline, store: room } = this.options
       const source = confined(this.options.source, within)
       const reference = {
         registry: parseRegistry(address.registry),
         name: parsePackageName(address.package),
         revision: { kind: 'hash', prefix: address.topHash },
       } as const
-      use = { opening: openPackage(reference, { cacheDir, source, offline, room, quarantine: true }), users: 0 }
+      use = {
+        opening: openPackage(reference, { cacheDir, source, offline: isOffline(), room, quarantine: true }),
+        users: 0,
+      }
       this.#packages.set(key, use)
     } else {
       // The last in the map is the one that was used last.

@@ -41,7 +41,8 @@ interface Mounted {
 export interface MountsOptions {
   readonly cacheDir: string
   readonly source: Source
-  readonly offline: boolean
+  /** A reload changes it. */
+  readonly isOffline: () => boolean
   /** For a package that has to be compiled. */
   readonly room?: CacheRoom | undefined
   readonly transport: FuseTransport
@@ -145,7 +146,7 @@ export class Mounts {
 
   /** Its manifest, too, is a file like others, and may be a link that leads out. */
   #open(body: MountBody, places: Places | undefined): Promise<OpenedPackage> {
-    const { cacheDir, offline, room } = this.options
+    const { cacheDir, isOffline, room } = this.options
     const source = confined(this.options.source, places?.folders)
     return openPackage(
       {
@@ -153,7 +154,7 @@ export class Mounts {
         name: parsePackageName(body.package),
         revision: { kind: 'hash', prefix: body.topHash },
       },
-      { cacheDir, source, offline, room, quarantine: body.quarantine ?? false },
+      { cacheDir, source, offline: isOffline(), room, quarantine: body.quarantine ?? false },
     )
   }
 

@@ -45,6 +45,27 @@ export type CallerRequest = Static<typeof CallerRequest>
 export const StopBody = Type.Object({ force: Type.Optional(Type.Boolean()) }, Closed)
 export type StopBody = Static<typeof StopBody>
 
+/** What a daemon has from whoever started it, or reloaded it last: digests by name (surroundings.ts). */
+export const SurroundingsFacts = Type.Object(
+  { salt: Type.String(), digests: Type.Record(Type.String(), Type.String()) },
+  Closed,
+)
+export type SurroundingsFacts = Static<typeof SurroundingsFacts>
+
+export const ReloadBody = Type.Object(
+  {
+    /** All of it that matters, by name; what is not in it is unset. */
+    environment: Type.Record(Type.String(), Type.String({ pattern: '^[^\\0]*$' })),
+    ioTimeoutMs: Type.Integer({ minimum: 1 }),
+    offline: Type.Boolean(),
+    /** Without them, the daemon's own stay. */
+    cacheBytesMax: Type.Optional(Type.Integer({ minimum: 0 })),
+    freeBytesMin: Type.Optional(Type.Integer({ minimum: 0 })),
+  },
+  Closed,
+)
+export type ReloadBody = Static<typeof ReloadBody>
+
 const Word = Type.String({ pattern: '^[A-Za-z0-9_.-]{1,64}$' })
 
 export const LeaseBody = Type.Object(

@@ -19,11 +19,13 @@ import {
   LeaseBody,
   MountBody,
   ReleaseBody,
+  ReloadBody,
   RenewAnswer,
   RenewBody,
   RoomBody,
   StatusFacts,
   StopBody,
+  SurroundingsFacts,
   UnmountBody,
 } from './schema.js'
 import type { ServedMounts } from './served-mounts.js'
@@ -40,6 +42,9 @@ export interface ServerOptions {
   readonly servedMounts: ServedMounts
   readonly log: Log
   status(): Promise<StatusFacts>
+  surroundings(): SurroundingsFacts
+  /** Takes credentials and settings anew. */
+  reload(body: ReloadBody): Promise<void>
   /** Ends the daemon, after the answer has been sent. */
   stop(): void
 }
@@ -151,7 +156,12 @@ const routesOf: Readonly<Record<Right, Routes>> = {
     })
   },
 
-  control(app, { mounts, stop }) {
+  control(app, { mounts, stop, surroundings, reload }) {
+    app.get('/v1/surroundings', { schema: { response: { 200: SurroundingsFacts } } }, async () => surroundings())
+    app.post<{ Body: ReloadBody }>('/v1/reload', { schema: { body: ReloadBody } }, async ({ body }, reply) => {
+      await reload(body)
+      return reply.code(204).send()
+    })
     app.post<{ Body: MountBody }>('/v1/mounts', { schema: { body: MountBody } }, async (request, reply) => {
       const facts = await mounts.add(request.body)
       return reply.code(201).send(facts)

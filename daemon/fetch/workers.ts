@@ -42,6 +42,11 @@ export const CHUNK_JOBS_MAX = 16
 const HASH_JOBS_A_THREAD = 4
 const PROGRESS_MS = 100
 
+interface Threads {
+  readonly pool: Piscina<WorkerTask, Outcome>
+  jobs: number
+}
+
 export class Workers {
   readonly threads: number
   /** Jobs for chunks of large objects go through here. */
@@ -49,12 +54,14 @@ export class Workers {
   /** How many files, or chunks of files, are hashed at a time. */
   readonly hashJobsMax: number
   readonly #hashLimit: LimitFunction
-  readonly #inline: JobRunner
-  #pool: Piscina<WorkerTask, Outcome> | undefined
+  #inline: JobRunner
+  #present: Threads | undefined
+  /** Those before a reload, until their last job has ended. */
+  readonly #former = new Set<Threads>()
   #isClosed = false
 
   constructor(
-    private readonly sourceConfig: SourceConfig,
+    private sourceConfig: SourceConfig,
     options: WorkersOptions = {},
   ) {
     this.threads = options.threads ?? availableParallelism()
@@ -87,7 +94,26 @@ export class Workers {
   async close(): Promise<void> {
     this.#isClosed = true
     this.#inline.close()
-    await this.#pool?.destroy()
+    const all = [...this.#former, ...(this.#present === undefined ? [] : [this.#present])]
+    await Promise.all(all.map(({ pool }) => pool.destroy()))
+  }
+
+  /** From the next job on: another config, in threads that have the environment of now. */
+  replace(sourceConfig: SourceConfig): void {
+    this.sourceConfig = sourceConfig
+    this.#inline.close()
+    this.#inline = new JobRunner(sourceConfig)
+    const before = this.#present
+    this.#present = undefined
+    if (before === undefined) return
+    this.#former.add(before)
+    this.#endFormer(before)
+  }
+
+  #endFormer(threads: Threads): void {
+    if (threads.jobs > 0 || !this.#former.delete(threads)) return
+    // Nobody waits for anything of them.
+    void threads.pool.destroy().catch(() => {})
   }
 
   async #run(job: Job, { signal, onTurn, onBytes }: JobOptions): Promise<unknown> {
@@ -117,7 +143,22 @@ export class Workers {
 
   async #runInPool(job: Job, control: JobControl): Promise<Outcome> {
     if (this.#isClosed) throw new BobbinError('INTERRUPTED', 'the workers were stopped')
-    this.#pool ??= new Piscina({
+    this.#present ??= { jobs: 0, pool: this.#startThreads() }
+    const threads = this.#present
+    threads.jobs++
+    try {
+      return await threads.pool.run({ job, control: control.buffer })
+    } catch (error) {
+      const code = this.#isClosed ? 'INTERRUPTED' : 'INTERNAL'
+      throw new BobbinError(code, `a worker ended: ${error instanceof Error ? error.message : error}`, { cause: error })
+    } finally {
+      threads.jobs--
+      this.#endFormer(threads)
+    }
+  }
+
+  #startThreads(): Piscina<WorkerTask, Outcome> {
+    return new Piscina({
       filename: fileURLToPath(new URL('./worker.js', import.meta.url)),
       minThreads: this.threads,
       maxThreads: this.threads,
@@ -127,11 +168,5 @@ export class Workers {
       // A thread that sleeps in Atomics.wait does not see its idle connections close.
       atomics: 'disabled',
     })
-    try {
-      return await this.#pool.run({ job, control: control.buffer })
-    } catch (error) {
-      const code = this.#isClosed ? 'INTERRUPTED' : 'INTERNAL'
-      throw new BobbinError(code, `a worker ended: ${error instanceof Error ? error.message : error}`, { cause: error })
-    }
   }
 }

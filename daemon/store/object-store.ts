@@ -407,6 +407,15 @@ export class ObjectStore implements CacheRoom {
     }
   }
 
+  /** Other limits from now on, where they are given. Evicts down to a lower one. */
+  async limit({ bytesMax, freeBytesMin }: Pick<StoreOptions, 'bytesMax' | 'freeBytesMin'>): Promise<void> {
+    this.#room.bytesMax = bytesMax ?? this.#room.bytesMax
+    this.#room.freeBytesMin = freeBytesMin ?? this.#room.freeBytesMin
+    this.#sayLimits()
+    this.#room.changed()
+    await this.settle()
+  }
+
   /** Looks at what lies in the cache beside objects, and makes room where that has become too much. Each minute, and when asked. */
   async settle(): Promise<void> {
     await this.#measure()

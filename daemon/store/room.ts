@@ -20,8 +20,8 @@ export interface HeldRoom {
 }
 
 export class Room {
-  readonly bytesMax: number
-  readonly freeBytesMin: number
+  bytesMax: number
+  freeBytesMin: number
   /** As many as there are fetches at a time. */
   readonly reservations = new Set<Reservation>()
   readonly holds = new Set<HeldRoom>()

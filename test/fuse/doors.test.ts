@@ -93,6 +93,13 @@ for (const transport of ['fuse-native', 'native'] as const) {
       ['POST', '/v1/mounts', { ...bodyOf(written, victim), allowOther: true, uid: 0, gid: 0 }],
       ['DELETE', '/v1/mounts', { mountpoint: mounted.path, force: true }],
       ['POST', '/v1/stop', { force: true }],
+      // Where objects come from, and what the owner's credentials are a digest of.
+      [
+        'POST',
+        '/v1/reload',
+        { environment: { AWS_ENDPOINT_URL: 'http://127.0.0.1:1' }, ioTimeoutMs: 1, offline: true },
+      ],
+      ['GET', '/v1/surroundings', {}],
     ]
     for (const [method, path, body] of attacks) {
       t.match(await ask(MEMBER, control, method, path, body), { status: 0 }, 'the door of the owner stays shut')

@@ -88,7 +88,7 @@ async function clearDead(): Promise<void> {
   await new Mounts({
     cacheDir: join(folder, 'cache'),
     source,
-    offline: true,
+    isOffline: () => true,
     transport: transportNamed('fuse-native', undefined),
     openMode: 'auto',
     // No mount is gone on with, so nothing is read.

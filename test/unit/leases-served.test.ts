@@ -30,7 +30,7 @@ async function leasing(t: Test) {
   const store = await openStore(cacheDir, { bytesMax: 1e9, freeBytesMin: 0, log, hashFile: hashFileOn(workers) })
   const fetcher = new Fetcher({ store, workers, log })
   const source = createSource(config)
-  const leases = new Leases({ cacheDir, source, offline: false, fetcher, store, workers, log })
+  const leases = new Leases({ cacheDir, source, isOffline: () => false, fetcher, store, workers, log })
   t.teardown(async () => {
     leases.close()
     await fetcher.close()
