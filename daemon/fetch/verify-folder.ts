@@ -2,12 +2,12 @@
  * Is a folder this revision? Every file is hashed, on all cores; large ones chunk by chunk.
  *
  * Names are compared byte by byte. A symbolic link to a file counts as the file, as with quilt3;
- * one to a folder is not entered. What is no regular file is never read.
+ * one to a folder is not entered. What is no regular file is never read, and is not extra.
  */
 
 import { isUtf8 } from 'node:buffer'
-import { lstatSync } from 'node:fs'
-import { opendir, readdir } from 'node:fs/promises'
+import { type Dirent, lstatSync } from 'node:fs'
+import { opendir, readdir, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { BobbinError, compareTreeOrder, type Entry, localError, systemCode, throwIfAborted } from '../model/index.js'
 import { chunkCount } from '../quilt/object-hash.js'
@@ -32,7 +32,7 @@ export interface VerifiedFolder {
   /** Keys, in tree order. */
   readonly changed: string[]
   readonly missing: string[]
-  /** What is there and not in the package. Bytes that are not UTF-8 are written as `\xNN`. */
+  /** Files that are there and not in the package. Bytes that are not UTF-8 are written as `\xNN`. */
   readonly extra: string[]
 }
 
@@ -207,9 +207,21 @@ class Verification {
       const name = entry.name as unknown as Buffer
       const isText = isUtf8(name)
       const key = prefix + (isText ? name.toString('utf8') : escapeBytes(name))
-      if (entry.isDirectory()) await this.#findExtra(Buffer.concat([path, SLASH, name]), `${key}/`, extra)
-      else if (!isText || !this.#isKnown(key)) extra.push(key)
+      const own = Buffer.concat([path, SLASH, name])
+      if (entry.isDirectory()) await this.#findExtra(own, `${key}/`, extra)
+      else if ((!isText || !this.#isKnown(key)) && (await isFile(own, entry))) extra.push(key)
     }
+  }
+}
+
+/** Python's `is_file`: a link to a file is one, too. */
+async function isFile(path: Buffer, entry: Dirent | Dirent<Buffer>): Promise<boolean> {
+  if (!entry.isSymbolicLink()) return entry.isFile()
+  try {
+    return (await stat(path)).isFile()
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR', 'ELOOP'].includes(systemCode(error) ?? '')) return false
+    throw localError(`look at ${path}`, error)
   }
 }
 

@@ -81,7 +81,19 @@ t.test('verifyFolder follows links to files, but enters no linked folder', async
   symlinkSync(join(elsewhere, 'SHA256'), join(dir, 'SHA256'))
   const found = await verifyFolder(entries, dir)
   t.equal(found.missing.length, 5)
-  t.same(found.extra, ['SHA256'])
+  t.same(found.extra, [], 'a link to a folder is not a file')
+})
+
+t.test('what is not a file is not extra (S146)', async t => {
+  const { entries, dir } = await sample(t)
+  execFileSync('mkfifo', [join(dir, 'fifo')])
+  symlinkSync('nowhere', join(dir, 'broken'))
+  symlinkSync('loop', join(dir, 'loop'))
+  symlinkSync('SHA256', join(dir, 'folder'))
+  symlinkSync('fifo', join(dir, 'link-to-fifo'))
+  t.match(await verifyFolder(entries, dir), { ok: true, extra: [] })
+  symlinkSync('é', join(dir, 'link'))
+  t.match(await verifyFolder(entries, dir), { ok: false, extra: ['link'] })
 })
 
 t.test('verifyFolder neither reads nor waits for what is no file', async t => {
