@@ -13,6 +13,10 @@ const MAYBE_HUGE = /[eE]\+?\d{3}|\d{309}/
 /** A string, or a number that is not finite, in canonical JSON. */
 const STRING_OR_WORD = /"(?:[^"\\]|\\.)*"|NaN|-?Infinity/g
 
+const MAYBE_UNSAFE = /\d{16}/
+/** A string, or a number. */
+const STRING_OR_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g
+
 /** The value of JSON text, with numbers that are not finite as such. Throws JsonSyntaxError. */
 export function parsePythonJson(text: string): unknown {
   try {
@@ -25,6 +29,29 @@ export function parsePythonJson(text: string): unknown {
     const json = replaceWords(canonical, word => (word === 'NaN' ? `"${mark}"` : word.replace('Infinity', '1e999')))
     return JSON.parse(json, (_, value: unknown) => (value === mark ? Number.NaN : value))
   }
+}
+
+/** As parsePythonJson, with integers that a double cannot hold as `bigint`. Throws JsonSyntaxError. */
+export function parseExactJson(text: string): unknown {
+  if (!MAYBE_UNSAFE.test(text)) return parsePythonJson(text)
+  const canonical = canonicalText(text)
+  let mark = 'n'
+  while (canonical.includes(`"${mark}`)) mark += '?'
+  // Canonical text has a point or an exponent in every number that is not an integer.
+  const marked = canonical.replace(STRING_OR_NUMBER, found =>
+    /^-?\d+$/.test(found) && !Number.isSafeInteger(Number(found)) ? `"${mark}${found}"` : found,
+  )
+  const revive = (value: unknown): unknown => {
+    if (typeof value === 'string' && value.startsWith(mark)) return BigInt(value.slice(mark.length))
+    if (typeof value === 'object' && value !== null)
+      for (const name of Object.keys(value)) define(value, name, revive((value as Record<string, unknown>)[name]))
+    return value
+  }
+  return revive(parsePythonJson(marked))
+}
+
+function define(object: object, name: string, value: unknown): void {
+  Object.defineProperty(object, name, { value, enumerable: true, configurable: true, writable: true })
 }
 
 /** JSON text without words that are not JSON; the text as it stands where it has none. Throws JsonSyntaxError. */

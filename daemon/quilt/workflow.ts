@@ -223,7 +223,12 @@ class Documents {
     const bytes = Buffer.concat(chunks)
     if (bytes.length > DOCUMENT_BYTES_MAX)
       throw refused(this.words, `${formatPhysicalKey(wanted)} has more than ${formatBytes(DOCUMENT_BYTES_MAX)}`)
-    return { key, text: bytes.toString('utf8') }
+    try {
+      // A byte order mark stays: it is for the reader of YAML to skip, and for the reader of JSON to refuse.
+      return { key, text: new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes) }
+    } catch {
+      throw refused(this.words, `${formatPhysicalKey(wanted)} is not UTF-8`)
+    }
   }
 }
 

@@ -1,11 +1,14 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { isDeepStrictEqual } from 'node:util'
 import t from 'tap'
 import { runConfined } from '../../daemon/quilt/confined.js'
-import type { RulesTask } from '../../daemon/quilt/workflow-rules.js'
+import { parsePyYaml } from '../../daemon/quilt/pyyaml.js'
+import applyRules, { type RulesTask } from '../../daemon/quilt/workflow-rules.js'
 import { Bobbin } from '../support/cli.js'
 import { testFolder } from '../support/daemon.js'
+import { plainYaml, SCHEMA_TABLE, titleOf, YAML_TABLE } from '../support/schema-table.js'
 
 t.setTimeout(300_000)
 
@@ -127,4 +130,52 @@ t.test('the schema sees what is written, and numbers as Python has them (S143)',
     { code: 'INVALID_ARGUMENT' },
     'S141 says so',
   )
+})
+
+t.test('schemas are judged as Python judges them (S148)', async t => {
+  for (const [text, userMeta, fits] of SCHEMA_TABLE) {
+    const task: RulesTask = { kind: 'check', name: 'a/b', metadata: { url: 's3://x/y', text }, userMeta }
+    const what = `${text} of ${userMeta}`
+    if (fits) t.doesNotThrow(() => applyRules(task), what)
+    else
+      t.throws(
+        () => applyRules(task),
+        { code: 'INVALID_ARGUMENT', message: fits === undefined ? /cannot be used/ : /does not fit/ },
+        what,
+      )
+  }
+  const entries = { url: 's3://x/y', text: '{"items":{"properties":{"meta":{"maximum":9007199254740992}}}}' }
+  const values = [{ logical_key: 'a', size: 1, meta: 9007199254740993n }]
+  await t.rejects(work({ kind: 'entries', entries, values }), {
+    message: /do not fit its schema: \/0\/meta must be <= /,
+  })
+})
+
+t.test('config.yml is read as PyYAML reads it, or refused (S149)', async t => {
+  for (const [text, json] of YAML_TABLE) {
+    const what = titleOf(text)
+    if (json === undefined || json === 'refused') t.throws(() => parsePyYaml(text), what)
+    else t.ok(isDeepStrictEqual(plainYaml(parsePyYaml(text)), JSON.parse(json)), what)
+  }
+  const config = (version: string) =>
+    work({ kind: 'config', text: `version: ${version}\nworkflows: {n: {name: y}}\nworkflows: {y: {name: n}}` })
+  t.match(await config('"1"'), { workflows: { y: { name: 'n' } } })
+  await t.rejects(config('!v 1'), { code: 'INVALID_ARGUMENT', message: /config.yml is not YAML.*tag/i })
+  await t.rejects(config('2001-01-01'), { code: 'INVALID_ARGUMENT', message: /\/version/ })
+})
+
+t.test('rules that are not UTF-8 are refused, as Python refuses to decode them (S149)', async t => {
+  const folder = testFolder(t)
+  const config = join(folder, 'registry/.quilt/workflows/config.yml')
+  mkdirSync(dirname(config), { recursive: true })
+  mkdirSync(join(folder, 'data'))
+  const cli = new Bobbin(join(folder, 'cache'))
+  for (const [what, bytes] of [
+    ['UTF-16', Buffer.from('\ufeffversion: "1"\nworkflows: {a: {name: a}}', 'utf16le')],
+    ['Latin-1', Buffer.from('version: "1"\nworkflows: {a: {name: \xe9}}', 'latin1')],
+  ] as const) {
+    writeFileSync(config, bytes)
+    const pushed = await cli.try('push', join(folder, 'data'), `${join(folder, 'registry')}/a/b`, '--workflow', 'a')
+    t.match(pushed, { status: 2, stderr: /config.yml is not UTF-8/ }, what)
+  }
 })

@@ -24,7 +24,7 @@ import { type MemberChanges, withMembers } from '../../quilt/json-members.js'
 import type { ManifestRows } from '../../quilt/manifest-rows.js'
 import type { ManifestWriter } from '../../quilt/manifest-writer.js'
 import { createObjectHasher } from '../../quilt/object-hash.js'
-import { parsePythonJson } from '../../quilt/python-json.js'
+import { parseExactJson } from '../../quilt/python-json.js'
 import { objectPlace } from '../../quilt/registry.js'
 import type { WorkflowEntry } from '../../quilt/workflow.js'
 import { concurrently } from '../concurrently.js'
@@ -163,7 +163,7 @@ export class RevisionEntries implements Entries {
     const metas = this.options.metas?.join()
     for await (const item of this.#items()) {
       const text = metas?.take(item.key) ?? (item.kind === 'row' ? item.userMeta() : undefined)
-      entries.push({ logical_key: item.key, size: item.size, meta: parsePythonJson(text ?? '{}') })
+      entries.push({ logical_key: item.key, size: item.size, meta: parseExactJson(text ?? '{}') })
     }
     return entries
   }
