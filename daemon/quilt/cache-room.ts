@@ -33,7 +33,7 @@ export type CacheLimitWishes = { readonly [Limit in keyof CacheLimits]?: number 
 
 /** What to do where the quota is too small; only the daemon of the cache enforces it. */
 export const RAISE_LIMIT =
-  'raise the limit of the cache (bobbin stop, then --cache-limit of bobbin mount or bobbin daemon, or BOBBIN_CACHE_LIMIT)'
+  'raise the limit of the cache (set BOBBIN_CACHE_LIMIT, then bobbin reload; where no daemon runs, --cache-limit of bobbin mount or bobbin daemon)'
 
 /** What to do where the disk is too full. */
 export const LOWER_FLOOR = 'keep less of the disk free (--free-floor, or BOBBIN_FREE_FLOOR)'

@@ -46,10 +46,11 @@ function keywordsOf(compile: (schema: unknown) => Check, regExp: (pattern: strin
       },
     ],
 
-    ['minimum', limit => amounts(`must be >= ${limit}`, value => value >= (limit as Amount))],
-    ['maximum', limit => amounts(`must be <= ${limit}`, value => value <= (limit as Amount))],
-    ['exclusiveMinimum', limit => amounts(`must be > ${limit}`, value => value > (limit as Amount))],
-    ['exclusiveMaximum', limit => amounts(`must be < ${limit}`, value => value < (limit as Amount))],
+    // Written as refusals, since Python's NaN is below no bound and above none.
+    ['minimum', limit => amounts(`must be >= ${limit}`, value => !(value < (limit as Amount)))],
+    ['maximum', limit => amounts(`must be <= ${limit}`, value => !(value > (limit as Amount)))],
+    ['exclusiveMinimum', limit => amounts(`must be > ${limit}`, value => !(value <= (limit as Amount)))],
+    ['exclusiveMaximum', limit => amounts(`must be < ${limit}`, value => !(value >= (limit as Amount)))],
     ['multipleOf', step => amounts(`must be multiple of ${step}`, value => isMultiple(value, step as Amount))],
 
     ['minLength', n => texts(`must NOT have fewer than ${n} characters`, value => lengthOf(value) >= (n as number))],

@@ -125,11 +125,8 @@ t.test('the schema sees what is written, and numbers as Python has them (S143)',
   await judge({ properties: { a: { type: 'number' } } }, '{"a":NaN}')
   await judge({ properties: { a: { minimum: 5 } } }, '{"a":Infinity}')
   await t.rejects(judge({ properties: { a: { maximum: 5 } } }, '{"a":Infinity}'), { code: 'INVALID_ARGUMENT' })
-  await t.rejects(
-    judge({ properties: { a: { maximum: 5 } } }, '{"a":NaN}'),
-    { code: 'INVALID_ARGUMENT' },
-    'S141 says so',
-  )
+  const bounds = { minimum: 5, maximum: 5, exclusiveMinimum: 5, exclusiveMaximum: 5 }
+  await judge({ properties: { a: bounds } }, '{"a":NaN}')
 })
 
 t.test('schemas are judged as Python judges them (S148)', async t => {
