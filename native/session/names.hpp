@@ -35,7 +35,10 @@ class Reply {
   void put(const T& value) {
     std::memcpy(grow(sizeof value), &value, sizeof value);
   }
-  void put(std::string_view bytes) { std::memcpy(grow(bytes.size()), bytes.data(), bytes.size()); }
+  // Of nothing there is no address, which memcpy has to be given.
+  void put(std::string_view bytes) {
+    if (!bytes.empty()) std::memcpy(grow(bytes.size()), bytes.data(), bytes.size());
+  }
   // Room for bytes that are written later.
   std::uint8_t* grow(std::size_t bytes) {
     std::uint8_t* at = buffer_.data() + bytes_;
