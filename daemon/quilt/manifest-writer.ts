@@ -5,22 +5,14 @@
  * Metadata is JSON text all the way, so that its numbers stay what they are.
  */
 import { createHash } from 'node:crypto'
-import { closeSync, openSync, writeSync } from 'node:fs'
-import {
-  BobbinError,
-  compareTreeOrder,
-  type Entry,
-  formatPhysicalKey,
-  localError,
-  type TopHash,
-} from '../model/index.js'
+import { BobbinError, compareTreeOrder, type Entry, formatPhysicalKey, type TopHash } from '../model/index.js'
+import { BufferedFile } from './buffered-file.js'
 import { canonicalJson, quote } from './canonical-json.js'
 import { withMembers } from './json-members.js'
 import { formatManifestHash } from './object-hash.js'
 
 /** What quilt3 and the services of a Quilt stack take as a row, in bytes. */
 const ROW_BYTES_MAX = 1_000_000
-const WRITE_BYTES = 256 * 1024
 
 export interface ManifestHeader {
   readonly message: string | null
@@ -40,10 +32,8 @@ export interface WrittenManifest {
 }
 
 export class ManifestWriter {
-  readonly #fd: number
+  readonly #file: BufferedFile
   readonly #topHash = createHash('sha256')
-  #pending: Buffer[] = []
-  #pendingBytes = 0
   #entries = 0
   #bytes = 0
   #lastKey: Buffer | undefined
@@ -55,11 +45,7 @@ export class ManifestWriter {
   ) {
     const text = Buffer.isBuffer(header) ? header : headerText(header)
     requireShort(text.length, 'the header (message and metadata of the package)')
-    try {
-      this.#fd = openSync(path, 'wx', 0o640)
-    } catch (error) {
-      throw localError(`write ${path}`, error)
-    }
+    this.#file = new BufferedFile(path, 'wx', 0o640)
     // quilt3 drops this member when it reads a header.
     this.#topHash.update(canonicalJson(text, 0, text.length, { without: 'top_hash' }))
     this.#write(text)
@@ -99,30 +85,17 @@ export class ManifestWriter {
   }
 
   #write(row: Buffer): void {
-    this.#pending.push(row, NEWLINE)
-    this.#pendingBytes += row.length + 1
-    if (this.#pendingBytes >= WRITE_BYTES) this.#flush()
-  }
-
-  #flush(): void {
-    const bytes = Buffer.concat(this.#pending)
-    this.#pending = []
-    this.#pendingBytes = 0
-    try {
-      for (let at = 0; at < bytes.length; ) at += writeSync(this.#fd, bytes, at)
-    } catch (error) {
-      throw localError(`write ${this.path}`, error)
-    }
+    this.#file.write(row, NEWLINE)
   }
 
   /** May be called once, after the last row: the file is whole then. */
   finish(): WrittenManifest {
-    this.#flush()
+    this.#file.flush()
     return { topHash: this.#topHash.digest('hex') as TopHash, entries: this.#entries, bytes: this.#bytes }
   }
 
   close(): void {
-    closeSync(this.#fd)
+    this.#file.close()
   }
 }
 

@@ -5,12 +5,11 @@
  * Who made a table closes it; its files lie in the cache's folder for what is under way.
  */
 import { randomBytes } from 'node:crypto'
-import { closeSync, openSync, readSync, rmSync, writeSync } from 'node:fs'
+import { readSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { BobbinError, compareTreeOrder, localError } from '../../model/index.js'
+import { BobbinError, compareTreeOrder } from '../../model/index.js'
+import { BufferedFile, WRITE_BYTES } from '../../quilt/buffered-file.js'
 import { KeySorter } from '../../quilt/key-sorter.js'
-
-const WRITE_BYTES = 256 * 1024
 
 export class MetaTable {
   readonly #unsorted: ScratchFile
@@ -117,39 +116,13 @@ export class MetaJoin {
 }
 
 /** Written to its end, then read anywhere; who reads on where the last reading ended gets a block ahead. */
-class ScratchFile {
-  readonly #fd: number
-  #pending: Buffer[] = []
-  #pendingBytes = 0
+class ScratchFile extends BufferedFile {
   #block = Buffer.alloc(0)
   #blockAt = 0
   #readTo = 0
-  length = 0
 
-  constructor(private readonly path: string) {
-    try {
-      this.#fd = openSync(path, 'wx+', 0o600)
-    } catch (error) {
-      throw localError(`write ${path}`, error)
-    }
-  }
-
-  write(bytes: Buffer): void {
-    this.#pending.push(bytes)
-    this.#pendingBytes += bytes.length
-    this.length += bytes.length
-    if (this.#pendingBytes >= WRITE_BYTES) this.flush()
-  }
-
-  flush(): void {
-    const bytes = Buffer.concat(this.#pending)
-    this.#pending = []
-    this.#pendingBytes = 0
-    try {
-      for (let at = 0; at < bytes.length; ) at += writeSync(this.#fd, bytes, at)
-    } catch (error) {
-      throw localError(`write ${this.path}`, error)
-    }
+  constructor(path: string) {
+    super(path, 'wx+', 0o600)
   }
 
   read(at: number, length: number): Buffer {
@@ -159,16 +132,12 @@ class ScratchFile {
     if (from >= 0 && from + length <= this.#block.length) return this.#block.subarray(from, from + length)
     const block = Buffer.allocUnsafe(Math.min(this.length - at, Math.max(length, isSequential ? WRITE_BYTES : 0)))
     for (let done = 0; done < block.length; ) {
-      const read = readSync(this.#fd, block, done, block.length - done, at + done)
+      const read = readSync(this.fd, block, done, block.length - done, at + done)
       if (read === 0) throw new BobbinError('LOCAL_IO', `the scratch file ${this.path} was cut short`)
       done += read
     }
     this.#block = block
     this.#blockAt = at
     return block.subarray(0, length)
-  }
-
-  close(): void {
-    closeSync(this.#fd)
   }
 }
