@@ -75,10 +75,7 @@ t.test(
   { skip: cannotMount() },
   async t => {
     const cacheDir = smallDisk(t, 4)
-    if (cacheDir === undefined) {
-      t.plan(0, 'a small disk cannot be mounted here (needs root)')
-      return
-    }
+    if (cacheDir === undefined) return
     const { daemon, written } = await small(t, files, { transport: 'native', cacheDir })
     const { client } = daemon
     const { path } = await daemon.mount(written, 'mnt')

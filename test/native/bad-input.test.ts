@@ -11,6 +11,7 @@ import { HEADER_BYTES } from '../../daemon/quilt/index-layout.js'
 import { bodyOf, cannotMount, mountsBelow, run, small, startDaemon, testFolder, until } from '../support/daemon.js'
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
+import { skipTest } from '../support/skips.js'
 
 t.setTimeout(600_000)
 
@@ -224,7 +225,7 @@ test('a mountpoint outside --mount-below, or behind a link that appeared, is ref
 })
 
 test('a mount that somebody detaches is noticed at once, and its open files last until they are closed', async t => {
-  if (!isRoot) return void t.comment('skipped: needs root')
+  if (!isRoot) return skipTest(t, 'needs root')
   const { daemon, written } = await small(t, { f: noise(9 * MIB, 1), g: noise(MIB, 2) }, NATIVE)
   const { path } = await daemon.mount(written, 'mnt')
   const [f, g] = [await open(join(path, 'f')), await open(join(path, 'g'))]
@@ -277,7 +278,7 @@ test('a second bobbin-fuse on one cache is refused, and the first goes on (S15)'
 })
 
 test('without /dev/fuse, or the right to mount, mounting says what to do', async t => {
-  if (!isRoot) return void t.comment('skipped: needs root')
+  if (!isRoot) return skipTest(t, 'needs root')
   const folder = testFolder(t)
   const written = await writeRegistry(join(folder, 'registry'), 'test/small', { f: 'f' })
   const script =
@@ -319,7 +320,7 @@ test('with few descriptors, many files are read all the same, and too many at on
 })
 
 test('without memory for another mount it says so, and those that there are go on', async t => {
-  if (!isRoot) return void t.comment('skipped: needs root')
+  if (!isRoot) return skipTest(t, 'needs root')
   const { daemon, written } = await small(t, { f: noise(MIB, 1) }, NATIVE)
   const { path } = await daemon.mount(written, 'mnt')
   const { stdout } = await run('sh', ['-c', `awk '/VmSize/ {print $2}' /proc/${daemon.process.pid}/status`])
@@ -332,7 +333,7 @@ test('without memory for another mount it says so, and those that there are go o
 })
 
 test('a cache on a filesystem that is not fit for passthrough is served without, and says why', async t => {
-  if (!isRoot) return void t.comment('skipped: needs root')
+  if (!isRoot) return skipTest(t, 'needs root')
   const folder = testFolder(t)
   const layers = join(folder, 'layers')
   await mkdir(layers)
@@ -344,7 +345,7 @@ test('a cache on a filesystem that is not fit for passthrough is served without,
     mount -t overlay overlay -o lowerdir=${layers}/d:${layers}/e ${merged}`
   const { status, stderr } = await run('sh', ['-c', script])
   t.teardown(() => run('sh', ['-c', `umount -l ${merged} ${layers}/d ${layers}`]))
-  if (status !== 0) return void t.comment(`skipped: overlays cannot be stacked here: ${stderr}`)
+  if (status !== 0) return skipTest(t, `overlays cannot be stacked here: ${stderr}`)
   await run('umount', [merged])
   const cacheDir = join(layers, 'd', 'cache')
   await mkdir(cacheDir, { mode: 0o750 })

@@ -20,6 +20,7 @@ import { startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
 import { repository } from '../support/parts.js'
 import { writeRegistry } from '../support/registry.js'
+import { skipTest } from '../support/skips.js'
 
 const WATCHDOG_MS = 120_000
 const MIB = 2 ** 20
@@ -127,7 +128,7 @@ async function outputOf(reader: ReturnType<typeof run>): Promise<Buffer> {
 }
 
 t.test('its own death, survived with what systemd has stored', { skip }, async t => {
-  if (!isKernelNew) return void t.comment(`skipped: Linux ${release()} does not send requests again`)
+  if (!isKernelNew) return skipTest(t, `Linux ${release()} does not send requests again`)
   const { folder, server, manager, client, mount, daemonPid } = await prepare(t)
   const { pid: firstPid } = await manager.ask('start')
   const modes = process.getuid?.() === 0 ? OPEN_MODES : OPEN_MODES.filter(mode => mode !== 'passthrough')
@@ -213,7 +214,7 @@ t.test('its own death, survived with what systemd has stored', { skip }, async t
 })
 
 t.test('it dies again and again under load', { skip }, async t => {
-  if (!isKernelNew) return void t.comment(`skipped: Linux ${release()} does not send requests again`)
+  if (!isKernelNew) return skipTest(t, `Linux ${release()} does not send requests again`)
   const { manager, mount, client, daemonPid } = await prepare(t)
   await manager.ask('start')
   const path = await mount('auto')
@@ -265,7 +266,7 @@ t.test('a kernel that sends nothing again: its death ends the mounts, and nobody
 })
 
 t.test('mounts that the service manager cannot keep are told by status and doctor (S68)', { skip }, async t => {
-  if (!isKernelNew) return void t.comment(`skipped: Linux ${release()} does not send requests again`)
+  if (!isKernelNew) return skipTest(t, `Linux ${release()} does not send requests again`)
   const keptMax = 12
   const { folder, manager, mount, client } = await prepare(t, { FDSTORE: String(keptMax) })
   await manager.ask('start')

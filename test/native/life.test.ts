@@ -10,6 +10,7 @@ import { cannotMount, mountsBelow, run, small, type startDaemon, type TestDaemon
 import { type HeldServer, startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
 import type { FileContent } from '../support/registry.js'
+import { skipTest } from '../support/skips.js'
 
 t.setTimeout(600_000)
 
@@ -312,7 +313,7 @@ test('a daemon that dies takes no access with it: each is in the log, once (S26)
 })
 
 test('what its capabilities are: CAP_SYS_ADMIN, and no other is effective (S25)', async t => {
-  if (process.getuid?.() !== 0) return void t.comment('skipped: needs root')
+  if (process.getuid?.() !== 0) return skipTest(t, 'needs root')
   const { daemon } = await small(t, { f: 'f' }, { transport: 'native' })
   const status = readFileSync(`/proc/${daemon.process.pid}/status`, 'utf8')
   const set = (name: string) => BigInt(`0x${new RegExp(`^${name}:\\s*(\\w+)$`, 'm').exec(status)![1]}`)

@@ -6,6 +6,7 @@ import t, { type Test } from 'tap'
 import { bodyOf, cannotMount, mountsBelow, run, startDaemon, testFolder } from '../support/daemon.js'
 import { noise } from '../support/objects.js'
 import { writeRegistry } from '../support/registry.js'
+import { skipTest } from '../support/skips.js'
 
 t.setTimeout(600_000)
 
@@ -90,7 +91,7 @@ t.test('a folder of somebody else is no mountpoint, and no fault of FUSE', { ski
 t.test('in a user namespace it mounts without any helper, in cached mode', { skip: whyNot() }, async t => {
   const namespace = ['unshare', '--user', '--map-root-user', '--mount', '--propagation', 'private']
   const [command, ...args] = [...AS_NOBODY, ...namespace, 'true']
-  if ((await run(command!, args)).status !== 0) return void t.comment('skipped: there are no user namespaces here')
+  if ((await run(command!, args)).status !== 0) return skipTest(t, 'there are no user namespaces here')
   const { daemon, written, mountpoint, inside, mounts } = await startAsNobody(t, namespace)
   const facts = await daemon.client.mount(bodyOf(written, mountpoint))
   t.match(facts, { openMode: 'cached', openModeReason: /own user namespace/ })

@@ -10,6 +10,7 @@ import { type Outcome, runProgram } from '../support/cli.js'
 import { cannotMount, mountsBelow, testFolder } from '../support/daemon.js'
 import { repository } from '../support/parts.js'
 import { writeRegistry } from '../support/registry.js'
+import { skipTest } from '../support/skips.js'
 
 /** A release build with two cores that others use takes a minute. */
 const PACK_MS = 280_000
@@ -111,7 +112,7 @@ t.test('the prebuilt package', { skip: cannotBuild }, async t => {
   })
 
   await t.test('it runs where there is no library at all', async t => {
-    if (process.getuid?.() !== 0) return void t.comment('skipped: needs root, for chroot')
+    if (process.getuid?.() !== 0) return skipTest(t, 'needs root, for chroot')
     const empty = testFolder(t)
     copyFileSync(join(module, 'bin/bobbin-fuse'), join(empty, 'bobbin-fuse'))
     const { stdout, stderr } = await runProgram('chroot', [empty, '/bobbin-fuse', '--version'])

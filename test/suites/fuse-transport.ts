@@ -49,6 +49,7 @@ import {
 import { startHeldServer } from '../support/held-server.js'
 import { noise } from '../support/objects.js'
 import { type FileContent, type WrittenPackage, type WrittenRow, writeRegistry } from '../support/registry.js'
+import { skipTest } from '../support/skips.js'
 
 const MIB = 2 ** 20
 const LARGE_FOLDER_FILES = 5000
@@ -167,7 +168,7 @@ export function testTransport(name: TransportName, openMode?: OpenMode): void {
   })
 
   test('another user reads when others may enter, and not when they may not', async t => {
-    if (process.getuid?.() !== 0) return void t.comment('skipped: needs root, to become another user')
+    if (process.getuid?.() !== 0) return skipTest(t, 'needs root, to become another user')
     const { daemon, written } = await small(t, { f: 'x' }, options)
     await chmod(daemon.folder, 0o755)
     const read = (path: string) =>
@@ -424,7 +425,7 @@ export function testTransport(name: TransportName, openMode?: OpenMode): void {
   })
 
   test('a mount that is covered by another one lives on below it', async t => {
-    if (process.getuid?.() !== 0) return void t.comment('skipped: needs root')
+    if (process.getuid?.() !== 0) return skipTest(t, 'needs root')
     const { daemon, written } = await small(t, { f: 'f' }, options)
     const { path } = await daemon.mount(written, 'mnt')
     const file = await open(join(path, 'f'))
@@ -738,9 +739,9 @@ print(json.dumps([os.getxattr(sys.argv[1], 'user.quilt.' + name).decode() for na
   })
 
   await t.test('whatever would write is EROFS also after root has remounted it for writing (S11)', async t => {
-    if (process.getuid?.() !== 0) return void t.comment('skipped: needs root')
+    if (process.getuid?.() !== 0) return skipTest(t, 'needs root')
     const { status } = await run('mount', ['-o', 'remount,rw', root])
-    if (status !== 0) return void t.comment('the kernel refuses that')
+    if (status !== 0) return void t.pass('the kernel refuses that')
     try {
       await refuseWrites(t, root)
     } finally {

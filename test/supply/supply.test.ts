@@ -8,6 +8,7 @@ import { gunzipSync } from 'node:zlib'
 import t from 'tap'
 import { runProgram } from '../support/cli.js'
 import { testFolder } from '../support/daemon.js'
+import { skipTest } from '../support/skips.js'
 
 const root = fileURLToPath(new URL('../../../', import.meta.url))
 
@@ -118,7 +119,7 @@ const NO_AUDITS = [404, 405, 501]
 t.test('no package that Bobbin runs with has a known vulnerability (npm audit)', async t => {
   const { status, stderr, answer } = await audit()
   if (NO_AUDITS.includes(answer.statusCode ?? 0))
-    return t.plan(0, `the registry of this machine has no audits (HTTP ${answer.statusCode})`)
+    return skipTest(t, `the registry of this machine has no audits (HTTP ${answer.statusCode})`)
   t.equal(status, 0, `${stderr}\n${JSON.stringify(answer.vulnerabilities ?? answer, undefined, 1)}`)
   t.match(answer, { auditReportVersion: 2 })
 })

@@ -10,6 +10,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
+import { skipTest } from './skips.js'
 
 export interface CutDisk {
   readonly path: string
@@ -45,7 +46,7 @@ export function cutDisk(t: Test, megabytes: number, options = 'data=ordered'): C
       mount -o ${mountOptions} '${image}' '${path}'
       command -v fsfreeze >&2`)
   } catch (error) {
-    t.plan(0, `two disks of ext4 cannot be mounted here (needs root, mkfs.ext4, fsfreeze, loop devices): ${error}`)
+    skipTest(t, `two disks of ext4 cannot be mounted here (needs root, mkfs.ext4, fsfreeze, loop devices): ${error}`)
     return undefined
   }
   return {

@@ -7,6 +7,7 @@ import { mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
+import { skipTest } from './skips.js'
 
 export interface LosingDisk {
   readonly path: string
@@ -39,7 +40,7 @@ export function losingDisk(t: Test, megabytes: number): LosingDisk | undefined {
     run('mkfs.ext4', '-q', '-F', '-O', '^has_journal', '-E', 'lazy_itable_init=0,nodiscard', image)
     run('mount', '-o', 'loop', image, path)
   } catch (error) {
-    t.plan(0, `a disk of ext4 cannot be mounted here (needs root, mkfs.ext4, a loop device): ${error}`)
+    skipTest(t, `a disk of ext4 cannot be mounted here (needs root, mkfs.ext4, a loop device): ${error}`)
     return undefined
   }
   return {

@@ -4,6 +4,7 @@ import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
+import { skipTest } from './skips.js'
 
 export interface CuttableDisk {
   readonly path: string
@@ -26,7 +27,7 @@ export function cuttableDisk(t: Test, megabytes: number): CuttableDisk | undefin
     run('mkfs.ext4', '-q', '-F', image)
     run('mount', '-o', 'loop', image, path)
   } catch (error) {
-    t.comment(`skipped, a disk of ext4 cannot be mounted here (needs root, mkfs.ext4, a loop device): ${error}`)
+    skipTest(t, `a disk of ext4 cannot be mounted here (needs root, mkfs.ext4, a loop device): ${error}`)
     return undefined
   }
   return {

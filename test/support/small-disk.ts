@@ -4,6 +4,7 @@ import { mkdtempSync, rmdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
+import { skipTest } from './skips.js'
 
 /** Gives the folder, or `undefined` after skipping the test with the reason. */
 export function smallDisk(t: Test, megabytes: number): string | undefined {
@@ -14,7 +15,7 @@ export function smallDisk(t: Test, megabytes: number): string | undefined {
   })
   if (status !== 0) {
     rmdirSync(path)
-    t.comment(`skipped, a small disk cannot be mounted here (needs root): ${stderr?.trim()}`)
+    skipTest(t, `a small disk cannot be mounted here (needs root): ${stderr?.trim()}`)
     return undefined
   }
   t.teardown(() => {
