@@ -54,7 +54,7 @@ function call(socketPath: string, method: string, path: string, body?: string) {
   })
 }
 
-t.test('ensureDaemon starts one, and finds the one that runs', async t => {
+t.test('ensureDaemon starts one that strangers cannot reach, and finds the one that runs (S18)', async t => {
   const cacheDir = join(testFolder(t), 'cache')
   t.equal(findDaemon(cacheDir), undefined)
   const { client, isStarted } = await launch(t, cacheDir)
@@ -73,7 +73,7 @@ t.test('ensureDaemon starts one, and finds the one that runs', async t => {
   })
   t.equal(status.daemon.supervisorPid ?? status.daemon.pid, client.pid, 'who owns the cache')
   t.equal(statSync(join(cacheDir, 'daemon.sock')).mode & 0o777, 0o600)
-  t.equal(statSync(cacheDir).mode & 0o007, 0, 'and strangers do not get there (S18)')
+  t.equal(statSync(cacheDir).mode & 0o007, 0, 'and strangers do not get there')
   t.match(readFileSync(join(cacheDir, 'daemon.log'), 'utf8'), /the daemon is ready/)
 })
 

@@ -319,7 +319,7 @@ t.test('the unit, run by a real systemd', { skip: cannotMount() || (cannotBoot()
   const statusOf = async (pid: string) => (await machine.run('cat', `/proc/${pid}/status`)).stdout
   t.match(await statusOf(first), new RegExp(`^Uid:(?:\\s+${users['bobbin-fuse'].uid}){4}$`, 'm'), 'it is not root')
   t.match(await statusOf(first), new RegExp(`^Gid:(?:\\s+${users.bobbin.gid}){4}$`, 'm'), 'it reads the store by group')
-  t.match(await statusOf(first), /^CapEff:\s+0*200000$/m, 'CAP_SYS_ADMIN is in effect and nothing else (S25)')
+  t.match(await statusOf(first), /^CapEff:\s+0*200000$/m, 'CAP_SYS_ADMIN is in effect and nothing else')
 
   const written = await writeRegistry(join(folder, 'registry'), 'test/small', { [FILE]: BYTES, other: 'other' })
   const mountpoint = MOUNTPOINT

@@ -1,4 +1,4 @@
-/** The access log of a mount, over several daemons: every access once, and what is missing is counted (S26). */
+/** The access log of a mount, over several daemons: every access once, and what is missing is counted. */
 import { appendFileSync, existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'

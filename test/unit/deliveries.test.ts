@@ -1,4 +1,4 @@
-/** What the loader writes down of its answers: whole in a run's file, and whatever is missing is counted (S50). */
+/** What the loader writes down of its answers: whole in a run's file, and whatever is missing is counted. */
 import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pino } from 'pino'
