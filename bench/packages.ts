@@ -6,7 +6,7 @@
 import { createHash } from 'node:crypto'
 import { closeSync, linkSync, mkdirSync, openSync, readSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { chunkBytes, combineChunkDigests } from '../daemon/quilt/object-hash.js'
+import { chunkBytes, combineChunkDigests } from '../daemon/model/object-hash.js'
 import { type ObjectId, objectPath } from '../daemon/store/layout.js'
 import { manifestText, type Row, topHashOf } from '../test/support/manifest.js'
 import type { ReaderFile } from './reader.js'

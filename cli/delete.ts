@@ -1,8 +1,8 @@
-import { createRegistryWriter } from '../daemon/fetch/writer/index.js'
 import { BobbinError } from '../daemon/model/index.js'
-import { pointersTo, removePointers } from '../daemon/quilt/pointers.js'
-import { formatRegistry } from '../daemon/quilt/reference.js'
-import { resolveRevision } from '../daemon/quilt/registry.js'
+import { pointersTo, removePointers } from '../daemon/registry/pointers.js'
+import { formatRegistry } from '../daemon/registry/reference.js'
+import { resolveRevision } from '../daemon/registry/registry.js'
+import { createRegistryWriter } from '../daemon/writer/index.js'
 import { type PackageFlags, referenceOf, sourceConfigOf, withContext } from './context.js'
 
 /** A revision (with a hash) or a whole name goes from its registry: its pointers, never a manifest or an object. */

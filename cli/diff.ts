@@ -1,6 +1,6 @@
+import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/index/package-diff.js'
 import { formatBytes } from '../daemon/model/index.js'
-import { formatManifestHash } from '../daemon/quilt/object-hash.js'
-import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/quilt/package-diff.js'
+import { formatManifestHash } from '../daemon/model/object-hash.js'
 import { openNamed, type PackageFlags, referenceOf, withPackage } from './context.js'
 
 const MARKS: Readonly<Record<Change['change'], string>> = { added: '+', removed: '-', changed: '~', metadata: 'm' }

@@ -3,11 +3,11 @@
  * parent of the new one, so that nobody else's is pushed over.
  */
 import { resolve } from 'node:path'
-import { type EditOptions, pushEdited } from '../daemon/fetch/push/push-edited.js'
-import type { PushProgress } from '../daemon/fetch/push/revision-entries.js'
+import { type EditOptions, pushEdited } from '../daemon/folder/push/push-edited.js'
+import type { PushProgress } from '../daemon/folder/push/revision-entries.js'
 import { BobbinError } from '../daemon/model/index.js'
-import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
-import { formatReference, formatRegistry, type PackageReference } from '../daemon/quilt/reference.js'
+import type { OpenedPackage } from '../daemon/package/package-cache.js'
+import { formatReference, formatRegistry, type PackageReference } from '../daemon/registry/reference.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
 import { noSuchKey } from './ls.js'
 import { compilePaths } from './path-globs.js'

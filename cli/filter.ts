@@ -1,6 +1,6 @@
-import { pushSubset } from '../daemon/fetch/push/push-subset.js'
+import { pushSubset } from '../daemon/folder/push/push-subset.js'
 import { formatBytes } from '../daemon/model/index.js'
-import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
+import type { OpenedPackage } from '../daemon/package/package-cache.js'
 import { type FilteredEntries, filterEntries, isWithin } from '../loader/batch/filter-entries.js'
 import { Selector } from '../loader/plan/selection.js'
 import { type Context, type PackageFlags, sourceConfigOf, withPackage } from './context.js'

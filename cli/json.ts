@@ -1,4 +1,4 @@
-import { standardJson } from '../daemon/quilt/python-json.js'
+import { standardJson } from '../daemon/json/python-json.js'
 
 /**
  * A JSON object with members that are JSON text already. Metadata is printed as the manifest has it:

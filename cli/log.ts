@@ -1,6 +1,6 @@
 import { isTopHash, type TopHash } from '../daemon/model/index.js'
-import { openPackage } from '../daemon/quilt/package-cache.js'
-import { listRevisions } from '../daemon/quilt/registry.js'
+import { openPackage } from '../daemon/package/package-cache.js'
+import { listRevisions } from '../daemon/registry/registry.js'
 import { type PackageFlags, referenceOf, withContext } from './context.js'
 
 interface LogRow {

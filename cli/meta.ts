@@ -1,5 +1,5 @@
-import { ROOT_INO } from '../daemon/quilt/package-index.js'
-import { standardJson } from '../daemon/quilt/python-json.js'
+import { ROOT_INO } from '../daemon/index/package-index.js'
+import { standardJson } from '../daemon/json/python-json.js'
 import { type PackageFlags, withPackage } from './context.js'
 import { noSuchKey } from './ls.js'
 

@@ -1,7 +1,7 @@
 import { BobbinError, type PackageName, type Registry, type TopHash } from '../daemon/model/index.js'
-import { readAhead } from '../daemon/quilt/read-ahead.js'
-import { parseRegistry } from '../daemon/quilt/reference.js'
-import { listPackages, listRevisions } from '../daemon/quilt/registry.js'
+import { readAhead } from '../daemon/registry/read-ahead.js'
+import { parseRegistry } from '../daemon/registry/reference.js'
+import { listPackages, listRevisions } from '../daemon/registry/registry.js'
 import { type Context, defaultRegistryOf, withContext } from './context.js'
 import type { CommonFlags } from './settings.js'
 

@@ -1,8 +1,9 @@
 /** The entries that `--path` names, for every verb that takes it: a glob, or the key of an entry or of a directory, which means all below it. */
+
+import type { PackageIndex } from '../daemon/index/package-index.js'
+import { compileGlobs, quoteGlob } from '../daemon/model/globs.js'
 import { BobbinError, type Entry } from '../daemon/model/index.js'
-import { compileGlobs, quoteGlob } from '../daemon/quilt/globs.js'
-import type { PackageIndex } from '../daemon/quilt/package-index.js'
-import type { PackageReference } from '../daemon/quilt/reference.js'
+import type { PackageReference } from '../daemon/registry/reference.js'
 
 /** What was typed; the path of a Quilt+ URI counts when `--path` is not given. */
 export function patternsOf(

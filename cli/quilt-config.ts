@@ -6,9 +6,9 @@
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { parse } from 'yaml'
-import { quiltDataFolder } from '../daemon/fetch/source/quilt-login.js'
 import { BobbinError, localError, type Registry, systemCode } from '../daemon/model/index.js'
-import { parseRegistry } from '../daemon/quilt/reference.js'
+import { parseRegistry } from '../daemon/registry/reference.js'
+import { quiltDataFolder } from '../daemon/source/quilt-login.js'
 
 /** quilt3's own has two kilobytes. */
 const CONFIG_BYTES_MAX = 2 ** 20

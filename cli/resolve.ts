@@ -1,7 +1,7 @@
+import { ROOT_INO } from '../daemon/index/package-index.js'
 import { formatBytes } from '../daemon/model/index.js'
-import type { OpenedPackage } from '../daemon/quilt/package-cache.js'
-import { ROOT_INO } from '../daemon/quilt/package-index.js'
-import { formatRegistry } from '../daemon/quilt/reference.js'
+import type { OpenedPackage } from '../daemon/package/package-cache.js'
+import { formatRegistry } from '../daemon/registry/reference.js'
 import { type PackageFlags, withPackage } from './context.js'
 import { jsonWith } from './json.js'
 

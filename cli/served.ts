@@ -1,9 +1,10 @@
 /** What a loader serves: all that its user may read, or what flags and settings name, at the revisions of this moment. */
-import { createSource } from '../daemon/fetch/source/index.js'
+
 import { BobbinError } from '../daemon/model/index.js'
-import { resolveTopHash } from '../daemon/quilt/package-cache.js'
-import { formatRegistry, parseReference, parseRegistry } from '../daemon/quilt/reference.js'
-import { type RevisionAddress, Served } from '../daemon/quilt/served.js'
+import { resolveTopHash } from '../daemon/package/package-cache.js'
+import { formatRegistry, parseReference, parseRegistry } from '../daemon/registry/reference.js'
+import { type RevisionAddress, Served } from '../daemon/registry/served.js'
+import { createSource } from '../daemon/source/index.js'
 import type { MountedAt } from '../loader/http/options.js'
 import { sourceConfigOf } from './context.js'
 import type { Settings } from './settings.js'

@@ -15,7 +15,7 @@ import {
   xdgFolder,
 } from '../daemon/model/index.js'
 import { OPEN_MODE_WISHES, type OpenModeWish, TRANSPORTS, type TransportName } from '../daemon/mount/transport.js'
-import { formatRegistry, parseRegistry } from '../daemon/quilt/reference.js'
+import { formatRegistry, parseRegistry } from '../daemon/registry/reference.js'
 
 /** The flags that every verb takes. */
 export interface CommonFlags {

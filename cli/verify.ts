@@ -1,5 +1,5 @@
 import { resolve } from 'node:path'
-import { verifyFolder } from '../daemon/fetch/verify-folder.js'
+import { verifyFolder } from '../daemon/folder/verify-folder.js'
 import { BobbinError, formatBytes } from '../daemon/model/index.js'
 import { type PackageFlags, withPackage } from './context.js'
 import { patternsOf, selectPaths } from './path-globs.js'

@@ -1,8 +1,8 @@
 /** Opens a package that a record names. */
 import { parsePackageName } from '../../daemon/model/index.js'
-import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
-import { parseRegistry } from '../../daemon/quilt/reference.js'
-import type { PackageAddress } from '../../loader/http/objects.js'
+import { type OpenedPackage, type OpenOptions, openPackage } from '../../daemon/package/package-cache.js'
+import { parseRegistry } from '../../daemon/registry/reference.js'
+import type { PackageAddress } from '../../loader/supply/daemon-leases.js'
 
 /** Throws what `openPackage` throws. */
 export function openRecorded(

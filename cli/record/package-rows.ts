@@ -5,9 +5,10 @@
  * where a folder's name is the start of another name (`a/` comes behind `a.txt`), and between characters that UTF-8 and UTF-16
  * order differently. Only the children of such folders are sorted, as numbers. Folders in which nothing was read are left out.
  */
+
+import { type IndexNode, type PackageIndex, ROOT_INO } from '../../daemon/index/package-index.js'
 import { hasCode } from '../../daemon/model/index.js'
-import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
-import { type IndexNode, type PackageIndex, ROOT_INO } from '../../daemon/quilt/package-index.js'
+import type { OpenedPackage } from '../../daemon/package/package-cache.js'
 import type { LedgerRow, LedgerVia } from './ledger-row.js'
 import type { Tally } from './tally.js'
 

@@ -5,10 +5,11 @@
  * Digests: `sha256` is of the named bytes themselves. A top hash is not that of any file, so it has a name of its own,
  * `quiltTopHash`, beside the manifest's `sha256`; entries' chunked hashes are `quiltSha256Chunked` (lower-case hex).
  */
-import { gitSourceUri } from '../run/source-uri.js'
+
 import { LEDGER_HEAD_MAX, type Ledger, type LedgerFacts } from './ledger.js'
 import type { LedgerRow } from './ledger-row.js'
 import type { RunFacts, RunMount } from './run-facts.js'
+import { gitSourceUri } from './source-uri.js'
 
 type SourceTree = NonNullable<RunFacts['sourceTrees']>[number]
 

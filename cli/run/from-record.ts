@@ -7,9 +7,9 @@ import { isAbsolute, resolve } from 'node:path'
 import { BobbinError } from '../../daemon/model/index.js'
 import type { RunFacts } from '../record/run-facts.js'
 import type { CodePlace } from './code.js'
-import { isContainerTarget, type MountWish } from './data.js'
 import { type EngineOption, parseEngineOptions, rightsOfOptions } from './engine-options.js'
 import type { Asked } from './rights.js'
+import { isContainerTarget, type MountWish } from './run-mounts.js'
 import { commandLine } from './running.js'
 
 export interface Replay {

@@ -4,18 +4,18 @@
  */
 import { createHash } from 'node:crypto'
 import { join } from 'node:path'
-import { pushFolder } from '../../daemon/fetch/push/push-folder.js'
-import type { Revision, RevisionOptions } from '../../daemon/fetch/push/push-revision.js'
+import { pushFolder } from '../../daemon/folder/push/push-folder.js'
+import type { Revision, RevisionOptions } from '../../daemon/folder/push/push-revision.js'
+import { parseUserMeta } from '../../daemon/manifest/manifest-writer.js'
 import { BobbinError } from '../../daemon/model/index.js'
-import { parseUserMeta } from '../../daemon/quilt/manifest-writer.js'
-import { formatRegistry, type PackageReference } from '../../daemon/quilt/reference.js'
+import { formatRegistry, type PackageReference } from '../../daemon/registry/reference.js'
 import { type Context, sourceConfigOf } from '../context.js'
+import { compareWithFolder } from '../record/outputs.js'
 import { hasRecordFile } from '../record/record-file.js'
 import type { RunFacts } from '../record/run-facts.js'
 import { RECORD_FOLDER, type RunFolder, readDocument } from '../record/run-folder.js'
 import { diffNames } from '../record/statement.js'
 import { hashVariables } from './hashes.js'
-import { compareWithFolder } from './outputs.js'
 
 /** In this order a reader wants them. What a run has none of is left out. */
 const RECORD_FILES = [

@@ -5,8 +5,8 @@
 import { join } from 'node:path'
 import { BobbinError } from '../../daemon/model/index.js'
 import { compilePaths } from '../path-globs.js'
+import { compareWithFolder, type OutputDifference, type OutputFile } from '../record/outputs.js'
 import { compareTensors, mayHoldTensors, type TensorComparison } from '../tensors/index.js'
-import { compareWithFolder, type OutputDifference, type OutputFile } from './outputs.js'
 
 export interface ComparedOutput extends OutputDifference {
   /** Whether the run was reproduced depends on it. */

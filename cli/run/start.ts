@@ -9,9 +9,9 @@ import { asFound, BobbinError, throwIfAborted } from '../../daemon/model/index.j
 import { readMountTable } from '../../daemon/mount/mount-table.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
+import { type FilesBefore, lookAtOutputs } from '../record/outputs.js'
 import type { RunFacts, RunMount } from '../record/run-facts.js'
 import { RunFolder } from '../record/run-folder.js'
-import { endedMounts, settledStatus } from './came-through.js'
 import {
   type Binding,
   bindingsOf,
@@ -22,7 +22,6 @@ import {
   isShared,
   removeContainer,
 } from './container.js'
-import { type MountWish, mountFor, unmountAll } from './data.js'
 import { type EngineOption, formatEngineOption } from './engine-options.js'
 import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
@@ -30,8 +29,9 @@ import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
 import { startOf } from './leftovers.js'
 import { type MadeFolder, removeFolders } from './made-folders.js'
-import { type FilesBefore, lookAtOutputs } from './outputs.js'
+import { endedMounts, settledStatus } from './mount-health.js'
 import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
+import { type MountWish, mountFor, unmountAll } from './run-mounts.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
 import { lookAround } from './surroundings.js'
 

@@ -3,8 +3,8 @@
  * (confined.ts): it has a bound on memory and on time, no environment, and executes nothing of what it reads.
  */
 import { statSync } from 'node:fs'
+import { runConfined } from '../../daemon/confined/confined.js'
 import { BobbinError } from '../../daemon/model/index.js'
-import { runConfined } from '../../daemon/quilt/confined.js'
 import type { FileOfRun, TensorComparison } from './compare.js'
 
 export type { FileOfRun, TensorComparison, TensorDifference } from './compare.js'

@@ -11,7 +11,6 @@
  */
 import { setMaxListeners } from 'node:events'
 import type { Fetcher, Pin } from '../fetch/fetcher.js'
-import type { Workers } from '../fetch/workers.js'
 import {
   BobbinError,
   type Entry,
@@ -24,11 +23,12 @@ import {
   type Source,
   throwIfAborted,
 } from '../model/index.js'
-import { atPresentPlace } from '../quilt/moved-objects.js'
-import { type OpenedPackage, openPackage } from '../quilt/package-cache.js'
-import { parseRegistry } from '../quilt/reference.js'
-import { confined, isBelowOne, isWithin, type Places, Served } from '../quilt/served.js'
+import { atPresentPlace } from '../package/moved-objects.js'
+import { type OpenedPackage, openPackage } from '../package/package-cache.js'
+import { parseRegistry } from '../registry/reference.js'
+import { confined, isBelowOne, isWithin, type Places, Served } from '../registry/served.js'
 import type { ObjectId, ObjectStore } from '../store/index.js'
+import type { Workers } from '../work/workers.js'
 import { Concealer } from './conceal.js'
 import { isDoorFull } from './doors.js'
 import { problemOf } from './errors.js'

@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import { BobbinError, formatBytes, hasCode, type Log } from '../model/index.js'
-import { type CacheRoom, RAISE_LIMIT, type RoomHold, unownedRoom } from '../quilt/cache-room.js'
+import { type CacheRoom, RAISE_LIMIT, type RoomHold, unownedRoom } from '../store/cache-room.js'
 import { type DaemonClient, findDaemon } from './client.js'
 import { isDoorFull, isShared } from './doors.js'
 import type { RoomBody } from './schema.js'

@@ -77,7 +77,7 @@ export const LeaseBody = Type.Object(
     topHash: Type.String({ pattern: '^[0-9a-f]{64}$' }),
     inos: Type.Array(Type.Integer({ minimum: 1 }), { maxItems: 200_000 }),
     priority: Type.Union([Type.Literal('demand'), Type.Literal('ahead')]),
-    /** Where bytes may be read from (daemon/quilt/served.ts); default: where the door lets. */
+    /** Where bytes may be read from (daemon/registry/served.ts); default: where the door lets. */
     places: Type.Optional(
       Type.Object(
         {

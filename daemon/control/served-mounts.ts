@@ -2,8 +2,8 @@
  * What the daemon leases to callers who are not its owner: the packages that it has mounted, which these callers may see
  * anyway, and the registries that its owner named (`--allow`).
  */
-import { parseRegistry } from '../quilt/reference.js'
-import { Served } from '../quilt/served.js'
+import { parseRegistry } from '../registry/reference.js'
+import { Served } from '../registry/served.js'
 import type { MountFacts } from './schema.js'
 
 export class ServedMounts {

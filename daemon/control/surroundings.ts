@@ -11,7 +11,7 @@ import type { ReloadBody, SurroundingsFacts } from './schema.js'
 
 /** Of credentials and endpoints, and of what a `credential_process` needs; HOME and XDG_DATA_HOME lead to ~/.aws and to Quilt's login. */
 const NAMES = /^(AWS_\w+|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy|HOME|XDG_DATA_HOME)$/
-/** Of other programs, or our own (fetch/source/client.ts). */
+/** Of other programs, or our own (source/client.ts). */
 const OTHERS = /^AWS_(SDK_JS_\w+|CLI_\w+|PAGER)$/
 /** Node.js reads it when it starts. */
 const AT_START = ['NODE_EXTRA_CA_CERTS']

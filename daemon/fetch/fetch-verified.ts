@@ -6,10 +6,10 @@
 import { setMaxListeners } from 'node:events'
 import { ftruncateSync } from 'node:fs'
 import { BobbinError, formatPhysicalKey, hasCode, type Log, type ObjectSpec } from '../model/index.js'
-import { chunkBytes, chunkCount, combineChunkDigests } from '../quilt/object-hash.js'
-import { byChunk } from './by-chunk.js'
-import { NO_RANGES } from './jobs.js'
-import { CHUNK_JOBS_MAX, type JobOptions, type Workers } from './workers.js'
+import { chunkBytes, chunkCount, combineChunkDigests } from '../model/object-hash.js'
+import { byChunk } from '../work/by-chunk.js'
+import { NO_RANGES } from '../work/jobs.js'
+import { CHUNK_JOBS_MAX, type JobOptions, type Workers } from '../work/workers.js'
 
 export interface FetchVerifiedOptions extends JobOptions {
   /** Names the object in messages; an entry's key. */

@@ -15,9 +15,9 @@ import {
   throwIfAborted,
 } from '../model/index.js'
 import { type ObjectHandle, type ObjectStore, objectId, type Pin, type StoredObject } from '../store/index.js'
+import type { Workers } from '../work/workers.js'
 import { FetchLine, type Place, type Priority } from './fetch-line.js'
 import { fetchVerified } from './fetch-verified.js'
-import type { Workers } from './workers.js'
 
 export type { ObjectHandle, Pin } from '../store/index.js'
 export type { Priority } from './fetch-line.js'

@@ -1,5 +1,5 @@
 /**
- * The port to where revisions are written. Implementations: `daemon/fetch/writer/folder.ts` and `s3.ts`.
+ * The port to where revisions are written. Implementations: `daemon/writer/folder.ts` and `s3.ts`.
  *
  * Contract, for every method:
  *  - what is written appears whole, by its final name, or not at all.

@@ -1,5 +1,5 @@
 /**
- * The port to where bytes come from. Implementations: `daemon/fetch/source/file.ts` and `s3.ts`.
+ * The port to where bytes come from. Implementations: `daemon/source/file.ts` and `s3.ts`.
  *
  * Contract, for every method:
  *  - nothing that is returned has been verified; callers hash it.

@@ -7,12 +7,12 @@
  */
 import { read as readCallback } from 'node:fs'
 import { promisify } from 'node:util'
+import { type IndexNode, type PackageIndex, ROOT_INO } from '../index/package-index.js'
 import { BobbinError, type Entry, formatPhysicalKey, hasCode, type Log, localError } from '../model/index.js'
-import { atPresentPlace } from '../quilt/moved-objects.js'
-import { formatManifestHash } from '../quilt/object-hash.js'
-import type { OpenedPackage } from '../quilt/package-cache.js'
-import { type IndexNode, type PackageIndex, ROOT_INO } from '../quilt/package-index.js'
-import { formatRegistry } from '../quilt/reference.js'
+import { formatManifestHash } from '../model/object-hash.js'
+import { atPresentPlace } from '../package/moved-objects.js'
+import type { OpenedPackage } from '../package/package-cache.js'
+import { formatRegistry } from '../registry/reference.js'
 import type { MountOptions, ObjectProvider, ProvidedObject } from './transport.js'
 
 export interface Attributes {

@@ -8,9 +8,9 @@
  */
 import { fstatSync } from 'node:fs'
 import { BobbinError, hasCode, type Log } from '../model/index.js'
-import { atPresentPlace } from '../quilt/moved-objects.js'
-import type { OpenedPackage } from '../quilt/package-cache.js'
-import { formatRegistry } from '../quilt/reference.js'
+import { atPresentPlace } from '../package/moved-objects.js'
+import type { OpenedPackage } from '../package/package-cache.js'
+import { formatRegistry } from '../registry/reference.js'
 import { type ObjectId, objectId } from '../store/index.js'
 import { AccessLog } from './access-log.js'
 import { AccessLogRoom } from './access-logs.js'

@@ -13,7 +13,7 @@
  * The suite that holds every adapter to this is test/suites/fuse-transport.ts.
  */
 import type { Log, ObjectSpec } from '../model/index.js'
-import type { OpenedPackage } from '../quilt/package-cache.js'
+import type { OpenedPackage } from '../package/package-cache.js'
 
 export const TRANSPORTS = ['native', 'fuse-native'] as const
 export type TransportName = (typeof TRANSPORTS)[number]

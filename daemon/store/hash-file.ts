@@ -2,7 +2,7 @@
 import { read } from 'node:fs'
 import { promisify } from 'node:util'
 import { type HashType, throwIfAborted } from '../model/index.js'
-import { createObjectHasher } from '../quilt/object-hash.js'
+import { createObjectHasher } from '../model/object-hash.js'
 
 export interface HashFileOptions {
   readonly signal?: AbortSignal | undefined

@@ -39,8 +39,8 @@ import {
   systemCode,
   throwIfAborted,
 } from '../model/index.js'
-import { type CacheRoom, keepShare, limitsPath, type RoomHold } from '../quilt/cache-room.js'
-import { pruneCompiled } from '../quilt/compiled-files.js'
+import { type CacheRoom, keepShare, limitsPath, type RoomHold } from './cache-room.js'
+import { pruneCompiled } from './compiled-files.js'
 import { EvictionOrder } from './eviction-order.js'
 import { type HashFile, type HashFileOptions, hashFile } from './hash-file.js'
 import { currentBootId, Journal, type JournalEntry } from './journal.js'
@@ -371,7 +371,7 @@ export class ObjectStore implements CacheRoom {
     return freed
   }
 
-  /** Room for files that are no objects; whoever writes them asks first (quilt/cache-room.ts). */
+  /** Room for files that are no objects; whoever writes them asks first (store/cache-room.ts). */
   hold(what: string): RoomHold {
     const held: HeldRoom = { bytes: 0, unwrittenBytes: 0 }
     this.#room.holds.add(held)

@@ -5,7 +5,7 @@
 import { renameSync, statfsSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { BobbinError, formatBytes, localError } from '../model/index.js'
-import { freeBytesMinOf, LOWER_FLOOR, RAISE_LIMIT } from '../quilt/cache-room.js'
+import { freeBytesMinOf, LOWER_FLOOR, RAISE_LIMIT } from './cache-room.js'
 import type { Reservation } from './reservation.js'
 import { type CacheUsage, sumOf } from './usage.js'
 

@@ -1,8 +1,8 @@
 /** Which entries of a package fit an expression, worked out in a process of its own. */
 import { setImmediate as yieldToOthers } from 'node:timers/promises'
-import { type ConfinedOptions, runConfined } from '../../daemon/quilt/confined.js'
-import type { OpenedPackage } from '../../daemon/quilt/package-cache.js'
-import { PackageIndex } from '../../daemon/quilt/package-index.js'
+import { type ConfinedOptions, runConfined } from '../../daemon/confined/confined.js'
+import { PackageIndex } from '../../daemon/index/package-index.js'
+import type { OpenedPackage } from '../../daemon/package/package-cache.js'
 import { Selector } from '../plan/selection.js'
 import { selectionLimits } from './selection-limits.js'
 

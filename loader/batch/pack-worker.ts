@@ -1,7 +1,7 @@
 /** What runs in a packing thread: reads files into a buffer. */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
-import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
+import { createObjectHasher } from '../../daemon/model/object-hash.js'
 import type { FileRead, PackFailure, PackTask } from './packing.js'
 
 const HASH_BYTES = 2 ** 20

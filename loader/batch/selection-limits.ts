@@ -1,5 +1,5 @@
 /** What selecting entries may cost: known before it begins, whatever the expression is. */
-import type { ConfinedOptions } from '../../daemon/quilt/confined.js'
+import type { ConfinedOptions } from '../../daemon/confined/confined.js'
 
 /** Starting, and a row or two that are large. */
 const BASE_MS = 30_000

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { pipeline, type Readable } from 'node:stream'
 import { extract } from 'tar-stream'
 import { HASH_TYPES, type HashType } from '../../daemon/model/index.js'
-import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
+import { createObjectHasher } from '../../daemon/model/object-hash.js'
 import { bytesOf } from './connection.js'
 import { Cut, damaged, LoaderError } from './errors.js'
 

@@ -8,11 +8,11 @@
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { LRUCache } from 'lru-cache'
-import type { PackageIndex } from '../../daemon/quilt/package-index.js'
-import type { Door } from './door.js'
-import type { PackageAddress } from './objects.js'
-import type { OpenPackages } from './open-packages.js'
-import type { Plans } from './plans.js'
+import type { PackageIndex } from '../../daemon/index/package-index.js'
+import type { PackageAddress } from '../supply/daemon-leases.js'
+import type { Door } from '../supply/door.js'
+import type { OpenPackages } from '../supply/open-packages.js'
+import type { Plans } from '../supply/plans.js'
 
 /** Slots of all tables together: 64 MiB, eight million entries. */
 const SLOTS_MAX = 2 ** 24

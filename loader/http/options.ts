@@ -1,5 +1,5 @@
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
-import type { RevisionAddress, Served } from '../../daemon/quilt/served.js'
+import type { RevisionAddress, Served } from '../../daemon/registry/served.js'
 
 export interface MountedAt {
   readonly address: RevisionAddress

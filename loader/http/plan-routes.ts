@@ -1,15 +1,15 @@
 /** Plans and cursors. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { BobbinError, formatBytes } from '../../daemon/model/index.js'
-import { RAISE_LIMIT } from '../../daemon/quilt/cache-room.js'
+import { RAISE_LIMIT } from '../../daemon/store/cache-room.js'
 import { findObject } from '../../daemon/store/index.js'
 import { parseCursor } from '../plan/cursor.js'
 import { PlanBody } from '../plan/plan-document.js'
-import type { TableFacts } from '../plan/sample-table.js'
 import { shardNameTemplate, stepsPerShard } from '../plan/shard-name.js'
+import type { OpenPlan } from '../supply/open-plan.js'
+import type { Caller } from '../supply/plans.js'
+import type { TableFacts } from '../supply/sample-table.js'
 import type { Context } from './context.js'
-import type { OpenPlan } from './open-plan.js'
-import type { Caller } from './plans.js'
 import { CursorBody, CursorFacts, PlanFacts, PlanParams } from './schema.js'
 
 /** Looking at more files takes too long for an answer. */

@@ -1,7 +1,7 @@
 /** Leases of paths that clients hold: let go when they say so, or when nothing was heard of them for a while. */
 import { randomBytes } from 'node:crypto'
 import { BobbinError } from '../../daemon/model/index.js'
-import type { LeasedStep } from './ahead.js'
+import type { LeasedStep } from '../supply/ahead.js'
 
 interface Session {
   /** By number, ascending. */

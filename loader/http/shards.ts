@@ -3,10 +3,10 @@ import { BobbinError, hasCode } from '../../daemon/model/index.js'
 import type { PackedObject } from '../batch/packing.js'
 import type { Layout } from '../format/layout.js'
 import { markMissing, type ShardSample, shardLayout } from '../format/shard.js'
-import { type Ahead, type LeasedStep, settled } from './ahead.js'
+import { type Ahead, type LeasedStep, settled } from '../supply/ahead.js'
+import type { Lease } from '../supply/daemon-leases.js'
+import type { OpenPlan, RankOf, SampleEntry, StepContent } from '../supply/open-plan.js'
 import type { AnswerObjects, ObjectSpan } from './answer.js'
-import type { Lease } from './objects.js'
-import type { OpenPlan, RankOf, SampleEntry, StepContent } from './open-plan.js'
 
 export interface ShardSource {
   readonly plan: OpenPlan

@@ -1,6 +1,7 @@
 /** Entries that belong together (protocol.md, Samples). */
+
+import { type PackageIndex, ROOT_INO } from '../../daemon/index/package-index.js'
 import { BobbinError, type Entry } from '../../daemon/model/index.js'
-import { type PackageIndex, ROOT_INO } from '../../daemon/quilt/package-index.js'
 import type { PlanDocument } from './plan-document.js'
 import { Selector } from './selection.js'
 

@@ -1,9 +1,9 @@
 /** Which entries a plan takes: globs on their keys, and a JMESPath expression over what the manifest says of them. */
 import { compile, type JSONObject, type JSONValue, TreeInterpreter } from '@jmespath-community/jmespath'
+import { parsePythonJson } from '../../daemon/json/python-json.js'
+import { compileGlobs } from '../../daemon/model/globs.js'
 import { BobbinError, type ObjectHash } from '../../daemon/model/index.js'
-import { compileGlobs } from '../../daemon/quilt/globs.js'
-import { formatManifestHash } from '../../daemon/quilt/object-hash.js'
-import { parsePythonJson } from '../../daemon/quilt/python-json.js'
+import { formatManifestHash } from '../../daemon/model/object-hash.js'
 
 export interface Wanted {
   readonly select: readonly string[]
@@ -66,7 +66,7 @@ const WHERE_CHARACTERS_MAX = 65_536
 /** A thousand alternatives (`a || b || …`) lie in each other. */
 const NESTING_MAX = 1000
 
-/** Throws INVALID_ARGUMENT. What it costs to apply is bounded by where it is applied (daemon/quilt/confined.ts). */
+/** Throws INVALID_ARGUMENT. What it costs to apply is bounded by where it is applied (daemon/confined/confined.ts). */
 function compiled(where: string): ReturnType<typeof compile> {
   if (where.length > WHERE_CHARACTERS_MAX)
     throw new BobbinError(

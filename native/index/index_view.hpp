@@ -1,4 +1,4 @@
-// A bounds-checked view of a package index (daemon/quilt/index-layout.md): bytes in, values out, no
+// A bounds-checked view of a package index (daemon/index/index-layout.md): bytes in, values out, no
 // system call.
 //
 // The bytes come from a file that anybody may have damaged. Every offset is compared with the file's

@@ -2,7 +2,7 @@
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { parsePythonJson, standardJson } from '../../daemon/quilt/python-json.js'
+import { parsePythonJson, standardJson } from '../../daemon/json/python-json.js'
 import { LoaderClient, type Transport } from '../../loader/client/index.js'
 import { python, testFolder } from '../support/daemon.js'
 import { startLoader } from '../support/loader.js'

@@ -11,11 +11,11 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { Mounts } from '../../daemon/control/mounts.js'
-import { createSource } from '../../daemon/fetch/source/index.js'
 import { hasCode } from '../../daemon/model/index.js'
 import { mountAt, readMountTable } from '../../daemon/mount/mount-table.js'
 import { transportNamed } from '../../daemon/mount/transports.js'
 import { unmountPath } from '../../daemon/mount/unmount.js'
+import { createSource } from '../../daemon/source/index.js'
 import { rememberingLog } from '../support/objects.js'
 
 export interface ParentOptions {

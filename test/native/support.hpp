@@ -1,5 +1,5 @@
 // What the tests and the fuzz targets share: package indexes that are made by hand from the layout
-// (daemon/quilt/index-layout.md), without a line of the code under test but CRC-32, and the one that
+// (daemon/index/index-layout.md), without a line of the code under test but CRC-32, and the one that
 // the compiler made.
 #pragma once
 

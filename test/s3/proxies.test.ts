@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CreateBucketCommand, PutObjectCommand } from '@aws-sdk/client-s3'
 import t from 'tap'
-import { createSource } from '../../daemon/fetch/source/index.js'
+import { createSource } from '../../daemon/source/index.js'
 import { startForwardProxy } from '../support/forward-proxy.js'
 import { s3ClientOf, startS3 } from '../support/s3-server.js'
 

@@ -8,9 +8,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
-import { S3Access } from '../../daemon/fetch/source/access.js'
-import { DirectGets } from '../../daemon/fetch/source/direct-get.js'
-import { readSettings } from '../../daemon/fetch/source/settings.js'
+import { S3Access } from '../../daemon/source/access.js'
+import { DirectGets } from '../../daemon/source/direct-get.js'
+import { readSettings } from '../../daemon/source/settings.js'
 import { part, repository } from '../support/parts.js'
 
 const CASES = 200

@@ -16,10 +16,10 @@ import {
   type S3Client,
 } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
-import { createSource, type SourceConfig } from '../../daemon/fetch/source/index.js'
 import { BobbinError, type ByteRange, parsePackageName, parseTopHash, type Source } from '../../daemon/model/index.js'
-import { parseRegistry } from '../../daemon/quilt/reference.js'
-import { findTimestampMs } from '../../daemon/quilt/registry.js'
+import { parseRegistry } from '../../daemon/registry/reference.js'
+import { findTimestampMs } from '../../daemon/registry/registry.js'
+import { createSource, type SourceConfig } from '../../daemon/source/index.js'
 import { type FaultProxy, startFaultProxy } from '../support/fault-proxy.js'
 import { s3ClientOf, startS3 } from '../support/s3-server.js'
 

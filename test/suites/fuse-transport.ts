@@ -29,9 +29,9 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import type { DaemonOptions } from '../../daemon/control/daemon.js'
+import { HEADER_BYTES } from '../../daemon/index/index-layout.js'
 import { systemCode } from '../../daemon/model/index.js'
 import type { OpenMode, TransportName } from '../../daemon/mount/transport.js'
-import { HEADER_BYTES } from '../../daemon/quilt/index-layout.js'
 import {
   bodyOf,
   cannotMount,

@@ -3,7 +3,7 @@ import { createCipheriv } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { Entry, HashType, Log, LogicalKey } from '../../daemon/model/index.js'
-import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
+import { createObjectHasher } from '../../daemon/model/object-hash.js'
 
 /** Writes the bytes to `<folder>/<key>` and gives the entry that names them. */
 export async function writeEntry(

@@ -1,5 +1,5 @@
 /** A process that needs credentials by Quilt's login several times at once, and says how that went, as JSON. */
-import { quiltLogin } from '../../daemon/fetch/source/quilt-login.js'
+import { quiltLogin } from '../../daemon/source/quilt-login.js'
 
 // Each login has descriptors of its own, as those of several threads have.
 const logins = await Promise.all(Array.from({ length: Number(process.argv[2]) }, () => quiltLogin(30_000)))

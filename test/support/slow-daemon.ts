@@ -4,14 +4,14 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Fetcher } from '../../daemon/fetch/fetcher.js'
-import { createSource } from '../../daemon/fetch/source/index.js'
-import { Workers } from '../../daemon/fetch/workers.js'
 import { parsePackageName } from '../../daemon/model/index.js'
 import { NativeTransport } from '../../daemon/mount/native.js'
 import type { ObjectProvider } from '../../daemon/mount/transport.js'
-import { openPackage } from '../../daemon/quilt/package-cache.js'
-import { parseRegistry } from '../../daemon/quilt/reference.js'
+import { openPackage } from '../../daemon/package/package-cache.js'
+import { parseRegistry } from '../../daemon/registry/reference.js'
+import { createSource } from '../../daemon/source/index.js'
 import { openStore } from '../../daemon/store/index.js'
+import { Workers } from '../../daemon/work/workers.js'
 import { rememberingLog } from './objects.js'
 
 const [cacheDir, registry, name, topHash, mountpoint, slowMs] = process.argv.slice(2) as [

@@ -2,9 +2,9 @@
 import { randomInt } from 'node:crypto'
 import { utimesSync } from 'node:fs'
 import { Fetcher } from '../../daemon/fetch/fetcher.js'
-import { Workers } from '../../daemon/fetch/workers.js'
 import type { ObjectSpec } from '../../daemon/model/index.js'
 import { openStore } from '../../daemon/store/index.js'
+import { Workers } from '../../daemon/work/workers.js'
 
 const [cacheDir, bytesMax, syncProgram] = process.argv.slice(2) as [string, string, string?]
 const specs: ObjectSpec[] = JSON.parse(process.env.SPECS!)

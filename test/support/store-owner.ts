@@ -5,9 +5,9 @@
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fetcher } from '../../daemon/fetch/fetcher.js'
-import { Workers } from '../../daemon/fetch/workers.js'
 import type { ObjectSpec } from '../../daemon/model/index.js'
 import { acquireOwnership, openStore } from '../../daemon/store/index.js'
+import { Workers } from '../../daemon/work/workers.js'
 
 const [cacheDir, specsText] = process.argv.slice(2)
 const { complete, endless } = JSON.parse(specsText!) as { complete: ObjectSpec[]; endless: ObjectSpec }

@@ -2,10 +2,10 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import t from 'tap'
 import { BobbinError, silentLog } from '../../daemon/model/index.js'
-import { Ahead } from '../../loader/http/ahead.js'
-import type { Lease } from '../../loader/http/objects.js'
-import type { OpenPlan, StepContent } from '../../loader/http/open-plan.js'
-import type { Resident } from '../../loader/http/resident.js'
+import { Ahead } from '../../loader/supply/ahead.js'
+import type { Lease } from '../../loader/supply/daemon-leases.js'
+import type { OpenPlan, StepContent } from '../../loader/supply/open-plan.js'
+import type { Resident } from '../../loader/supply/resident.js'
 
 const STEP_BYTES = 100
 const OF = { rank: 0, world: 1 }

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { canonicalJson, compareCodePoints } from '../../daemon/quilt/canonical-json.js'
-import { JsonSyntaxError } from '../../daemon/quilt/json-bytes.js'
+import { canonicalJson, compareCodePoints } from '../../daemon/json/canonical-json.js'
+import { JsonSyntaxError } from '../../daemon/json/json-bytes.js'
 import { vectors } from '../support/vectors.js'
 
 const canonical = (text: string) => {

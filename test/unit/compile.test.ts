@@ -4,10 +4,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
+import { KeySorter } from '../../daemon/index/key-sorter.js'
+import { PackageIndex } from '../../daemon/index/package-index.js'
+import { compileManifest } from '../../daemon/manifest/compile.js'
 import { BobbinError, type Registry, type TopHash } from '../../daemon/model/index.js'
-import { compileManifest } from '../../daemon/quilt/compile.js'
-import { KeySorter } from '../../daemon/quilt/key-sorter.js'
-import { PackageIndex } from '../../daemon/quilt/package-index.js'
 import { fileRow, HASH_OF_A, manifestText, type Row, topHashOf } from '../support/manifest.js'
 import { vectors } from '../support/vectors.js'
 
@@ -233,7 +233,7 @@ t.test('compileManifest reads a row of millions of values in little memory (S94)
     topHash: '0'.repeat(64),
     registry: S3,
   }
-  const compileUrl = new URL('../../daemon/quilt/compile.js', import.meta.url).href
+  const compileUrl = new URL('../../daemon/manifest/compile.js', import.meta.url).href
   const script = `import { compileManifest } from ${JSON.stringify(compileUrl)}
     await compileManifest(${JSON.stringify(options)}).catch(error => console.log(error.code))`
   const child = spawnSync(process.execPath, ['--max-old-space-size=40', '--input-type=module', '-e', script], {

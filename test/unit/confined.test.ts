@@ -2,7 +2,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import t from 'tap'
-import { type ConfinedOptions, runConfined } from '../../daemon/quilt/confined.js'
+import { type ConfinedOptions, runConfined } from '../../daemon/confined/confined.js'
 import { testFolder, until } from '../support/daemon.js'
 
 /** Runs the text of a function `(task, onProgress)`. */

@@ -3,7 +3,7 @@ import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pino } from 'pino'
 import t from 'tap'
-import { Deliveries, type EntriesDelivery } from '../../loader/http/deliveries.js'
+import { Deliveries, type EntriesDelivery } from '../../loader/supply/deliveries.js'
 import { smallDisk } from '../support/small-disk.js'
 
 const silent = pino({ level: 'silent' })

@@ -4,9 +4,9 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { GetObjectCommand } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
-import { S3Clients } from '../../daemon/fetch/source/client.js'
-import type { Identity } from '../../daemon/fetch/source/credentials.js'
-import { DirectGets } from '../../daemon/fetch/source/direct-get.js'
+import { S3Clients } from '../../daemon/source/client.js'
+import type { Identity } from '../../daemon/source/credentials.js'
+import { DirectGets } from '../../daemon/source/direct-get.js'
 
 /** Of AWS's documentation. */
 const EXAMPLE: Identity = {

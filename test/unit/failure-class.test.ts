@@ -3,8 +3,8 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { S3Client } from '@aws-sdk/client-s3'
 import t from 'tap'
-import { type FailureClass, failureClass, retryAfterMs, SilenceError } from '../../daemon/fetch/source/failure-class.js'
 import { BobbinError } from '../../daemon/model/index.js'
+import { type FailureClass, failureClass, retryAfterMs, SilenceError } from '../../daemon/source/failure-class.js'
 
 interface Answer {
   readonly status: number

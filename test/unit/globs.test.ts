@@ -3,8 +3,8 @@ import fc from 'fast-check'
 import picomatch from 'picomatch'
 import t, { type Test } from 'tap'
 import { compilePaths } from '../../cli/path-globs.js'
-import { parseQuiltignore } from '../../daemon/fetch/push/quiltignore.js'
-import { compileGlobs, GLOB_CHARACTERS_MAX, quoteGlob } from '../../daemon/quilt/globs.js'
+import { parseQuiltignore } from '../../daemon/folder/push/quiltignore.js'
+import { compileGlobs, GLOB_CHARACTERS_MAX, quoteGlob } from '../../daemon/model/globs.js'
 
 const ATTACK_MS = 60_000
 
@@ -33,11 +33,11 @@ t.test('globs match in time that does not depend on the glob (S80)', async t => 
     "'[^b]*'.repeat(500) + 'b'",
   ]
   const each = `[${globs}].map(glob => m.compileGlobs([glob])(${key}))`
-  t.equal(ends(t, '../../daemon/quilt/globs.js', each), globs.map(() => 'false').join())
+  t.equal(ends(t, '../../daemon/model/globs.js', each), globs.map(() => 'false').join())
   const many = `m.compileGlobs(Array.from({ length: 200 }, (_, i) => 'a*'.repeat(16) + i + 'b'))('a'.repeat(4000))`
-  t.equal(ends(t, '../../daemon/quilt/globs.js', many), 'false', 'many of them, and a long key')
+  t.equal(ends(t, '../../daemon/model/globs.js', many), 'false', 'many of them, and a long key')
   const ignore = `m.parseQuiltignore(('a*'.repeat(20) + 'b\\n').repeat(100))('/' + 'a'.repeat(1000), false)`
-  t.equal(ends(t, '../../daemon/fetch/push/quiltignore.js', ignore), 'false', '.quiltignore')
+  t.equal(ends(t, '../../daemon/folder/push/quiltignore.js', ignore), 'false', '.quiltignore')
 })
 
 t.test('globs that are too long, too deep or ranges without an end are refused (S80)', async t => {

@@ -16,10 +16,10 @@ import { hostname } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { Fetcher } from '../../daemon/fetch/fetcher.js'
-import { type InstallOptions, installPackage } from '../../daemon/fetch/install.js'
-import { Workers } from '../../daemon/fetch/workers.js'
+import { type InstallOptions, installPackage } from '../../daemon/folder/install.js'
 import { type Entry, HASH_TYPES, type LogicalKey } from '../../daemon/model/index.js'
 import { openStore } from '../../daemon/store/index.js'
+import { Workers } from '../../daemon/work/workers.js'
 import { noise, rememberingLog, writeEntry } from '../support/objects.js'
 import { smallDisk } from '../support/small-disk.js'
 
@@ -161,7 +161,7 @@ t.test('installPackage goes on after a kill (S20)', async t => {
   const entries = await Promise.all(
     Array.from({ length: 300 }, (_, i) => writeEntry(source, `f${i}`, noise(50_000, i))),
   )
-  const module = new URL('../../daemon/fetch/install.js', import.meta.url).href
+  const module = new URL('../../daemon/folder/install.js', import.meta.url).href
   const script = `import { installPackage } from ${JSON.stringify(module)}
     import { readFileSync } from 'node:fs'
     const entries = JSON.parse(readFileSync(0, 'utf8'))

@@ -8,7 +8,7 @@ import {
   createObjectHasher,
   formatManifestHash,
   parseManifestHash,
-} from '../../daemon/quilt/object-hash.js'
+} from '../../daemon/model/object-hash.js'
 import { type ObjectHashVector, vectors } from '../support/vectors.js'
 
 function bytesOf({ generator }: ObjectHashVector): Buffer {

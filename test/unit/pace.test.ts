@@ -2,8 +2,8 @@
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
-import { createSource } from '../../daemon/fetch/source/index.js'
 import type { PhysicalKey } from '../../daemon/model/index.js'
+import { createSource } from '../../daemon/source/index.js'
 
 const SIZE = 40_000
 const IO_TIMEOUT_MS = 4000

@@ -1,10 +1,10 @@
 import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { createSource } from '../../daemon/fetch/source/index.js'
 import type { PhysicalKey, Reading, Source } from '../../daemon/model/index.js'
-import { type OpenOptions, openPackage } from '../../daemon/quilt/package-cache.js'
-import { parseReference } from '../../daemon/quilt/reference.js'
+import { type OpenOptions, openPackage } from '../../daemon/package/package-cache.js'
+import { parseReference } from '../../daemon/registry/reference.js'
+import { createSource } from '../../daemon/source/index.js'
 import { writeRegistry } from '../support/registry.js'
 
 const FILES = {

@@ -2,8 +2,8 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { runConfined } from '../../daemon/quilt/confined.js'
-import { pythonRegExp } from '../../daemon/quilt/python-regex.js'
+import { runConfined } from '../../daemon/confined/confined.js'
+import { pythonRegExp } from '../../daemon/workflow/python-regex.js'
 
 const path = fileURLToPath(new URL('../../../test/unit/python-regex.json', import.meta.url))
 const { texts, patterns } = JSON.parse(readFileSync(path, 'utf8')) as {
@@ -35,7 +35,7 @@ t.test('patterns find what they find in Python, or are refused with words (S145)
 })
 
 t.test('a workflow with a pattern that cannot be used is refused, and is not a bug (S145)', async t => {
-  const rules = new URL('../../daemon/quilt/workflow-rules.js', import.meta.url)
+  const rules = new URL('../../daemon/workflow/workflow-rules.js', import.meta.url)
   const work = (task: object) => runConfined(rules, task, { what: 'apply them', deadlineMs: 60_000, heapMib: 128 })
   const refused = { code: 'INVALID_ARGUMENT', message: /a \( has no \)/ } as const
   await t.rejects(work({ kind: 'check', name: 'a/b', handlePattern: '(' }), refused)

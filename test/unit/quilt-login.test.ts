@@ -15,7 +15,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import { quiltLogin } from '../../daemon/fetch/source/quilt-login.js'
+import { quiltLogin } from '../../daemon/source/quilt-login.js'
 import { run } from '../support/daemon.js'
 
 const PROCESSES = 5

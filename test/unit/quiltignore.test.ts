@@ -2,7 +2,7 @@
 import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t from 'tap'
-import { walkFolder } from '../../daemon/fetch/push/walk-folder.js'
+import { walkFolder } from '../../daemon/folder/push/walk-folder.js'
 import { testFolder } from '../support/daemon.js'
 
 const PATHS = [

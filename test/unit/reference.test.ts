@@ -7,7 +7,7 @@ import {
   parseReference,
   parseRegistry,
   type ReferenceOptions,
-} from '../../daemon/quilt/reference.js'
+} from '../../daemon/registry/reference.js'
 
 const HASH = '3722a4'.padEnd(64, '0')
 const BUCKET = { kind: 's3', bucket: 'bucket' }

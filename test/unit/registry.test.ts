@@ -2,16 +2,16 @@ import { execFileSync } from 'node:child_process'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { createSource } from '../../daemon/fetch/source/index.js'
 import { BobbinError, type PhysicalKey, parsePackageName, parseTopHash, type Source } from '../../daemon/model/index.js'
-import { parseReference, parseRegistry } from '../../daemon/quilt/reference.js'
+import { parseReference, parseRegistry } from '../../daemon/registry/reference.js'
 import {
   findTimestampMs,
   listPackages,
   listRevisions,
   manifestKey,
   resolveRevision,
-} from '../../daemon/quilt/registry.js'
+} from '../../daemon/registry/registry.js'
+import { createSource } from '../../daemon/source/index.js'
 import { vectors } from '../support/vectors.js'
 
 const A = '6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b'

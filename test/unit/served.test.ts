@@ -2,8 +2,8 @@ import { mkdirSync, realpathSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { parsePhysicalKey } from '../../daemon/model/index.js'
-import { parseRegistry } from '../../daemon/quilt/reference.js'
-import { isWithin, Served } from '../../daemon/quilt/served.js'
+import { parseRegistry } from '../../daemon/registry/reference.js'
+import { isWithin, Served } from '../../daemon/registry/served.js'
 
 const HASH = '3722a4'.padEnd(64, '0')
 const OTHER = '5833b5'.padEnd(64, '0')

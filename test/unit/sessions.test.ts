@@ -1,7 +1,7 @@
 /** Sessions of the loader's clients, which hold leases of paths. */
 import t from 'tap'
-import type { LeasedStep } from '../../loader/http/ahead.js'
 import { Sessions } from '../../loader/http/sessions.js'
+import type { LeasedStep } from '../../loader/supply/ahead.js'
 
 t.test('whoever opens many sessions ends none of another client (S61)', async t => {
   const sessions = new Sessions(60_000)

@@ -19,7 +19,7 @@ import {
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { HASH_TYPES, type HashType, type ObjectSpec } from '../../daemon/model/index.js'
-import { createObjectHasher } from '../../daemon/quilt/object-hash.js'
+import { createObjectHasher } from '../../daemon/model/object-hash.js'
 import { findObject, type ObjectStore, objectId, openStore, type StoreOptions } from '../../daemon/store/index.js'
 import { measureUsage } from '../../daemon/store/usage.js'
 import { noise, rememberingLog } from '../support/objects.js'

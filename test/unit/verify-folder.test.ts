@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { cpSync, mkdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { verifyFolder } from '../../daemon/fetch/verify-folder.js'
+import { verifyFolder } from '../../daemon/folder/verify-folder.js'
 import { type Entry, HASH_TYPES } from '../../daemon/model/index.js'
 import { noise, writeEntry } from '../support/objects.js'
 

@@ -4,7 +4,7 @@ import t from 'tap'
 import { WORKER_FLAGS } from '../../daemon/model/index.js'
 
 t.test('threads of a pool import ES modules: one that is ended while it requires them ends the process', async t => {
-  const worker = new URL('../../daemon/fetch/worker.js', import.meta.url).pathname
+  const worker = new URL('../../daemon/work/worker.js', import.meta.url).pathname
   const script = `const { parentPort } = require('node:worker_threads')
 try {
   require(${JSON.stringify(worker)})

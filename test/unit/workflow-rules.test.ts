@@ -3,16 +3,16 @@ import { dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { isDeepStrictEqual } from 'node:util'
 import t from 'tap'
-import { runConfined } from '../../daemon/quilt/confined.js'
-import { parsePyYaml } from '../../daemon/quilt/pyyaml.js'
-import applyRules, { type RulesTask } from '../../daemon/quilt/workflow-rules.js'
+import { runConfined } from '../../daemon/confined/confined.js'
+import { parsePyYaml } from '../../daemon/workflow/pyyaml.js'
+import applyRules, { type RulesTask } from '../../daemon/workflow/workflow-rules.js'
 import { Bobbin } from '../support/cli.js'
 import { testFolder } from '../support/daemon.js'
 import { plainYaml, SCHEMA_TABLE, titleOf, YAML_TABLE } from '../support/schema-table.js'
 
 t.setTimeout(300_000)
 
-const RULES = new URL('../../daemon/quilt/workflow-rules.js', import.meta.url)
+const RULES = new URL('../../daemon/workflow/workflow-rules.js', import.meta.url)
 
 function work(task: RulesTask, deadlineMs = 60_000) {
   return runConfined(RULES, task, { what: 'apply them', deadlineMs, heapMib: 128 })
