@@ -6,8 +6,7 @@
 import { Agent as HttpAgent } from 'node:http'
 import { Agent as HttpsAgent } from 'node:https'
 import type { S3Client } from '@aws-sdk/client-s3'
-import type { NodeHttpHandlerOptions } from '@smithy/node-http-handler'
-import type { Identity } from './credentials.js'
+import type { Identity } from './identity.js'
 import { ProxiedHandler, type ProxyAgents, proxyAgents } from './proxies.js'
 import { readSettings, type Settings } from './settings.js'
 
@@ -84,15 +83,17 @@ export class S3Clients {
     }
   }
 
-  #handler({ certificates }: Settings): NodeHttpHandlerOptions | ProxiedHandler {
+  #handler({ certificates }: Settings): ProxiedHandler {
     const connections = { keepAlive: true, maxSockets: SOCKETS_MAX, ca: certificates }
     this.#agents ??= {
       direct: { httpAgent: new HttpAgent(connections), httpsAgent: new HttpsAgent(connections) },
       proxied: proxyAgents(connections),
     }
     const { direct, proxied } = this.#agents
-    const options = { ...direct, ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }) }
-    return proxied === undefined ? options : new ProxiedHandler(options, proxied)
+    return new ProxiedHandler(
+      { ...direct, ...(this.#idleMs !== undefined && { socketTimeout: this.#idleMs }) },
+      proxied,
+    )
   }
 
   close(): void {

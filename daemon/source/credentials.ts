@@ -4,20 +4,19 @@
  *
  * Credentials that a server refuses are looked for anew: files are read again, programs and services asked again.
  */
-import { BobbinError } from '../model/index.js'
+import { BobbinError, hasCode } from '../model/index.js'
+import { type AwsPlace, findAwsPlace } from './aws-chain.js'
+import { s3Code } from './failure-class.js'
+import { areSame, type Identity } from './identity.js'
+import { KeptIdentity } from './kept-identity.js'
 import { quiltLogin } from './quilt-login.js'
-import { chooseProfile } from './settings.js'
-
-export interface Identity {
-  readonly accessKeyId: string
-  readonly secretAccessKey: string
-  readonly sessionToken?: string
-  readonly expiration?: Date
-}
+import { ServiceHandler } from './service-handler.js'
+import { readCertificates } from './settings.js'
 
 export type FoundCredentials =
   | {
       readonly kind: 'found'
+      readonly isQuilt: boolean
       /** For messages: which credentials these are, never what they are. */
       readonly origin: string
       readonly provider: () => Promise<Identity>
@@ -26,17 +25,20 @@ export type FoundCredentials =
     }
   | { readonly kind: 'none' /** Why the AWS chain found nothing. */; readonly reason: string }
 
-/**
- * Instance metadata answers in milliseconds where it exists. Elsewhere its address may swallow
- * packets, and it is asked twice: two of these bound the wait on a machine without credentials.
- */
-const METADATA_TIMEOUT_MS = 500
-
 /** A daemon that started before `aws sso login` shall notice it. */
 const NONE_FOR_MS = 30_000
 
 /** Between two looks because of refusals: a thousand readers that are refused do not start a thousand `credential_process`. */
 const RENEW_PAUSE_MS = 1000
+
+/**
+ * So much of the I/O time-out one question for credentials may take. Less than the half that an attempt at S3 has (progress.ts), so
+ * that the service that is silent is named, and there is time for another try.
+ */
+const ASK_PART = 0.4
+
+/** Between two times that Quilt's catalog is asked for other credentials than those of a login that has not expired. */
+const CATALOG_PAUSE_MS = 60_000
 
 /** Looks once, again some time after nothing was found, and again when what was found is refused. */
 export class CredentialFinder {
@@ -44,6 +46,7 @@ export class CredentialFinder {
   #lookAgainAt = Infinity
   #renewal: Promise<FoundCredentials> | undefined
   #renewAgainAt = -Infinity
+  #askCatalogAt = -Infinity
 
   constructor(private readonly ioTimeoutMs: number) {}
 
@@ -80,42 +83,61 @@ export class CredentialFinder {
   }
 
   async #renew(refused: FoundCredentials): Promise<FoundCredentials> {
-    const fresh = await this.#look()
+    const asksCatalog = performance.now() >= this.#askCatalogAt
+    const fresh = await this.#look(asksCatalog ? await identityOf(refused) : undefined)
+    let isNew: boolean
+    try {
+      isNew = !(await isSameIdentity(fresh, refused))
+    } catch (error) {
+      if (!hasCode(error, 'ACCESS_DENIED')) throw error
+      isNew = false
+    }
+    if (asksCatalog && fresh.kind === 'found' && fresh.isQuilt) {
+      this.#askCatalogAt = performance.now() + CATALOG_PAUSE_MS
+    }
     // The refusal says more than "nothing was found" would, and what was found before may be good elsewhere.
-    if (fresh.kind === 'none' || (await isSameIdentity(fresh, refused))) return refused
+    if (!isNew) return refused
     this.#found = Promise.resolve(fresh)
     return fresh
   }
 
-  async #look(): Promise<FoundCredentials> {
-    const quilt = await quiltLogin(this.ioTimeoutMs)
-    if (quilt !== undefined) return { kind: 'found', ...quilt }
+  /** `refused`: not to be given again as long as there are others. */
+  async #look(refused?: Identity): Promise<FoundCredentials> {
+    const quilt = await quiltLogin(this.ioTimeoutMs, refused)
+    if (quilt !== undefined) return { kind: 'found', isQuilt: true, ...quilt }
     const keys = environmentKeys()
     if (keys !== undefined) {
-      return {
-        kind: 'found',
-        origin: 'AWS_ACCESS_KEY_ID of the environment',
-        provider: async () => keys,
-        region: undefined,
-      }
+      const origin = 'AWS_ACCESS_KEY_ID of the environment'
+      return { kind: 'found', isQuilt: false, origin, provider: async () => keys, region: undefined }
     }
-    chooseProfile()
-    const { defaultProvider } = await import('@aws-sdk/credential-provider-node')
-    // The SDK would keep what it has once read of ~/.aws until the process ends.
-    const provider = defaultProvider({ timeout: METADATA_TIMEOUT_MS, maxRetries: 0, ignoreCache: true })
+    const services = new ServiceHandler(this.ioTimeoutMs, await readCertificates())
+    const place = await findAwsPlace(services)
+    const kept = new KeptIdentity(place.ask, place.origin, this.ioTimeoutMs * ASK_PART)
     try {
-      await provider()
+      await kept.get()
     } catch (error) {
-      if (!(error instanceof Error) || error.name !== 'CredentialsProviderError') {
-        throw new BobbinError('ACCESS_DENIED', `the AWS credentials cannot be used: ${reasonOf(error)}`, {
-          cause: error,
-        })
-      }
-      const { AWS_PROFILE } = process.env
-      return { kind: 'none', reason: (AWS_PROFILE ? `with AWS_PROFILE=${AWS_PROFILE}, ` : '') + reasonOf(error) }
+      return nothingFrom(place, error, services)
     }
-    return { kind: 'found', origin: 'the AWS credential chain', provider, region: undefined }
+    return { kind: 'found', isQuilt: false, origin: place.origin, provider: kept.get, region: undefined }
   }
+}
+
+/** Throws what is no reason to go on without credentials. */
+function nothingFrom(place: AwsPlace, error: unknown, services: ServiceHandler): FoundCredentials {
+  const { AWS_PROFILE } = process.env
+  const profile = AWS_PROFILE ? `with AWS_PROFILE=${AWS_PROFILE}, ` : ''
+  if (place.isGuess)
+    return { kind: 'none', reason: `${profile}nothing names any, and the metadata of this instance gave none` }
+  if (error instanceof BobbinError) throw error
+  const cause = services.passingFailure
+  const reason = reasonOf(error)
+  if (cause !== undefined) throw new BobbinError('UPSTREAM_UNAVAILABLE', `no credentials for now: ${reason}`, { cause })
+  // An SDK's provider that says so itself may be one that was never used here, such as an SSO login of last year.
+  const { cause: original } = error as { readonly cause?: unknown }
+  if (['CredentialsProviderError', 'TokenProviderError'].includes(s3Code(original))) {
+    return { kind: 'none', reason: profile + reason }
+  }
+  throw new BobbinError('ACCESS_DENIED', `the AWS credentials cannot be used: ${reason}`, { cause: error })
 }
 
 /** Before AWS_PROFILE, as boto3 has it; the SDK of JavaScript has it the other way round, and warns. */
@@ -131,16 +153,16 @@ function environmentKeys(): Identity | undefined {
   }
 }
 
+/** `undefined` also for a provider that cannot say any more who we were: it has been overtaken. */
+async function identityOf(credentials: FoundCredentials): Promise<Identity | undefined> {
+  return credentials.kind === 'none' ? undefined : await credentials.provider().catch(() => undefined)
+}
+
 async function isSameIdentity(fresh: FoundCredentials, refused: FoundCredentials): Promise<boolean> {
-  if (fresh.kind === 'none' || refused.kind === 'none') return false
+  if (fresh.kind === 'none') return true
   const after = await fresh.provider()
-  // A provider that cannot say any more who we were has been overtaken.
-  const before = await refused.provider().catch(() => undefined)
-  return (
-    before?.accessKeyId === after.accessKeyId &&
-    before.secretAccessKey === after.secretAccessKey &&
-    before.sessionToken === after.sessionToken
-  )
+  const before = await identityOf(refused)
+  return before !== undefined && areSame(before, after)
 }
 
 function reasonOf(error: unknown): string {

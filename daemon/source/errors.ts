@@ -18,6 +18,7 @@ const DENIED_CODES = [
   'InvalidAccessKeyId',
   'InvalidSecurity',
   'InvalidToken',
+  'InvalidTokenId',
   'SignatureDoesNotMatch',
   'TokenRefreshRequired',
 ]
@@ -38,6 +39,7 @@ const STALE_CODES = [
   'InvalidClientTokenId',
   'InvalidSecurity',
   'InvalidToken',
+  'InvalidTokenId',
   'SignatureDoesNotMatch',
   'TokenRefreshRequired',
   'UnrecognizedClientException',

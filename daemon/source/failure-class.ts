@@ -42,6 +42,8 @@ const classOfS3Code: Readonly<Record<string, FailureClass>> = {
   ExpiredTokenException: 'credentials',
   InvalidAccessKeyId: 'credentials',
   InvalidToken: 'credentials',
+  // minio's.
+  InvalidTokenId: 'credentials',
   TokenRefreshRequired: 'credentials',
 }
 

@@ -31,18 +31,21 @@ export function proxyFor(scheme: 'http' | 'https', host: string): string | undef
 
 /** Sends through a proxy what is to go there, and the rest as `direct` does. */
 export class ProxiedHandler extends NodeHttpHandler {
-  readonly #proxied: NodeHttpHandler
+  readonly #proxied: NodeHttpHandler | undefined
 
-  constructor(direct: NodeHttpHandlerOptions, agents: ProxyAgents) {
+  /** `agents`: `undefined` where no proxy is set. */
+  constructor(direct: NodeHttpHandlerOptions, agents: ProxyAgents | undefined) {
     super(direct)
-    this.#proxied = new NodeHttpHandler({ ...direct, ...agents })
+    if (agents !== undefined) this.#proxied = new NodeHttpHandler({ ...direct, ...agents })
   }
 
   override handle(...[request, options]: Parameters<NodeHttpHandler['handle']>): ReturnType<NodeHttpHandler['handle']> {
     const { protocol, hostname, port } = request
     const host = port === undefined ? hostname : `${hostname}:${port}`
     const isProxied = proxyFor(protocol === 'https:' ? 'https' : 'http', host) !== undefined
-    return isProxied ? this.#proxied.handle(request, options) : super.handle(request, options)
+    return this.#proxied !== undefined && isProxied
+      ? this.#proxied.handle(request, options)
+      : super.handle(request, options)
   }
 }
 

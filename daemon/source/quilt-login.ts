@@ -11,9 +11,15 @@
  */
 import { readFile, realpath, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { addAbortSignal, type Readable } from 'node:stream'
+import { text as wholeText } from 'node:stream/consumers'
+import { HttpRequest } from '@smithy/core/protocols'
 import { BobbinError, hasCode, homeFolder, isOutOfReach, localError, systemCode, xdgFolder } from '../model/index.js'
 import { withLock, writeDurably } from '../store/index.js'
-import type { Identity } from './credentials.js'
+import { reasonOf } from './errors.js'
+import { httpStatus } from './failure-class.js'
+import { areSame, type Identity } from './identity.js'
+import { ServiceHandler } from './service-handler.js'
 
 /** Quilt renews what expires within a minute. */
 const RENEW_BEFORE_MS = 60_000
@@ -29,19 +35,27 @@ export function quiltDataFolder(): string {
   return join(xdgFolder('XDG_DATA_HOME', '.local/share'), 'Quilt')
 }
 
-/** `undefined` when nobody logged in. Throws ACCESS_DENIED for a login that cannot be used. */
-export async function quiltLogin(ioTimeoutMs: number): Promise<QuiltLogin | undefined> {
+/**
+ * `undefined` when nobody logged in. Throws ACCESS_DENIED for a login that cannot be used. `refused`: what S3 does not take any
+ * more, expired or not; the catalog is asked once for other credentials.
+ */
+export async function quiltLogin(ioTimeoutMs: number, refused?: Identity): Promise<QuiltLogin | undefined> {
   const folder = quiltDataFolder()
   const path = join(folder, 'credentials.json')
   const stored = await readJson(path)
   if (stored === undefined || Object.keys(stored).length === 0) return undefined
   const config = await readConfig(join(folder, 'config.yml'))
   let current = storedIdentity(path, stored)
+  let unwanted = refused
   return {
     origin: `Quilt's login (${path})`,
     region: config.region,
     async provider() {
-      if (isExpired(current)) current = await renew(folder, path, config.registryUrl, ioTimeoutMs)
+      if (!isGood(current, unwanted)) {
+        current = await renew(folder, path, config.registryUrl, ioTimeoutMs, unwanted)
+        // A catalog that gives the same again is not asked again.
+        unwanted = undefined
+      }
       return current
     },
   }
@@ -65,8 +79,9 @@ function identity(accessKeyId: string, secretAccessKey: string, token: unknown, 
   }
 }
 
-function isExpired(of: Identity): boolean {
-  return of.expiration !== undefined && of.expiration.getTime() < Date.now() + RENEW_BEFORE_MS
+function isGood(candidate: Identity, refused: Identity | undefined): boolean {
+  if (refused !== undefined && areSame(candidate, refused)) return false
+  return candidate.expiration === undefined || candidate.expiration.getTime() >= Date.now() + RENEW_BEFORE_MS
 }
 
 async function renew(
@@ -74,13 +89,14 @@ async function renew(
   path: string,
   registryUrl: string | undefined,
   ioTimeoutMs: number,
+  refused: Identity | undefined,
 ): Promise<Identity> {
   const howToHelp = 'run "quilt3 login" again, or "quilt3 logout" to use the AWS credentials of this machine'
   // quilt3 or another process of ours may have renewed them meanwhile.
   const stored = await readJson(path)
   if (stored !== undefined && Object.keys(stored).length > 0) {
     const fresh = storedIdentity(path, stored)
-    if (!isExpired(fresh)) return fresh
+    if (isGood(fresh, refused)) return fresh
   }
   if (registryUrl === undefined) {
     throw new BobbinError(
@@ -88,9 +104,18 @@ async function renew(
       `Quilt's credentials in ${path} have expired, and config.yml beside them has no registryUrl; ${howToHelp}`,
     )
   }
-  const token = await accessToken(join(folder, 'auth.json'), registryUrl, ioTimeoutMs, howToHelp)
   const url = `${registryUrl}/api/auth/get_credentials`
-  const answer = await ask(url, { headers: { authorization: `Bearer ${token}` } }, ioTimeoutMs, howToHelp)
+  const auth = join(folder, 'auth.json')
+  const askWith = (token: string) => ask(url, { token }, ioTimeoutMs, howToHelp)
+  const token = await accessToken(auth, registryUrl, ioTimeoutMs, howToHelp)
+  let answer: JsonObject
+  try {
+    answer = await askWith(token)
+  } catch (error) {
+    if (!(error instanceof BobbinError) || httpStatus(error.cause) !== 401) throw error
+    // Withdrawn before its time, such as by a login elsewhere; it can be renewed all the same.
+    answer = await askWith(await accessToken(auth, registryUrl, ioTimeoutMs, howToHelp, token))
+  }
   const { AccessKeyId, SecretAccessKey, SessionToken, Expiration } = answer
   if (typeof AccessKeyId !== 'string' || typeof SecretAccessKey !== 'string') {
     throw new BobbinError('ACCESS_DENIED', `${url} gave no credentials; ${howToHelp}`)
@@ -98,11 +123,18 @@ async function renew(
   return identity(AccessKeyId, SecretAccessKey, SessionToken, Expiration)
 }
 
-async function accessToken(path: string, registryUrl: string, ioTimeoutMs: number, howToHelp: string): Promise<string> {
+/** `refused`: a token that the catalog does not take any more. */
+async function accessToken(
+  path: string,
+  registryUrl: string,
+  ioTimeoutMs: number,
+  howToHelp: string,
+  refused?: string,
+): Promise<string> {
   const login = await readLogin(path, registryUrl, howToHelp)
-  if (isUsable(login)) return login.access_token
+  if (isUsable(login, refused)) return login.access_token
   const lock = { waitMs: 2 * ioTimeoutMs, what: "renewing Quilt's access token" }
-  return withLock(`${path}.lock`, lock, () => renewAccessToken(path, registryUrl, ioTimeoutMs, howToHelp))
+  return withLock(`${path}.lock`, lock, () => renewAccessToken(path, registryUrl, ioTimeoutMs, howToHelp, refused))
 }
 
 async function renewAccessToken(
@@ -110,18 +142,19 @@ async function renewAccessToken(
   registryUrl: string,
   ioTimeoutMs: number,
   howToHelp: string,
+  refused: string | undefined,
 ): Promise<string> {
   const login = await readLogin(path, registryUrl, howToHelp)
   // Renewed by whoever had the lock before us.
-  if (isUsable(login)) return login.access_token
-  const body = new URLSearchParams({ refresh_token: login.refresh_token as string })
+  if (isUsable(login, refused)) return login.access_token
+  const form = new URLSearchParams({ refresh_token: login.refresh_token as string }).toString()
   let renewed: JsonObject
   try {
-    renewed = await ask(`${registryUrl}/api/token`, { method: 'POST', body }, ioTimeoutMs, howToHelp)
+    renewed = await ask(`${registryUrl}/api/token`, { form }, ioTimeoutMs, howToHelp)
   } catch (error) {
     if (!hasCode(error, 'ACCESS_DENIED')) throw error
     const present = await readLogin(path, registryUrl, howToHelp)
-    if (present.refresh_token === login.refresh_token || !isUsable(present)) throw error
+    if (present.refresh_token === login.refresh_token || !isUsable(present, refused)) throw error
     return present.access_token
   }
   if (typeof renewed.access_token !== 'string') {
@@ -145,39 +178,69 @@ async function readLogin(path: string, registryUrl: string, howToHelp: string): 
 }
 
 /** It is good for a while, or cannot be renewed. */
-function isUsable({ expires_at, refresh_token }: Login): boolean {
+function isUsable({ access_token, expires_at, refresh_token }: Login, refused: string | undefined): boolean {
   const isFresh = typeof expires_at === 'number' && expires_at * 1000 > Date.now() + RENEW_BEFORE_MS
-  return isFresh || typeof refresh_token !== 'string'
+  return (isFresh && access_token !== refused) || typeof refresh_token !== 'string'
 }
 
-async function ask(url: string, init: RequestInit, ioTimeoutMs: number, howToHelp: string): Promise<JsonObject> {
+/** GETs with a token, or POSTs a form. */
+async function ask(
+  url: string,
+  what: { readonly token: string } | { readonly form: string },
+  ioTimeoutMs: number,
+  howToHelp: string,
+): Promise<JsonObject> {
   let status: number
-  let text: string
+  let body: string
   try {
-    const answer = await fetch(url, { ...init, signal: AbortSignal.timeout(ioTimeoutMs) })
-    status = answer.status
-    text = await answer.text()
+    ;({ status, body } = await askService(url, what, ioTimeoutMs))
   } catch (error) {
-    const reason = error instanceof Error && error.cause instanceof Error ? error.cause.message : String(error)
-    throw new BobbinError('UPSTREAM_UNAVAILABLE', `cannot renew Quilt's credentials at ${url}: ${reason}`, {
+    throw new BobbinError('UPSTREAM_UNAVAILABLE', `cannot renew Quilt's credentials at ${url}: ${reasonOf(error)}`, {
       cause: error,
     })
   }
+  // As the SDK has it, for failure-class.ts.
+  const cause = { $metadata: { httpStatusCode: status } }
   if (status >= 500 || status === 429) {
-    // As the SDK has it, for failure-class.ts: it is asked again.
-    const cause = { $metadata: { httpStatusCode: status } }
     throw new BobbinError('UPSTREAM_UNAVAILABLE', `cannot renew Quilt's credentials at ${url}: HTTP ${status}`, {
       cause,
     })
   }
-  const answer = parseObject(text)
+  const answer = parseObject(body)
   if (status !== 200 || answer === undefined || answer.error !== undefined) {
     throw new BobbinError(
       'ACCESS_DENIED',
-      `Quilt's credentials have expired and cannot be renewed at ${url} (HTTP ${status}); ${howToHelp}`,
+      `Quilt's credentials are not good any more and cannot be renewed at ${url} (HTTP ${status}); ${howToHelp}`,
+      { cause },
     )
   }
   return answer
+}
+
+async function askService(
+  url: string,
+  what: { readonly token: string } | { readonly form: string },
+  ioTimeoutMs: number,
+): Promise<{ readonly status: number; readonly body: string }> {
+  const { protocol, hostname, port, pathname, host } = new URL(url)
+  const isForm = 'form' in what
+  const request = new HttpRequest({
+    method: isForm ? 'POST' : 'GET',
+    protocol,
+    hostname,
+    ...(port !== '' && { port: Number(port) }),
+    path: pathname,
+    headers: {
+      host,
+      ...(isForm
+        ? { 'content-type': 'application/x-www-form-urlencoded', 'content-length': `${Buffer.byteLength(what.form)}` }
+        : { authorization: `Bearer ${what.token}` }),
+    },
+    ...(isForm && { body: what.form }),
+  })
+  const abortSignal = AbortSignal.timeout(ioTimeoutMs)
+  const { response } = await new ServiceHandler(ioTimeoutMs, undefined).handle(request, { abortSignal })
+  return { status: response.statusCode, body: await wholeText(addAbortSignal(abortSignal, response.body as Readable)) }
 }
 
 type JsonObject = Readonly<Record<string, unknown>>

@@ -11,6 +11,7 @@ const ADVICE: Readonly<Record<string, string>> = {
   ExpiredTokenException: 'the session of these credentials has expired: log in again (aws sso login, quilt3 login)',
   TokenRefreshRequired: 'the session of these credentials has expired: log in again (aws sso login, quilt3 login)',
   InvalidToken: `the session token does not belong to this access key: check AWS_SESSION_TOKEN, or ${USE_OTHERS}`,
+  InvalidTokenId: `the session token does not belong to this access key: check AWS_SESSION_TOKEN, or ${USE_OTHERS}`,
   AllAccessDisabled: 'the owner of the bucket, or AWS, has switched off all access to it',
 }
 

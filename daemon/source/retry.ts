@@ -62,6 +62,8 @@ export async function withRetries<T>(
   attempt: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
   const backoff = new Backoff(progress)
+  // The last try is often cut short, and says less than those before it.
+  let telling: unknown
   for (;;) {
     throwIfAborted(signal)
     let failure: unknown
@@ -72,10 +74,11 @@ export async function withRetries<T>(
     }
     throwIfAborted(signal)
     if (failureClass(failure) !== 'passes') throw failure
+    if (!(failure instanceof SilenceError)) telling = failure
     if (await backoff.wait(failure, signal)) continue
     // The words for it say what to do.
     if (isClockSkew(failure)) throw failure
-    const reason = failure instanceof SilenceError ? '' : `: ${reasonOf(failure)}`
+    const reason = telling === undefined ? '' : `: ${reasonOf(telling)}`
     throw new BobbinError(
       'UPSTREAM_UNAVAILABLE',
       `no progress on ${what} within ${formatDuration(progress.ioTimeoutMs)}, in ${backoff.tries} tries${reason}`,

@@ -32,13 +32,17 @@ export async function readSettings(probe: S3Client): Promise<Settings> {
     throw new BobbinError('INVALID_ARGUMENT', `the S3 endpoint (AWS_ENDPOINT_URL) is not a URL: ${endpoint}`)
   }
   return {
-    region: (await setting('region', env => env.AWS_REGION || env.AWS_DEFAULT_REGION)) ?? 'us-east-1',
+    region: await readRegion(),
     isPathStyle: endpoint !== undefined && !/\.amazonaws\.com(\.cn)?\/?$/.test(endpoint),
     certificates: await readCertificates(),
   }
 }
 
-async function readCertificates(): Promise<Buffer | undefined> {
+export async function readRegion(): Promise<string> {
+  return (await setting('region', env => env.AWS_REGION || env.AWS_DEFAULT_REGION)) ?? 'us-east-1'
+}
+
+export async function readCertificates(): Promise<Buffer | undefined> {
   const path = await setting('ca_bundle', env => env.AWS_CA_BUNDLE)
   if (path === undefined) return undefined
   try {

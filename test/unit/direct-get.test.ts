@@ -5,8 +5,8 @@ import { join } from 'node:path'
 import { GetObjectCommand } from '@aws-sdk/client-s3'
 import t, { type Test } from 'tap'
 import { S3Clients } from '../../daemon/source/client.js'
-import type { Identity } from '../../daemon/source/credentials.js'
 import { DirectGets } from '../../daemon/source/direct-get.js'
+import type { Identity } from '../../daemon/source/identity.js'
 
 /** Of AWS's documentation. */
 const EXAMPLE: Identity = {

@@ -26,13 +26,21 @@ interface Catalog {
   /** Refresh tokens that were taken, and those that came a second time. */
   readonly used: string[]
   readonly refused: string[]
+  /** Access tokens that it does not take. */
+  readonly withdrawn: string[]
   /** Before an answer. */
   onToken: () => void
 }
 
 /** A catalog that withdraws a refresh token when it is used. */
 async function startCatalog(t: Test): Promise<Catalog> {
-  const catalog = { url: '', used: [] as string[], refused: [] as string[], onToken: () => {} }
+  const catalog = {
+    url: '',
+    used: [] as string[],
+    refused: [] as string[],
+    withdrawn: [] as string[],
+    onToken: () => {},
+  }
   const server = createServer((request, response) => {
     let body = ''
     request.on('data', chunk => {
@@ -40,7 +48,8 @@ async function startCatalog(t: Test): Promise<Catalog> {
     })
     request.on('end', async () => {
       if (request.url !== '/api/token') {
-        const token = request.headers.authorization?.replace('Bearer ', '')
+        const token = request.headers.authorization?.replace('Bearer ', '') ?? ''
+        if (catalog.withdrawn.includes(token)) response.statusCode = 401
         response.end(JSON.stringify({ AccessKeyId: `key-of-${token}`, SecretAccessKey: 'secret' }))
         return
       }
@@ -132,4 +141,22 @@ t.test('an auth.json that is a link stays one', async t => {
   await (await quiltLogin(10_000))!.provider()
   t.match(JSON.parse(readFileSync(target, 'utf8')), { [catalog.url]: { refresh_token: 'next-1' } })
   t.equal(statSync(target).mode & 0o777, 0o600)
+})
+
+t.test('an access token that the catalog refuses before its expiry is renewed once (S183)', async t => {
+  const catalog = await startCatalog(t)
+  const { auth } = loggedIn(t, catalog.url)
+  const login = { access_token: 'withdrawn', refresh_token: 'first', expires_at: 4e9 }
+  writeFileSync(auth, JSON.stringify({ [catalog.url]: login }))
+  catalog.withdrawn.push('withdrawn')
+  t.equal((await (await quiltLogin(10_000))!.provider()).accessKeyId, 'key-of-access-1')
+  t.match(JSON.parse(readFileSync(auth, 'utf8')), {
+    [catalog.url]: { access_token: 'access-1', refresh_token: 'next-1' },
+  })
+
+  catalog.withdrawn.push('access-1', 'access-2')
+  const error = await (await quiltLogin(10_000))!.provider().catch(error => error)
+  t.equal(error.code, 'ACCESS_DENIED')
+  t.match(error.message, /not good any more and cannot be renewed at .*HTTP 401.*run "quilt3 login" again/)
+  t.same(catalog.used, ['first', 'next-1'], 'once for each time that it was needed')
 })
