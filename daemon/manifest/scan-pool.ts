@@ -1,6 +1,6 @@
 /**
  * Scans the pieces of a manifest, a large one's in worker threads: parsing is most of the work of
- * compiling, and the pieces do not depend on each other (measured: ARCHITECTURE.md, Compiling).
+ * compiling, and the pieces do not depend on each other (measured: docs/decisions/packages.md, Compiling).
  */
 import { availableParallelism } from 'node:os'
 import { type Registry, WORKER_FLAGS } from '../model/index.js'

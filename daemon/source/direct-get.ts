@@ -1,6 +1,6 @@
 /**
  * GETs objects with the SDK's own signer and connections, but not through its stack of middleware,
- * which costs ten times what the rest of a small GET does (ARCHITECTURE.md, 2026-11-23).
+ * which costs ten times what the rest of a small GET does (docs/decisions/fetching.md).
  *
  * What a request to a bucket looks like (host, path, signing region) we do not work out ourselves:
  * the SDK is asked once for a request that is never sent, and ours differ from it in the key. An
