@@ -155,25 +155,46 @@ export function openNamed(
   return openPackage(reference, { cacheDir, source, offline, quarantine, room, signal, onProgress, onNote })
 }
 
-/** As `openNamed`, and the reference that was meant: quilt3's remote registry is asked first, then its local one. */
-async function openMeant(
+/**
+ * Gives `use` the package that is meant. A name without a registry is looked for in quilt3's remote registry first; `use`
+ * throws PACKAGE_NOT_FOUND or REVISION_NOT_FOUND when it is not there, and is then called with quilt3's local one, which is
+ * said. So `use` only looks: what changes something comes after it.
+ */
+export async function withMeant<T>(
+  text: string,
+  flags: PackageFlags,
+  { settings, output }: Context,
+  use: (reference: PackageReference) => Promise<T>,
+): Promise<T> {
+  const reference = referenceOf(text, flags, settings)
+  try {
+    return await use(reference)
+  } catch (error) {
+    const other = isUnknown(error) ? localReference(text, flags, settings) : undefined
+    if (other === undefined) throw error
+    // Both do not know it: the remote registry is the one that a user thinks of.
+    const used = await use(other).catch((second: unknown) => Promise.reject(isUnknown(second) ? error : second))
+    output.note(
+      `bobbin: ${other.name} is not in ${formatRegistry(reference.registry)}, but in quilt3's local registry ${formatRegistry(other.registry)}`,
+    )
+    return used
+  }
+}
+
+function isUnknown(error: unknown): boolean {
+  return hasCode(error, 'PACKAGE_NOT_FOUND', 'REVISION_NOT_FOUND', 'REGISTRY_NOT_FOUND')
+}
+
+/** As `openNamed`, of the package that is meant. */
+export function openMeant(
   text: string,
   flags: PackageFlags,
   context: Context,
 ): Promise<{ readonly opened: OpenedPackage; readonly reference: PackageReference }> {
-  const reference = referenceOf(text, flags, context.settings)
-  try {
-    return { opened: await openNamed(reference, flags, context), reference }
-  } catch (error) {
-    const isUnknown = hasCode(error, 'PACKAGE_NOT_FOUND') || hasCode(error, 'REVISION_NOT_FOUND')
-    const other = isUnknown ? localReference(text, flags, context.settings) : undefined
-    if (other === undefined) throw error
-    const opened = await openNamed(other, flags, context).catch(() => Promise.reject(error))
-    context.output.note(
-      `bobbin: ${other.name} is not in ${formatRegistry(reference.registry)}, but in quilt3's local registry ${formatRegistry(other.registry)}`,
-    )
-    return { opened, reference: other }
-  }
+  return withMeant(text, flags, context, async reference => ({
+    opened: await openNamed(reference, flags, context),
+    reference,
+  }))
 }
 
 /** Runs a verb on one revision. */

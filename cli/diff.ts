@@ -1,20 +1,20 @@
-import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/index/package-diff.js'
 import { formatBytes } from '../daemon/model/index.js'
 import { formatManifestHash } from '../daemon/model/object-hash.js'
-import { openNamed, type PackageFlags, referenceOf, withPackage } from './context.js'
+import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/package/package-diff.js'
+import { openMeant, type PackageFlags, withPackage } from './context.js'
 
 const MARKS: Readonly<Record<Change['change'], string>> = { added: '+', removed: '-', changed: '~', metadata: 'm' }
 
 /** One row a difference, and a last one with their numbers. */
 export async function diff(from: string, to: string, flags: PackageFlags): Promise<void> {
   await withPackage(from, flags, async (before, context) => {
-    const { settings, output, progress } = context
-    const after = await openNamed(referenceOf(to, flags, settings), flags, context)
+    const { output, progress, signal } = context
+    const { opened: after } = await openMeant(to, flags, context)
     progress.stop()
     try {
       const counts = { added: 0, removed: 0, changed: 0, metadata: 0 }
       const toFetch = new ObjectsToFetch()
-      for (const { change, entry } of diffPackages(before.index, after.index)) {
+      for await (const { change, entry } of diffPackages(before, after, signal)) {
         counts[change]++
         if (change === 'added' || change === 'changed') toFetch.add(entry)
         const { key, size } = entry

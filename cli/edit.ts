@@ -99,13 +99,16 @@ function isSamePackage(a: PackageReference, b: PackageReference): boolean {
   return a.name === b.name && formatRegistry(a.registry) === formatRegistry(b.registry)
 }
 
-/** `KEY=FILE`. */
+/** `KEY=FILE`, where `==` is a `=` of the key. */
 function addedFile(text: string): readonly [key: string, path: string] {
-  const at = text.indexOf('=')
-  if (at < 1 || at === text.length - 1) {
-    throw new BobbinError('INVALID_ARGUMENT', `write it as --add KEY=FILE: ${JSON.stringify(text)}`)
+  const [, key, path] = /^((?:[^=]|==)+)=([^=].*)$/s.exec(text) ?? []
+  if (key === undefined || path === undefined) {
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `write it as --add KEY=FILE, with == for each = of the key: ${JSON.stringify(text)}`,
+    )
   }
-  return [text.slice(0, at), resolve(text.slice(at + 1))]
+  return [key.replaceAll('==', '='), resolve(path)]
 }
 
 /** Throws ENTRY_NOT_FOUND for a pattern that fits nothing: it was meant to. */

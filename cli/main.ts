@@ -207,7 +207,11 @@ withMetadata(
     program
       .command('edit <PKG>')
       .description('a revision that differs in some entries; the others are not fetched')
-      .option('--add <key=file>', 'a new entry, or another file in place of one (may be repeated)', collect)
+      .option(
+        '--add <key=file>',
+        'a new entry, or another file in place of one; a = of the key is written == (may be repeated)',
+        collect,
+      )
       .option('--remove <glob>', 'entries that go; a folder: all below it (may be repeated)', collect)
       .requiredOption('--push [PKG]', 'the package that it becomes a revision of (without PKG: the one that is read)'),
   ),

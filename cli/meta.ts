@@ -12,7 +12,8 @@ export async function meta(text: string, key: string | undefined, flags: Package
     if (node.kind === 'directory' && node.ino !== ROOT_INO && node.hasMetadata) {
       output.note('bobbin: metadata of a directory is not covered by the top hash')
     }
-    const text = opened.index.metadata(node.ino) ?? (node.ino === ROOT_INO ? 'null' : '{}')
+    const { index } = opened
+    const text = node.ino === ROOT_INO ? index.packageMetadata() : (index.metadata(node.ino) ?? '{}')
     await output.row(standardJson(text), text)
   })
 }

@@ -3,11 +3,11 @@ import { resolve } from 'node:path'
 import { findBobbinFuse } from '../daemon/control/bobbin-fuse.js'
 import { type DaemonClient, findDaemon } from '../daemon/control/client.js'
 import { ensureDaemon } from '../daemon/control/launch.js'
-import { BobbinError, formatBytes, isTopHash, localError, throwIfAborted } from '../daemon/model/index.js'
+import { BobbinError, formatBytes, localError, throwIfAborted } from '../daemon/model/index.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
 import { formatRegistry } from '../daemon/registry/reference.js'
 import { resolveRevision } from '../daemon/registry/registry.js'
-import { type PackageFlags, referenceOf, withContext, withPackage } from './context.js'
+import { type PackageFlags, withContext, withMeant, withPackage } from './context.js'
 import { daemonDiffers } from './daemon-differs.js'
 import { readSettings } from './settings.js'
 
@@ -68,11 +68,12 @@ async function mountAsCaller(text: string, mountpoint: string, flags: MountFlags
       `a mount by the daemon of another user is your own, and nobody else's: leave --allow-other, --uid and --gid out`,
     )
   }
-  await withContext(flags, async ({ settings, output, source, signal }) => {
-    const reference = referenceOf(text, flags, settings)
-    const { revision } = reference
-    const isFull = revision.kind === 'hash' && isTopHash(revision.prefix)
-    const topHash = isFull ? revision.prefix : await resolveRevision(source, reference, { signal })
+  await withContext(flags, async context => {
+    const { settings, output, source, signal } = context
+    const { reference, topHash } = await withMeant(text, flags, context, async reference => ({
+      reference,
+      topHash: await resolveRevision(source, reference, { signal }),
+    }))
     const facts = await client.mount({
       registry: formatRegistry(reference.registry),
       package: reference.name,

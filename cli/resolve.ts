@@ -35,7 +35,7 @@ export async function resolve(reference: string, flags: PackageFlags): Promise<v
     ]
     // In a script `$(bobbin resolve …)` should give the hash and nothing else.
     await output.row(
-      jsonWith(summary, { metadata: metadata ?? 'null' }),
+      jsonWith(summary, { metadata: opened.index.packageMetadata() }),
       process.stdout.isTTY ? lines : summary.topHash,
     )
   })

@@ -1,4 +1,3 @@
-import { ROOT_INO } from '../daemon/index/package-index.js'
 import { BobbinError } from '../daemon/model/index.js'
 import { rollBack } from '../daemon/registry/pointers.js'
 import { createRegistryWriter } from '../daemon/writer/index.js'
@@ -31,6 +30,6 @@ export async function rollback(
     } finally {
       await writer.close()
     }
-    await output.row(jsonWith(packageSummary(opened), { metadata: index.metadata(ROOT_INO) ?? 'null' }), topHash)
+    await output.row(jsonWith(packageSummary(opened), { metadata: index.packageMetadata() }), topHash)
   })
 }

@@ -11,7 +11,7 @@ import { mountAt, resolveMountpoint } from '../../daemon/mount/mount-table.js'
 import { unmountPath } from '../../daemon/mount/unmount.js'
 import { formatRegistry } from '../../daemon/registry/reference.js'
 import { writeDurablySync } from '../../daemon/store/index.js'
-import { type Context, openNamed, type PackageFlags, referenceOf } from '../context.js'
+import { type Context, openMeant, type PackageFlags } from '../context.js'
 import type { RunMount } from '../record/run-facts.js'
 import { type MadeFolder, makeFolders, removeFolders } from './made-folders.js'
 import { isDead, isServed, settledStatus } from './mount-health.js'
@@ -69,7 +69,7 @@ export async function mountFor(
   try {
     for (const [i, wish] of wishes.entries()) {
       const text = (await mountedPackage(client, wish.source)) ?? wish.source
-      const opened = await openNamed(referenceOf(text, flags, settings), flags, context)
+      const { opened } = await openMeant(text, flags, context)
       try {
         // The folder above the mountpoint is bound, too: a mount that is made again is seen there, and only there.
         const wanted = isContainer ? join(folder, String(i), basename(wish.target)) : resolve(wish.target)

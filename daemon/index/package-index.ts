@@ -8,6 +8,7 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
 import { LRUCache } from 'lru-cache'
+import { findMember } from '../json/json-bytes.js'
 import { parsePythonJson } from '../json/python-json.js'
 import {
   BobbinError,
@@ -258,6 +259,26 @@ export class PackageIndex {
       bytes: words.getUint32(4 * NODE.metaBytes, true),
       crc: words.getUint32(4 * NODE.metaCrc, true),
     })
+  }
+
+  /** The package's own metadata as quilt3 gives it: `{}` without any, and `null` where the header says so. JSON text. */
+  packageMetadata(): string {
+    return this.metadata(ROOT_INO) ?? (this.#hasNullMetadata() ? 'null' : '{}')
+  }
+
+  /** The index has no place for this difference, so the manifest's first line is read. */
+  #hasNullMetadata(): boolean {
+    const pieces: Buffer[] = []
+    for (let at = 0; at < this.facts.manifestBytes; ) {
+      const piece = Buffer.alloc(Math.min(BLOCK_BYTES, this.facts.manifestBytes - at))
+      readExactly(this.#manifestFd, piece, at, 'the cached manifest')
+      const newline = piece.indexOf(0x0a)
+      pieces.push(newline < 0 ? piece : piece.subarray(0, newline))
+      if (newline >= 0) break
+      at += piece.length
+    }
+    const header = Buffer.concat(pieces)
+    return findMember(header, 0, header.length, 'user_meta') !== undefined
   }
 
   get message(): string | undefined {

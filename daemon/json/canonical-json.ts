@@ -153,17 +153,18 @@ function appendString(out: ByteBuffer, scanner: CanonicalScanner): void {
   else out.ascii(quote(decodeString(scanner.bytes, from + 1, scanner.at - 1)))
 }
 
-/** By Unicode code point. JavaScript's own order is by UTF-16 unit: wrong for U+E000..U+FFFF against astral characters. */
+/**
+ * By Unicode code point, a lone surrogate being one. JavaScript's own order is by UTF-16 unit: wrong for U+E000..U+FFFF
+ * against astral characters.
+ */
 export function compareCodePoints(a: string, b: string): number {
   const length = Math.min(a.length, b.length)
   for (let i = 0; i < length; i++) {
-    const x = a.charCodeAt(i)
-    const y = b.charCodeAt(i)
-    if (x === y) continue
-    const isXSurrogate = x >= 0xd800 && x <= 0xdfff
-    const isYSurrogate = y >= 0xd800 && y <= 0xdfff
-    if (isXSurrogate === isYSurrogate) return x - y
-    return (isXSurrogate ? a.codePointAt(i)! : x) - (isYSurrogate ? b.codePointAt(i)! : y)
+    if (a.charCodeAt(i) === b.charCodeAt(i)) continue
+    // A high surrogate just before is half of a character in one of the two, or in both.
+    const isBehindHigh = i > 0 && (a.charCodeAt(i - 1) & 0xfc00) === 0xd800
+    const order = isBehindHigh ? a.codePointAt(i - 1)! - b.codePointAt(i - 1)! : 0
+    return order || a.codePointAt(i)! - b.codePointAt(i)!
   }
   return a.length - b.length
 }

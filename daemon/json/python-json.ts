@@ -72,7 +72,8 @@ export function standardCanonicalJson(text: string): string {
   return replaceWords(canonicalText(text), word => `"${word}"`)
 }
 
-function canonicalText(text: string): string {
+/** The canonical form of the whole text. Throws JsonSyntaxError. */
+export function canonicalText(text: string): string {
   const bytes = Buffer.from(text)
   return canonicalJson(bytes, 0, bytes.length)
 }

@@ -8,7 +8,7 @@ import { HEADER_SPANS, type HeaderSpanName, NODE_WORDS } from '../index/index-la
 import { type CheckedSpan, IndexWriter, type Quarantined } from '../index/index-writer.js'
 import { canonicalJson } from '../json/canonical-json.js'
 import { findMember } from '../json/json-bytes.js'
-import { BobbinError, compareTreeOrder, localError, type Registry, type TopHash } from '../model/index.js'
+import { BobbinError, compareTreeOrder, keyText, localError, type Registry, type TopHash } from '../model/index.js'
 import { RowError } from './manifest-row.js'
 import {
   checkedSpan,
@@ -153,7 +153,7 @@ export class Compilation {
     if (key.to - key.from <= to - from || key.text[key.from + to - from] !== 0x2f) return false
     const file = text.subarray(from, to)
     if (!isBelow(key, file)) return false
-    this.#refuse(row, key, `row ${this.#lastRow} has ${JSON.stringify(file.toString())} as a file`)
+    this.#refuse(row, key, `row ${this.#lastRow} has ${JSON.stringify(keyText(file))} as a file`)
     this.#takeBack(`row ${row} has it as a directory`)
     this.#blocked = Buffer.from(file)
     return true
@@ -166,7 +166,7 @@ export class Compilation {
   }
 
   #refuse(row: number, { text, from, to }: KeyPlace, reason: string): void {
-    const key = text.toString('utf8', from, to)
+    const key = keyText(text.subarray(from, to))
     if (!this.options.quarantine) refuseRow(row, `${reason} (--quarantine leaves such rows out)`, key)
     this.#quarantined.push({ row, key, reason })
     if (this.#quarantined.length > QUARANTINED_MAX)

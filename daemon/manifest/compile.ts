@@ -14,7 +14,7 @@ import { rmSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import type { DirectoryMeta, IndexWriter } from '../index/index-writer.js'
 import { KeySorter, type SortedRow } from '../index/key-sorter.js'
-import { compareTreeOrder, type Registry, throwIfAborted } from '../model/index.js'
+import { compareTreeOrder, keyBytes, type Registry, throwIfAborted } from '../model/index.js'
 import { Compilation, type CompilationOptions, type Compiled, OutOfOrder, refuseRow } from './compilation.js'
 import { type ManifestPiece, ManifestReader, PIECE_BYTES } from './manifest-reader.js'
 import { ManifestRow } from './manifest-row.js'
@@ -241,7 +241,7 @@ function sortPiece(
     const number = ++compilation.rows
     try {
       row.scan(bytes, from, to)
-      const key = Buffer.from(row.isDirectory ? directoryKey(row) : row.key)
+      const key = keyBytes(row.isDirectory ? directoryKey(row) : row.key)
       ;(row.isDirectory ? directories : files).add(key, key.length, number, offset + from, to - from)
     } catch (error) {
       refuseRow(number, rowMessage(error, from))

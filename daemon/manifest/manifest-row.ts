@@ -9,7 +9,7 @@ import type { ByteBuffer } from '../json/byte-buffer.js'
 import { appendCanonicalJson, canonicalJson, quote } from '../json/canonical-json.js'
 import { decodeString, findMember, JsonScanner, type Span } from '../json/json-bytes.js'
 import { parsePythonJson } from '../json/python-json.js'
-import { HASH_TYPES, type HashType } from '../model/index.js'
+import { HASH_TYPES, type HashType, keyBytes } from '../model/index.js'
 import { PART, RowTemplate } from './row-template.js'
 
 const SIZE_MAX = Number.MAX_SAFE_INTEGER
@@ -174,7 +174,7 @@ export class ManifestRow {
     return true
   }
 
-  /** Appends the logical key's UTF-8 bytes and returns their number; lone surrogates become U+FFFD. */
+  /** Appends the logical key's bytes (`keyBytes`) and returns their number. */
   appendKey(out: ByteBuffer): number {
     const from = this.#from[LOGICAL_KEY]! + 1
     const to = this.#to[LOGICAL_KEY]! - 1
@@ -182,7 +182,7 @@ export class ManifestRow {
       out.bytes(this.#bytes, from, to)
       return to - from
     }
-    const key = Buffer.from(this.key)
+    const key = keyBytes(this.key)
     out.bytes(key, 0, key.length)
     return key.length
   }
@@ -234,14 +234,19 @@ export class ManifestRow {
     return { from, to }
   }
 
-  /** Where the user's metadata lies: `meta.user_meta` of a file, all of `meta` of a directory; `undefined` without any. */
+  /** Where `meta` lies; of a file, it counts as `{}` when it is absent or falsy. */
+  get meta(): Span | undefined {
+    return this.#byteAt(META) === ABSENT ? undefined : { from: this.#from[META]!, to: this.#to[META]! }
+  }
+
+  /**
+   * Where the user's metadata lies: `meta.user_meta` of a file, all of `meta` of a directory, whatever it is; `undefined`
+   * without any, or with `{}`.
+   */
   get userMeta(): Span | undefined {
-    if (this.#byteAt(META) !== 0x7b) return undefined
-    const from = this.#from[META]!
-    const to = this.#to[META]!
-    if (to - from === 2) return undefined
-    const span = this.isDirectory ? { from, to } : findMember(this.#bytes, from, to, 'user_meta')
-    return span === undefined || this.#bytes[span.from] === 0x6e ? undefined : span
+    const span = this.meta
+    if (span === undefined || (this.#byteAt(META) === 0x7b && span.to - span.from === 2)) return undefined
+    return this.isDirectory ? span : findMember(this.#bytes, span.from, span.to, 'user_meta')
   }
 
   /**

@@ -6,6 +6,10 @@ import { BobbinError, localError } from '../model/index.js'
 import { ManifestReader, PIECE_BYTES } from './manifest-reader.js'
 import { ManifestRow } from './manifest-row.js'
 
+/** Rows are mostly read one behind the other, so that many come with one read. */
+const WINDOW_BYTES = 256 * 1024
+const EMPTY_OBJECT = Buffer.from('{}')
+
 export interface RawRow {
   /** Without its newline. */
   readonly bytes: Buffer
@@ -18,6 +22,8 @@ export class ManifestRows {
   readonly #canonical = new ByteBuffer()
   readonly #digest = new Uint8Array(32)
   readonly #row = new ManifestRow()
+  #window = Buffer.alloc(0)
+  #windowAt = 0
 
   private constructor(
     private readonly fd: number,
@@ -65,17 +71,34 @@ export class ManifestRows {
     return { bytes, canonical: this.#canonical.written }
   }
 
+  /** The `meta` of a file's row as quilt3 reads it: `{}` when it is absent, null or empty. JSON text. */
+  meta(row: number): Buffer {
+    const bytes = this.#bytes(row)
+    this.#row.scan(bytes, 0, bytes.length)
+    const span = this.#row.meta
+    return span !== undefined && bytes[span.from] === 0x7b ? bytes.subarray(span.from, span.to) : EMPTY_OBJECT
+  }
+
   #bytes(row: number): Buffer {
     const [start, end] = [this.starts[row - 1], this.starts[row]]
     if (start === undefined || end === undefined)
       throw new BobbinError('INDEX_DAMAGED', `the manifest has no row ${row}`)
-    const bytes = Buffer.allocUnsafe(end - 1 - start)
-    for (let done = 0; done < bytes.length; ) {
-      const read = readSync(this.fd, bytes, done, bytes.length - done, start + done)
-      if (read === 0) throw new BobbinError('INDEX_DAMAGED', 'the cached manifest was cut while it was read')
+    const from = start - this.#windowAt
+    const length = end - 1 - start
+    if (from >= 0 && from + length <= this.#window.length) return this.#window.subarray(from, from + length)
+    const fileBytes = this.starts.at(-1)! - start
+    // New memory each time: rows of the last window may still be in use.
+    const window = Buffer.allocUnsafe(Math.min(fileBytes, Math.max(length, WINDOW_BYTES)))
+    let done = 0
+    while (done < window.length) {
+      const read = readSync(this.fd, window, done, window.length - done, start + done)
+      if (read === 0) break
       done += read
     }
-    return bytes
+    if (done < length) throw new BobbinError('INDEX_DAMAGED', 'the cached manifest was cut while it was read')
+    this.#window = window.subarray(0, done)
+    this.#windowAt = start
+    return window.subarray(0, length)
   }
 
   close(): void {

@@ -114,17 +114,24 @@ function requireShort(bytes: number, what: string): void {
 
 /**
  * Metadata as somebody has typed it, as JSON text on one line that means the same to Python, big numbers included.
- * Throws INVALID_ARGUMENT for what is not a JSON object; NaN and infinite numbers quilt3 refuses, too.
+ * Throws INVALID_ARGUMENT for what is not a JSON object, and for what quilt3 cannot write: NaN, infinite numbers, and text
+ * with half of a surrogate pair.
  */
 export function parseUserMeta(text: string): string {
   try {
     const bytes = Buffer.from(text.trim())
     const canonical = canonicalJson(bytes, 0, bytes.length)
-    const value: unknown = JSON.parse(canonical)
+    const value: unknown = JSON.parse(canonical, refuseLoneSurrogate)
     if (typeof value === 'object' && value !== null && !Array.isArray(value)) return canonical
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error)
     throw new BobbinError('INVALID_ARGUMENT', `the metadata is not JSON: ${reason}`, { cause: error })
   }
   throw new BobbinError('INVALID_ARGUMENT', 'the metadata is not a JSON object')
+}
+
+function refuseLoneSurrogate(name: string, value: unknown): unknown {
+  const lone = [name, value].find(text => typeof text === 'string' && !text.isWellFormed())
+  if (lone === undefined) return value
+  throw new Error(`${JSON.stringify(lone)} has half of a surrogate pair, which is not a character: leave it out`)
 }

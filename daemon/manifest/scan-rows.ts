@@ -15,6 +15,7 @@ import {
   compareTreeBytes,
   HASH_TYPES,
   KEY_BYTES_MAX,
+  keyBytes,
   keyProblem,
   parsePhysicalKey,
   type Registry,
@@ -116,7 +117,7 @@ export class RowScanner {
           isDirectoryAfterFile ||= files > 0
           const meta = checkedSpan(this.#row.userMeta, bytes, offset - from)
           const key = directoryKey(this.#row)
-          if (meta !== undefined) directories.push({ line, key: Buffer.from(key), meta })
+          if (meta !== undefined) directories.push({ line, key: keyBytes(key), meta })
         } else {
           const problem = this.#addFile(files, line, bytes, offset - from)
           if (problem !== undefined) problems.set(files, problem)

@@ -2,6 +2,7 @@
  * Paths inside a package. Bytes are never folded: names that differ only by case or by Unicode
  * normalisation are different names.
  */
+import { isUtf8 } from 'node:buffer'
 import type { Brand } from './brand.js'
 
 /** A `/`-separated path that may appear in a filesystem: every component is a safe file name. */
@@ -44,8 +45,39 @@ export function keyProblem(key: string): string | undefined {
 }
 
 /**
+ * A key as bytes whose order is that of code points: UTF-8, where a lone surrogate, which UTF-8 does not have, takes the
+ * three bytes that it would have. No such key is ever shown, but it has its place in the order that the top hash covers.
+ */
+export function keyBytes(key: string): Buffer {
+  if (key.isWellFormed()) return Buffer.from(key)
+  const pieces = Array.from(key, character => {
+    const code = character.codePointAt(0)!
+    const isLone = code >= 0xd800 && code <= 0xdfff
+    return isLone
+      ? Buffer.of(0xe0 | (code >> 12), 0x80 | ((code >> 6) & 0x3f), 0x80 | (code & 0x3f))
+      : Buffer.from(character)
+  })
+  return Buffer.concat(pieces)
+}
+
+/** The key that `keyBytes` made these bytes of. */
+export function keyText(bytes: Buffer): string {
+  if (isUtf8(bytes)) return bytes.toString('utf8')
+  let key = ''
+  let from = 0
+  for (let i = 0; i < bytes.length; i++) {
+    if (bytes[i] !== 0xed || bytes[i + 1]! < 0xa0) continue
+    key += bytes.toString('utf8', from, i)
+    key += String.fromCharCode(0xd000 | ((bytes[i + 1]! & 0x3f) << 6) | (bytes[i + 2]! & 0x3f))
+    from = i + 3
+    i += 2
+  }
+  return key + bytes.toString('utf8', from)
+}
+
+/**
  * Tree order: components compared one by one, by Unicode code point (equal to the byte order of
- * UTF-8). `a/b` sorts before `a-b`, unlike in plain string order. Both arguments are UTF-8.
+ * UTF-8). `a/b` sorts before `a-b`, unlike in plain string order. Both arguments are as `keyBytes` makes them.
  */
 export function compareTreeOrder(a: Uint8Array, b: Uint8Array): number {
   const length = Math.min(a.length, b.length)

@@ -50,7 +50,7 @@ export async function rollBack(
 
 /** The pointers that name the revision; of all revisions without a hash. Throws PACKAGE_NOT_FOUND, REVISION_NOT_FOUND. */
 export async function pointersTo(
-  of: PointersOf,
+  of: Omit<PointersOf, 'writer'>,
   topHash: TopHash | undefined,
   options: RegistryOptions = {},
 ): Promise<Revision[]> {
@@ -99,7 +99,10 @@ async function replaceLatest(
   throw new BobbinError('BUSY', `others write the latest revision of ${name} all the time: try again`)
 }
 
-async function revisionsOf({ source, registry, name }: PointersOf, options: RegistryOptions): Promise<Revision[]> {
+async function revisionsOf(
+  { source, registry, name }: Omit<PointersOf, 'writer'>,
+  options: RegistryOptions,
+): Promise<Revision[]> {
   const found: Revision[] = []
   for await (const revision of listRevisions(source, registry, name, options)) {
     if (isTopHash(revision.topHash)) found.push(revision)

@@ -342,7 +342,7 @@ t.test('a subset is a package of its own, and points to the same objects (S43)',
   const found = await bobbin.json<{ topHash: string; entries: number; metadata: unknown }>(
     ...['filter', reference, '--where', where, '--push', `${registry}/cv/animals`, '-m', 'animals'],
   )
-  t.match(found, { entries: 2, metadata: null, bytes: 8, package: 'cv/animals', message: 'animals' })
+  t.match(found, { entries: 2, metadata: {}, bytes: 8, package: 'cv/animals', message: 'animals' })
   const expected = await writeRegistry(
     join(folder, 'other'),
     'cv/animals',

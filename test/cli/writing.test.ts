@@ -94,6 +94,21 @@ t.test('an edit that cannot be made is refused (S151)', async t => {
   t.equal((await bobbin.text('meta', target, 'images/')).trim(), '{"a":1}')
 })
 
+t.test('a key with = is written with == (S194)', async t => {
+  const { at, bobbin, target, push } = fixture(t)
+  await push('-m', 'one')
+  const file = at('year=2026/new', 'new')
+  const edit = (...args: string[]) => bobbin.try('edit', target, '--push', ...args)
+  const added = await edit('--add', `year==2026/x=${file}`, '--add', `=====${file}`, '--add', `plain=${file}`)
+  t.equal(added.status, 0, added.stderr)
+  t.match(await bobbin.text('ls', '-R', target), '==\nc\nimages/1.jpg\nmasks/1.jpg\nplain\nyear=2026/x\n')
+  for (const wrong of ['a', '=b', 'a=', 'a==b', '===='])
+    t.match(await edit('--add', wrong), {
+      status: 2,
+      stderr: /write it as --add KEY=FILE, with == for each = of the key/,
+    })
+})
+
 t.test('a copy of a damaged object is refused, and nothing is published (S152)', async t => {
   const { folder, bobbin, dir, target, push } = fixture(t)
   await push('-m', 'first')
@@ -133,6 +148,18 @@ t.test("a name alone is looked for in quilt3's registries (S155)", async t => {
   t.equal((await bobbin.text('packages')).trim(), 'me/pkg')
   const found = await bobbin.try('ls', 'loc/only')
   t.match(found, { status: 0, stderr: /loc\/only is not in file:.*remote, but in quilt3's local registry/ })
+  const noted = /loc\/only is not in file:.*remote, but in quilt3's local registry/
+  const logged = await bobbin.try('log', 'loc/only', '--json')
+  t.match(logged, { status: 0, stderr: noted })
+  const { topHash } = JSON.parse(logged.stdout) as { topHash: string }
+  t.match(await bobbin.try('log', 'loc/only', '--no-messages', '--limit', '1'), { status: 0, stderr: noted })
+  t.match(await bobbin.try('diff', 'me/pkg', 'loc/only'), { status: 0, stderr: noted }, 'the second of two')
+  const asked = await bobbin.try('delete', 'loc/only')
+  t.match(asked, { status: 2, stderr: /pass --yes to delete all revisions of loc\/only in file:.*Quilt\/packages/ })
+  t.match(asked.stderr, noted)
+  t.match(await bobbin.try('delete', `loc/only@${topHash}`, '--yes'), { status: 0, stderr: noted })
+  t.match(await bobbin.try('log', 'loc/only'), { status: 10, stderr: /no package loc\/only in file:.*remote/ })
+  t.match(await bobbin.try('delete', 'loc/only', '--yes'), { status: 10, stderr: /in file:.*remote/ })
   t.match(await bobbin.try('ls', 'me/nope'), { status: 10, stderr: /no package me\/nope in file:.*remote/ })
   t.match(
     await bobbin.try('ls', 'loc/only', '--registry', remote),

@@ -333,6 +333,18 @@ t.test('a signal before the command has started leaves nothing', async t => {
   t.same(mountsBelow(folder), [])
 })
 
+t.test("a name that quilt3's remote registry does not know is mounted from its local one (S155)", async t => {
+  const home = join(folder, 'quilt-home')
+  await writeRegistry(join(home, 'Quilt/packages'), 'loc/only', { x: 'x' })
+  writeFileSync(join(home, 'Quilt/config.yml'), `default_remote_registry: file://${folder}/registry\n`)
+  const local = new Runs(join(folder, 'quilt'), { XDG_DATA_HOME: home, XDG_CONFIG_HOME: home, HOME: home })
+  t.teardown(() => local.cli.try('stop', '--force'))
+  await local.commit({ 'train.sh': 'true' })
+  const ran = await local.bobbin('run', '--host', '--mount', `loc/only:${data}`, '--', 'cat', join(data, 'x'))
+  t.match(ran, { status: 0, stderr: /loc\/only is not in file:.*registry, but in quilt3's local registry/ })
+  t.match(ran.stdout + ran.stderr, /^x/m)
+})
+
 t.test('status shows the runs that are under way', async t => {
   const child = runs.start('--host', ...mount, '--', 'sleep', '60')
   const running = async () => (await runs.cli.json<{ runs: { pid: number; command: string[] }[] }>('status')).runs

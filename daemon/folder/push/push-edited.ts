@@ -6,6 +6,7 @@
 
 import { ROOT_INO } from '../../index/package-index.js'
 import { findMember } from '../../json/json-bytes.js'
+import { canonicalText } from '../../json/python-json.js'
 import { ManifestRows } from '../../manifest/manifest-rows.js'
 import type { OpenedPackage } from '../../package/package-cache.js'
 import type { FileItem } from './items.js'
@@ -56,12 +57,15 @@ async function* fileItems(files: readonly (readonly [key: string, path: string])
   for (const [key, path] of files) yield await fileItem(key, path)
 }
 
+/** What is false to Python, as canonical JSON: quilt3 writes no row for such metadata of a directory. */
+const FALSY = ['{}', '[]', '""', 'null', 'false', '0', '0.0', '-0.0']
+
 /** In tree order. */
 export function* directoryMetas({ index }: OpenedPackage): Generator<[key: string, metadata: string]> {
   for (const { node, key } of index.walk()) {
     if (node.kind !== 'directory' || node.ino === ROOT_INO || !node.hasMetadata) continue
     const metadata = index.metadata(node.ino)
-    if (metadata !== undefined) yield [key, metadata]
+    if (metadata !== undefined && !FALSY.includes(canonicalText(metadata))) yield [key, metadata]
   }
 }
 

@@ -109,7 +109,7 @@ async function push(options: RevisionOptions, { source, writer, workers }: Tools
   await entries.look()
   const workflow = await findWorkflow(source, writer, options, { signal })
   if (workflow?.checksEntries) await workflow.checkEntries(await entries.list())
-  const words = { registry, name, message, metadata: userMeta ?? 'null' }
+  const words = { registry, name, message, metadata: userMeta ?? '{}' }
   const header: ManifestHeader | Buffer = options.header ?? {
     message,
     userMeta,

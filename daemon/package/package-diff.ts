@@ -1,8 +1,15 @@
-/** What differs between two revisions, from their indexes: both are in tree order, so nothing is kept but what differs. */
+/**
+ * What differs between two revisions. Their indexes have the entries in tree order, and their manifests the whole metadata, so
+ * nothing is kept but what differs. Two entries are equal where they are equal to quilt3: size, hash, and all of `meta`,
+ * not only what the user gave.
+ */
 
-import { canonicalJson } from '../json/canonical-json.js'
+import type { PackageIndex } from '../index/package-index.js'
+import { isPythonEqual } from '../json/python-equal.js'
+import { parseExactJson } from '../json/python-json.js'
+import { ManifestRows } from '../manifest/manifest-rows.js'
 import { compareTreeOrder, type Entry, type ObjectHash } from '../model/index.js'
-import { type PackageIndex, ROOT_INO } from './package-index.js'
+import type { OpenedPackage } from './package-cache.js'
 
 export interface Change {
   /** `changed`: other bytes, or bytes known by a hash of another type. `metadata`: the same bytes, other metadata. */
@@ -17,16 +24,37 @@ interface Row {
   readonly ino: number
 }
 
-/** In tree order. */
-export function* diffPackages(before: PackageIndex, after: PackageIndex): Generator<Change> {
-  const [olds, news] = [rows(before), rows(after)]
+/** In tree order. Throws INDEX_DAMAGED. */
+export async function* diffPackages(
+  before: OpenedPackage,
+  after: OpenedPackage,
+  signal?: AbortSignal,
+): AsyncGenerator<Change> {
+  const opened: ManifestRows[] = []
+  try {
+    for (const { manifestPath, index } of [before, after])
+      opened.push(await ManifestRows.open(manifestPath, index.facts.manifestSha256, signal))
+    const [oldRows, newRows] = opened as [ManifestRows, ManifestRows]
+    const isSameMeta = (old: Row, now: Row) =>
+      isSameJson(oldRows.meta(before.index.row(old.ino)), newRows.meta(after.index.row(now.ino)))
+    yield* changes(rows(before.index), rows(after.index), isSameMeta)
+  } finally {
+    for (const one of opened) one.close()
+  }
+}
+
+function* changes(
+  olds: Generator<Row, undefined>,
+  news: Generator<Row, undefined>,
+  isSameMeta: (old: Row, now: Row) => boolean,
+): Generator<Change> {
   let [old, now] = [olds.next().value, news.next().value]
   while (old || now) {
     const order = !old ? 1 : !now ? -1 : compareTreeOrder(old.key, now.key)
     if (order < 0) yield { change: 'removed', entry: old!.entry }
     else if (order > 0) yield { change: 'added', entry: now!.entry }
     else if (!isSameObject(old!.entry, now!.entry)) yield { change: 'changed', entry: now!.entry }
-    else if (!isSameMetadata(before, old!.ino, after, now!.ino)) yield { change: 'metadata', entry: now!.entry }
+    else if (!isSameMeta(old!, now!)) yield { change: 'metadata', entry: now!.entry }
     if (order <= 0) old = olds.next().value
     if (order >= 0) now = news.next().value
   }
@@ -34,7 +62,7 @@ export function* diffPackages(before: PackageIndex, after: PackageIndex): Genera
 
 /** Whether the metadata of the packages themselves is the same. */
 export function isSamePackageMetadata(before: PackageIndex, after: PackageIndex): boolean {
-  return isSameMetadata(before, ROOT_INO, after, ROOT_INO)
+  return isSameJson(Buffer.from(before.packageMetadata()), Buffer.from(after.packageMetadata()))
 }
 
 function* rows(index: PackageIndex): Generator<Row, undefined> {
@@ -48,14 +76,8 @@ function isSameObject(a: Entry, b: Entry): boolean {
   return a.size === b.size && nameOf(a.hash) === nameOf(b.hash)
 }
 
-function isSameMetadata(before: PackageIndex, old: number, after: PackageIndex, now: number): boolean {
-  const [a, b] = [before.metadata(old), after.metadata(now)]
-  return a === b || (a !== undefined && b !== undefined && canonical(a) === canonical(b))
-}
-
-function canonical(json: string): string {
-  const bytes = Buffer.from(json)
-  return canonicalJson(bytes, 0, bytes.length)
+function isSameJson(a: Buffer, b: Buffer): boolean {
+  return a.equals(b) || isPythonEqual(parseExactJson(a.toString()), parseExactJson(b.toString()))
 }
 
 function nameOf({ type, hex }: ObjectHash): string {
