@@ -114,7 +114,9 @@ class RowCount {
     this.#last = row
     this.#rows++
     this.#tree.add(`${row.key}\0${row.hash}`)
-    if (this.#head.length < LEDGER_HEAD_MAX) this.#head.push(row)
+    // A copy. If the first rows themselves stayed, V8 would learn that rows stay, and make each later row in its old generation, where
+    // only a large collection finds it: 300,000 rows took 175 to 182 MiB instead of 132 to 157.
+    if (this.#head.length < LEDGER_HEAD_MAX) this.#head.push({ ...row })
   }
 
   ledger(sha256: string): Ledger {

@@ -18,6 +18,7 @@ import {
   localError,
   type ObjectHash,
   type ObjectSpec,
+  type PhysicalKey,
   parsePhysicalKey,
   type TopHash,
 } from '../model/index.js'
@@ -228,15 +229,10 @@ export class PackageIndex {
     const kinds = words.getUint32(4 * NODE.kinds, true)
     if ((kinds & 0xff) !== KIND_FILE)
       throw new BobbinError('IS_A_DIRECTORY', `${JSON.stringify(this.key(ino))} is a directory`)
-    const index = this
-    return {
-      size: getU64(words, NODE.size),
-      hash: this.#hash(words, (kinds >>> 8) & 0xff),
-      get physicalKey() {
-        const [offset, bytes] = [getU64(words, NODE.keyOffset), words.getUint32(4 * NODE.keyBytes, true)]
-        return parsePhysicalKey(index.#bytes('keys', offset, bytes).toString('utf8'))
-      },
-    }
+    return new IndexedObject(getU64(words, NODE.size), this.#hash(words, (kinds >>> 8) & 0xff), () => {
+      const [offset, bytes] = [getU64(words, NODE.keyOffset), words.getUint32(4 * NODE.keyBytes, true)]
+      return parsePhysicalKey(this.#bytes('keys', offset, bytes).toString('utf8'))
+    })
   }
 
   #hash(words: DataView, typeNumber: number): ObjectHash {
@@ -381,6 +377,22 @@ export class PackageIndex {
     readExactly(this.#manifestFd, text, span.offset, 'the cached manifest')
     if (crc32(text) !== span.crc) damaged(this.path, 'the cached manifest is damaged')
     return text.toString('utf8')
+  }
+}
+
+/**
+ * A class, since V8 makes a hidden class of its own for each object literal that has a getter: they lie in the old generation, with
+ * all that the getter sees, until the next large collection.
+ */
+class IndexedObject implements ObjectSpec {
+  constructor(
+    readonly size: number,
+    readonly hash: ObjectHash,
+    private readonly readKey: () => PhysicalKey,
+  ) {}
+
+  get physicalKey(): PhysicalKey {
+    return this.readKey()
   }
 }
 
