@@ -3,7 +3,7 @@
  * dist/, bobbin-fuse in build/native, and for the interop suite the real parts. Plain Node.js: it runs
  * before anything is installed.
  *
- *   node .ci/setup.mjs --for demo | test | interop | clients | containers | bench
+ *   node .ci/setup.mjs --for demo | test | deep | interop | clients | containers | bench
  *
  * Each step runs only when something is missing or older than its sources.
  */
@@ -13,7 +13,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
-const purposes = ['demo', 'test', 'interop', 'clients', 'containers', 'bench']
+const purposes = ['demo', 'test', 'deep', 'interop', 'clients', 'containers', 'bench']
 const purpose = process.argv[process.argv.indexOf('--for') + 1] ?? ''
 if (!purposes.includes(purpose)) fail(`usage: node .ci/setup.mjs --for ${purposes.join(' | ')}`)
 
@@ -124,6 +124,9 @@ function installNativeTools() {
   ]
   const forTests = [
     { isThere: () => hasProgram('fusermount3'), packages: ['fuse3'], why: 'fusermount3, to mount without root' },
+    { isThere: () => hasProgram('rsync'), packages: ['rsync'], why: 'rsync, which copies attributes too' },
+  ]
+  const forDeepTests = [
     { isThere: () => existsSync('/usr/include/gtest'), packages: ['libgtest-dev'], why: 'GoogleTest' },
     {
       isThere: () => hasProgram('clang++-14') || hasProgram('clang++'),
@@ -132,7 +135,6 @@ function installNativeTools() {
     },
     { isThere: hasFuzzer, packages: ['libclang-rt-14-dev', 'libclang-rt-dev'], why: 'libFuzzer' },
     { isThere: () => hasProgram('fio'), packages: ['fio'], why: 'fio, which verifies what it reads' },
-    { isThere: () => hasProgram('rsync'), packages: ['rsync'], why: 'rsync, which copies attributes too' },
     { isThere: () => hasProgram('go'), packages: ['golang-go'], why: "go, for its library's tests of filesystems" },
     { isThere: () => hasProgram('systemd-analyze'), packages: ['systemd'], why: 'systemd-analyze, to check the unit' },
   ]
@@ -143,8 +145,9 @@ function installNativeTools() {
   ]
   const wanted = [
     ...compiler,
-    ...(purpose === 'test' ? forTests : []),
-    ...(purpose === 'test' && process.arch === 'x64' ? forArm64 : []),
+    ...(purpose === 'test' || purpose === 'deep' ? forTests : []),
+    ...(purpose === 'deep' ? forDeepTests : []),
+    ...(purpose === 'deep' && process.arch === 'x64' ? forArm64 : []),
   ].filter(({ isThere }) => !isThere())
   if (wanted.length === 0) return
   say(`missing here, for bobbin-fuse: ${wanted.map(({ why }) => why).join('; ')}`)

@@ -1,6 +1,7 @@
 /**
- * Builds the native tests with sanitizers and runs them on a package that the compiler made here. Each
- * kind has a test file of its own, because a build takes a minute.
+ * Builds the native tests and bobbin-fuse with sanitizers. Runs the tests on a package that the compiler made here, and
+ * real mounts through that bobbin-fuse, which ends at the first thing that a sanitizer finds. Each kind has a test file of its
+ * own, because a build takes a minute.
  *
  * What the package holds is told to them by the TypeScript reader, in `nodes.tsv` and `facts.tsv`:
  * texts in hex, positions from 0. So two readers that share no line have to agree.
@@ -9,6 +10,7 @@ import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { PackageIndex } from '../../daemon/index/package-index.js'
 import { compileManifest } from '../../daemon/manifest/compile.js'
@@ -22,6 +24,15 @@ const REGISTRY: Registry = { kind: 's3', bucket: 'bucket' }
 const PLAIN_FILES = 1_500
 /** A build takes a minute of processor time; two cores that others use take many. */
 const TIMEOUT_MS = 900_000
+/** Files whose tests mount, and how long they may take all together. */
+const MOUNTS = [
+  'fuse/native',
+  'fuse/native-cached.deep',
+  'native/life.deep',
+  'native/bad-input.deep',
+  'native/fd-store.deep',
+]
+const MOUNTS_MS = 1_500_000
 
 function cannotBuild(): string | false {
   const missing = ['cmake', 'g++'].filter(program => spawnSync(program, ['--version']).status !== 0)
@@ -90,7 +101,7 @@ async function run(program: string, args: readonly string[], env: NodeJS.Process
 
 /** `name`: of the folder below build/. `sanitizers`: as the compiler takes them. */
 export function testSanitized(name: string, sanitizers: string): void {
-  t.setTimeout(TIMEOUT_MS)
+  t.setTimeout(TIMEOUT_MS + MOUNTS_MS)
   const options = { skip: cannotBuild(), timeout: TIMEOUT_MS }
   t.test(`bobbin-native-tests pass with the sanitizers ${sanitizers}`, options, async t => {
     const folder = mkdtempSync(join(tmpdir(), 'bobbin-native-'))
@@ -110,5 +121,18 @@ export function testSanitized(name: string, sanitizers: string): void {
     t.comment(/\d+ tests from .* ran\. \(\d+ ms total\)/.exec(tested.output)?.[0])
     t.notMatch(tested.output, /SKIPPED/, 'none is skipped')
     if (!t.equal(tested.status, 0, 'they pass')) t.comment(tested.output.slice(-4000))
+  })
+
+  t.test(`real mounts pass with the sanitizers ${sanitizers}`, { ...options, timeout: MOUNTS_MS }, async t => {
+    const build = join(repository, 'build', name)
+    const jobs = String(Math.min(4, availableParallelism()))
+    const built = await run('cmake', ['--build', build, '--target', 'bobbin-fuse', '--parallel', jobs])
+    if (!t.equal(built.status, 0, 'bobbin-fuse builds')) return t.comment(built.output.slice(-4000))
+    const halt = { ASAN_OPTIONS: 'halt_on_error=1', TSAN_OPTIONS: 'halt_on_error=1' }
+    const env = { ...process.env, ...halt, BOBBIN_FUSE: join(build, 'bobbin-fuse') }
+    for (const file of MOUNTS) {
+      const path = fileURLToPath(new URL(`../${file}.test.js`, import.meta.url))
+      await t.spawn(process.execPath, [path], { env, timeout: MOUNTS_MS }, file)
+    }
   })
 }
