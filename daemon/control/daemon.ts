@@ -208,7 +208,6 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       fetch: { ...fetched, hits: fetched.hits + hits },
       loader: leases.facts(),
       lastErrors: [...lastErrors.list()],
-      runs: [],
     }
   }
 

@@ -230,6 +230,5 @@ export const StatusFacts = Type.Object({
       about: Type.Record(Type.String(), Type.String()),
     }),
   ),
-  runs: Type.Array(Type.Unknown()),
 })
 export type StatusFacts = Static<typeof StatusFacts>

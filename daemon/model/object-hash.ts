@@ -7,7 +7,6 @@
 import { createHash, type Hash } from 'node:crypto'
 import type { IHasher } from 'hash-wasm'
 import type { HashType, ObjectHash } from './entry.js'
-import { BobbinError } from './errors.js'
 
 const CHUNK_BYTES_MIN = 8 * 2 ** 20
 const CHUNKS_MAX = 10_000
@@ -106,42 +105,7 @@ class Crc64Hasher implements ObjectHasher {
   }
 }
 
-/**
- * The CRC64NVME (hex) of A followed by B, from those of A and B and B's length: crc(A) is carried
- * over `bytesOfB` zero bytes by squaring the one-zero-bit operator (zlib's crc32_combine, 64 bits wide).
- */
-export function combineCrc64(hexOfA: string, hexOfB: string, bytesOfB: number): string {
-  let crc = BigInt(`0x${hexOfA}`)
-  // operator[i] is what one zero bit makes of a CRC that is only bit i.
-  let operator = [BigInt(`0x${CRC64NVME_POLYNOMIAL}`)]
-  for (let i = 1; i < 64; i++) operator.push(1n << BigInt(i - 1))
-  for (let bits = BigInt(bytesOfB) * 8n; bits > 0n; bits >>= 1n) {
-    if (bits & 1n) crc = applyOperator(operator, crc)
-    operator = operator.map(column => applyOperator(operator, column))
-  }
-  return (crc ^ BigInt(`0x${hexOfB}`)).toString(16).padStart(16, '0')
-}
-
-function applyOperator(operator: readonly bigint[], value: bigint): bigint {
-  let result = 0n
-  for (let i = 0, rest = value; rest > 0n; i++, rest >>= 1n) {
-    if (rest & 1n) result ^= operator[i]!
-  }
-  return result
-}
-
 /** The hash as a manifest spells it: hex for SHA256, base64 for the other two. */
 export function formatManifestHash(hash: ObjectHash): string {
   return hash.type === 'SHA256' ? hash.hex : Buffer.from(hash.hex, 'hex').toString('base64')
-}
-
-/** Reads a manifest's spelling. Throws INVALID_ARGUMENT when the value does not fit its type. */
-export function parseManifestHash(type: HashType, value: string): ObjectHash {
-  const hex = type === 'SHA256' ? value.toLowerCase() : Buffer.from(value, 'base64').toString('hex')
-  const digits = type === 'CRC64NVME' ? 16 : 64
-  const isCanonical = type === 'SHA256' ? /^[0-9a-f]+$/.test(hex) : Buffer.from(hex, 'hex').toString('base64') === value
-  if (hex.length !== digits || !isCanonical) {
-    throw new BobbinError('INVALID_ARGUMENT', `not a ${type} value: ${JSON.stringify(value.slice(0, 100))}`)
-  }
-  return { type, hex }
 }

@@ -5,9 +5,10 @@
  * The AWS SDK is loaded on the first S3 request, never before: it costs a tenth of a second, and
  * most commands on a cached package need no S3 at all.
  */
-import { BobbinError, formatPhysicalKey, type PhysicalKey, type Source } from '../model/index.js'
+import { BobbinError, type PhysicalKey, type Source } from '../model/index.js'
 import { loadSdk } from './client.js'
 import { FileSource } from './file.js'
+import { offlineSource } from './offline.js'
 import { S3Source } from './s3.js'
 
 export interface SourceConfig {
@@ -27,20 +28,30 @@ export function createSource(config: SourceConfig): Source & { close(): void } {
   const s3 = new S3Source(config.ioTimeoutMs)
 
   function sourceOf(key: PhysicalKey): Source {
-    if (key.kind === 'file') return file
-    if (config.offline) {
-      throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: ${formatPhysicalKey(key)} would have to be fetched`)
+    switch (key.kind) {
+      case 'file':
+        return file
+      case 's3':
+        return s3
+      default:
+        // A kind that a newer version wrote somewhere is not S3.
+        throw new BobbinError(
+          'INTERNAL',
+          `no source reads ${JSON.stringify((key satisfies never as PhysicalKey).kind)}`,
+        )
     }
-    return s3
   }
 
-  return {
+  const both: Source = {
     async read(key, options) {
       return await sourceOf(key).read(key, options)
     },
     async *list(folder, options) {
       yield* sourceOf(folder).list(folder, options)
     },
+  }
+  return {
+    ...(config.offline ? offlineSource(both) : both),
     /** Drops idle connections. Readings that are under way break. */
     close() {
       s3.close()

@@ -14,7 +14,7 @@ import { join } from 'node:path'
 import { addAbortSignal, type Readable } from 'node:stream'
 import { text as wholeText } from 'node:stream/consumers'
 import { HttpRequest } from '@smithy/core/protocols'
-import { BobbinError, hasCode, homeFolder, isOutOfReach, localError, systemCode, xdgFolder } from '../model/index.js'
+import { BobbinError, hasCode, isOutOfReach, localError, systemCode, xdgFolder } from '../model/index.js'
 import { withLock, writeDurably } from '../store/index.js'
 import { reasonOf } from './errors.js'
 import { httpStatus } from './failure-class.js'
@@ -31,7 +31,6 @@ export interface QuiltLogin {
 }
 
 export function quiltDataFolder(): string {
-  if (process.platform === 'darwin') return join(homeFolder(), 'Library', 'Application Support', 'Quilt')
   return join(xdgFolder('XDG_DATA_HOME', '.local/share'), 'Quilt')
 }
 

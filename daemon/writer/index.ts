@@ -1,50 +1,35 @@
 /** The `RegistryWriter` that revisions are pushed with: one registry, a folder or a bucket. */
-import { BobbinError, type Registry, type RegistryWriter } from '../model/index.js'
-import { formatRegistry } from '../registry/reference.js'
-import type { SourceConfig } from '../source/index.js'
+import type { Registry, RegistryWriter } from '../model/index.js'
+import type { WriterConfig } from './config.js'
 import { FolderWriter, findFile } from './folder.js'
+import { offlineWriter } from './offline.js'
 import { S3Writer } from './s3.js'
 
-export interface WriterConfig extends SourceConfig {
-  /** Where is noted what a killed process would leave behind in a bucket. */
-  readonly cacheDir: string
-  /** What the server turned out to lack, in words, once per lack (abilities.ts). */
-  readonly onLack?: ((what: string) => void) | undefined
-}
+export type { WriterConfig }
 
 /** Whoever made it closes it. */
 export function createRegistryWriter(registry: Registry, config: WriterConfig): RegistryWriter {
-  // A folder may have schemas in a bucket, so both are there.
+  const writer = registry.kind === 'file' ? folderAndS3(registry.path, config) : new S3Writer(config)
+  return config.offline ? offlineWriter(registry, writer) : writer
+}
+
+/** A folder may have schemas in a bucket, and entries may be looked up there. */
+function folderAndS3(path: string, config: WriterConfig): RegistryWriter {
+  const folder = new FolderWriter(path, config.ioTimeoutMs)
   const s3 = new S3Writer(config)
-  const own = registry.kind === 'file' ? new FolderWriter(registry.path, config.ioTimeoutMs) : s3
-  const requireOnline = (isS3: boolean) => {
-    if (config.offline && isS3) {
-      throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: nothing can be pushed to ${formatRegistry(registry)}`)
-    }
-  }
-  requireOnline(own === s3)
   return {
-    async find(key, signal) {
-      requireOnline(key.kind === 's3')
-      return key.kind === 'file' ? await findFile(key) : await s3.find(key, signal)
+    find: (key, signal) => (key.kind === 'file' ? findFile(key) : s3.find(key, signal)),
+    store: (file, place, options) => folder.store(file, place, options),
+    async copy() {
+      return undefined
     },
-    store: (file, place, options) => own.store(file, place, options),
-    async copy(from, object, place, options) {
-      return own === s3 ? await s3.copy(from, object, place, options) : undefined
-    },
-    look(key, signal) {
-      requireOnline(true)
-      return s3.look(key, signal)
-    },
-    list(bucket, prefix, signal) {
-      requireOnline(true)
-      return s3.list(bucket, prefix, signal)
-    },
-    remove: (key, signal) => own.remove(key, signal),
-    put: (key, file, options) => own.put(key, file, options),
-    replace: (key, text, expected, signal) => own.replace(key, text, expected, signal),
+    look: (key, signal) => s3.look(key, signal),
+    list: (bucket, prefix, signal) => s3.list(bucket, prefix, signal),
+    remove: key => folder.remove(key),
+    put: (key, file, options) => folder.put(key, file, options),
+    replace: (key, text, expected, signal) => folder.replace(key, text, expected, signal),
     async close() {
-      await own.close()
+      await folder.close()
       await s3.close()
     },
   }

@@ -34,7 +34,7 @@ import { httpStatus, s3Code } from '../source/failure-class.js'
 import { Progress } from '../source/progress.js'
 import { withRetries } from '../source/retry.js'
 import { Abilities, type Ability } from './abilities.js'
-import type { WriterConfig } from './index.js'
+import type { WriterConfig } from './config.js'
 import { S3Objects } from './s3-objects.js'
 import { UnfinishedUploads } from './unfinished-uploads.js'
 

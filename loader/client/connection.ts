@@ -23,7 +23,7 @@ const PERMANENT = new Set(['EACCES', 'EPERM', 'ELOOP', 'ENAMETOOLONG', 'EPROTOTY
 type Where = { readonly socketPath: string } | { readonly host: string; readonly port: number }
 
 export interface Question {
-  readonly method: 'GET' | 'POST'
+  readonly method: 'GET' | 'POST' | 'DELETE'
   readonly path: string
   readonly body?: unknown
   readonly accept?: string

@@ -262,8 +262,6 @@ export class Plan {
 
   /** So that the store need not wait until they time out. */
   async #releaseAll({ session }: Walk): Promise<void> {
-    // Of this session all, whatever their numbers.
-    const body = { lease: `${session}-${10 ** 15 - 1}` }
-    await this.connection.document({ method: 'POST', path: '/v1/release', body }).catch(() => {})
+    await this.connection.document({ method: 'DELETE', path: `/v1/sessions/${session}` }).catch(() => {})
   }
 }

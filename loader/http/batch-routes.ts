@@ -9,7 +9,7 @@ import type { Lease } from '../supply/daemon-leases.js'
 import type { OpenPlan, RankOf, StepContent } from '../supply/open-plan.js'
 import { negotiate, sendLayout } from './answer.js'
 import { type Context, stream } from './context.js'
-import { BatchesQuery, PlanParams, ReleaseBody, SamplesBody, ShardParams } from './schema.js'
+import { BatchesQuery, PlanParams, ReleaseBody, SamplesBody, SessionParams, ShardParams } from './schema.js'
 import { layOut, notReady, refuseFailed, ShardObjects, type ShardSource } from './shards.js'
 
 const PATHS_TYPE = 'application/vnd.bobbin.paths+ndjson'
@@ -86,6 +86,15 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
     { schema: { body: ReleaseBody, summary: 'Lets a lease of paths go, and all before it' } },
     async (request, reply) => {
       sessions.release(request.body.lease)
+      return reply.code(204).send()
+    },
+  )
+
+  app.delete<{ Params: SessionParams }>(
+    '/v1/sessions/:session',
+    { schema: { params: SessionParams, summary: 'Ends a session: all its leases of paths go' } },
+    async (request, reply) => {
+      sessions.end(request.params.session)
       return reply.code(204).send()
     },
   )

@@ -71,6 +71,9 @@ export const CursorFacts = Type.Object({
 })
 export type CursorFacts = Static<typeof CursorFacts>
 
+export const SessionParams = Type.Object({ session: SessionName })
+export type SessionParams = Static<typeof SessionParams>
+
 export const ReleaseBody = Type.Object({ lease: LeaseName }, Closed)
 export type ReleaseBody = Static<typeof ReleaseBody>
 
@@ -100,8 +103,3 @@ export type ListBody = Static<typeof ListBody>
 export const EntryParams = Type.Object({ topHash: PlanId, '*': Type.String() })
 export const ObjectParams = Type.Object({ hash: PlanId })
 export const ShardParams = Type.Object({ name: Type.String({ maxLength: 200 }) })
-
-export const ProblemSchema = Type.Object(
-  { title: Type.String(), status: Type.Integer(), code: Type.String(), detail: Type.String() },
-  { description: 'RFC 9457' },
-)

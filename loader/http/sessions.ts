@@ -60,6 +60,12 @@ export class Sessions {
     }
   }
 
+  /** All of a session's leases, and the session itself; an unknown one is no error, as above. */
+  end(name: string): void {
+    for (const leased of this.#sessions.get(name)?.leases.values() ?? []) leased.release()
+    this.#sessions.delete(name)
+  }
+
   get leases(): number {
     let sum = 0
     for (const { leases } of this.#sessions.values()) sum += leases.size
@@ -68,17 +74,12 @@ export class Sessions {
 
   close(): void {
     clearInterval(this.#timer)
-    for (const name of [...this.#sessions.keys()]) this.#end(name)
+    for (const name of [...this.#sessions.keys()]) this.end(name)
   }
 
   #sweep(): void {
     for (const [name, { seenMs }] of this.#sessions) {
-      if (Date.now() - seenMs >= this.leaseTimeoutMs) this.#end(name)
+      if (Date.now() - seenMs >= this.leaseTimeoutMs) this.end(name)
     }
-  }
-
-  #end(name: string): void {
-    for (const leased of this.#sessions.get(name)?.leases.values() ?? []) leased.release()
-    this.#sessions.delete(name)
   }
 }

@@ -69,7 +69,6 @@ t.test('ensureDaemon starts one that strangers cannot reach, and finds the one t
     cache: { bytes: 0, objects: 0, pinnedBytes: 0 },
     fetch: { objects: 0, inFlight: 0 },
     loader: null,
-    runs: [],
   })
   t.equal(status.daemon.supervisorPid ?? status.daemon.pid, client.pid, 'who owns the cache')
   t.equal(statSync(join(cacheDir, 'daemon.sock')).mode & 0o777, 0o600)

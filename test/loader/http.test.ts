@@ -352,6 +352,16 @@ t.test('leases of paths are held until they are released, by either way', async 
   t.equal((await loader.ask('/v1/release', { body: { lease: third.lease } })).status, 204)
   t.equal(await held(), 0, 'that lease, and all before it')
   t.equal((await loader.ask('/v1/release', { body: { lease: second.lease } })).status, 204, 'twice is no error')
+  await linesOf(`step=0&n=2&session=${session}`)
+  const [other] = await linesOf('step=0')
+  t.equal(await held(), 3)
+  const end = async (name: string) => (await loader.ask(`/v1/sessions/${name}`, { method: 'DELETE' })).status
+  t.equal(await end(session), 204)
+  t.equal(await held(), 1, "all of a session, and no other's")
+  t.equal(await end(session), 204, 'twice is no error')
+  t.equal(await end('-'), 400)
+  t.equal(await end(other.lease.split('-')[0]), 204)
+  t.equal(await held(), 0)
 })
 
 t.test('samples come by position, in the order asked for', async t => {

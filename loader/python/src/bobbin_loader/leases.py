@@ -18,8 +18,6 @@ from .errors import BobbinError, Cut
 
 # How long the end of a program may wait for a sidecar that does not answer.
 _AT_EXIT_S = 2.0
-# More than any number of a lease (loader/protocol.md): it stands for every lease of a session.
-_EVERY = 10**15 - 1
 
 
 class Leases:
@@ -55,7 +53,7 @@ class Leases:
             return
         self._may_be_held, self.last = False, None
         try:
-            connection.json("POST", "/v1/release", {"lease": f"{self._session}-{_EVERY}"})
+            connection.json("DELETE", f"/v1/sessions/{self._session}")
         except (Cut, BobbinError):
             pass
 

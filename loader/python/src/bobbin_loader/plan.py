@@ -12,6 +12,7 @@ from .connection import Address, Connection, Refused
 from .cursor import Cursor
 from .errors import BobbinError, Cut, damaged
 from .patience import Patience
+from .stream import BatchStream, SamplesReader
 
 _START_S = 30.0
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -142,8 +143,6 @@ class Plan:
         default tar is hashed and paths are not, since the sidecar names only what was hashed. ``patience``: seconds
         without progress, over restarts of the sidecar, before SIDECAR_UNREACHABLE is raised.
         """
-        from .stream import BatchStream
-
         if cursor is not None:
             epoch, step = self.place(cursor)
         return BatchStream(
@@ -160,8 +159,6 @@ class Plan:
 
     def samples_at(self, positions: Sequence[int], *, epoch: int = 0, transport: str = "auto") -> List[Sample]:
         """Samples by position in an epoch, in the order asked for."""
-        from .stream import SamplesReader
-
         reader = SamplesReader(self, self.transport(transport))
         try:
             return reader.read(epoch, positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from urllib.parse import urlencode
 
 from .batches import Batch, Sample, read_index, samples_of_line, steps_of_tar
@@ -14,8 +14,10 @@ from .encoding import Answer
 from .errors import BobbinError, Cut, damaged
 from .leases import Leases
 from .patience import Patience, log
-from .plan import Plan
 from .tar import TarReader
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 PATHS = "application/vnd.bobbin.paths+ndjson"
 TAR = "application/x-tar"
