@@ -10,7 +10,7 @@ export const RIGHTS = {
   code: 'take the code from a repository on this machine, or with your keys',
   volumes: 'bind folders of this machine',
   devices: 'use devices (--gpus)',
-  network: "use the host's network, or another container's or a named one",
+  network: "use the host's network, another container's network, or a named network",
   ipc: "share the host's memory segments, or another container's",
   variables: 'set variables, and pass on values of your own',
 } as const
