@@ -80,6 +80,15 @@ function installSystemPackages() {
             why: 'openssl, to compare with, and for keys',
           },
         ]),
+    ...(purpose === 'test'
+      ? [
+          {
+            isThere: () => hasProgram('fuse-overlayfs'),
+            packages: ['fuse-overlayfs'],
+            why: 'fuse-overlayfs, for users',
+          },
+        ]
+      : []),
     ...(purpose === 'containers'
       ? [
           { isThere: () => hasProgram('dockerd'), packages: ['docker.io'], why: "docker's engine" },

@@ -252,6 +252,10 @@ forDaemon(
   .option('--gid <number>', 'group of the files', Number)
   .option('--umask <octal>', 'mode bits to take away', text => Number.parseInt(text, 8))
   .option('--mkdir', 'make the mountpoint when it is missing')
+  .option(
+    '--scratch <dir>',
+    'programs may write there too: what they write is kept in this folder (root, or fuse-overlayfs), never in the package',
+  )
   .addOption(openMode())
   .action(async (pkg, dir, flags) => (await import('./mount.js')).mount(pkg, dir, flags))
 common(program.command('umount <DIR>').description('unmount'))

@@ -3,13 +3,17 @@ import { resolve } from 'node:path'
 import { findBobbinFuse } from '../daemon/control/bobbin-fuse.js'
 import { type DaemonClient, findDaemon } from '../daemon/control/client.js'
 import { ensureDaemon } from '../daemon/control/launch.js'
+import type { MountBody, MountFacts } from '../daemon/control/schema.js'
 import { BobbinError, formatBytes, localError, throwIfAborted } from '../daemon/model/index.js'
 import { checkMountpoint, mountAt, resolveMountpoint } from '../daemon/mount/mount-table.js'
 import { formatRegistry } from '../daemon/registry/reference.js'
 import { resolveRevision } from '../daemon/registry/registry.js'
 import { type PackageFlags, withContext, withMeant, withPackage } from './context.js'
 import { daemonDiffers } from './daemon-differs.js'
-import { readSettings } from './settings.js'
+import { mountScratch, type ScratchFacts } from './overlay/mount-scratch.js'
+import { findScratch, overlayMakers } from './overlay/overlay.js'
+import { upperOf } from './overlay/scratch-folder.js'
+import { readSettings, type Settings } from './settings.js'
 
 interface MountFlags extends PackageFlags {
   readonly allowOther?: boolean
@@ -17,6 +21,8 @@ interface MountFlags extends PackageFlags {
   readonly gid?: number
   readonly umask?: number
   readonly mkdir?: boolean
+  /** A folder. */
+  readonly scratch?: string
 }
 
 /** Resolves and compiles here, with our credentials and our progress bar; the daemon then finds it all in the cache. */
@@ -25,6 +31,7 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
     if (flags[name] !== undefined && !Number.isInteger(flags[name]))
       throw new BobbinError('INVALID_ARGUMENT', `--${name} is not a number`)
   }
+  if (flags.scratch !== undefined) overlayMakers()
   const mountpoint = await prepareMountpoint(resolve(dir), flags)
   const caller = findDaemon(readSettings(flags).cacheDir)
   if (caller?.isCaller) return mountAsCaller(text, mountpoint, flags, caller)
@@ -36,7 +43,7 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
       if (differs !== undefined) output.note(`bobbin: ${differs}`)
     }
     throwIfAborted(signal)
-    const facts = await client.mount({
+    const facts = await mountBody(client, flags, settings, {
       registry: formatRegistry(opened.registry),
       package: opened.name,
       topHash: opened.topHash,
@@ -56,6 +63,7 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
     await output.row(facts, [
       topHash,
       `mounted on ${facts.mountpoint}: ${entries.toLocaleString('en')} entries, ${formatBytes(bytes)} (${facts.transport}, ${facts.openMode})`,
+      ...scratchLines(facts),
     ])
   })
 }
@@ -74,7 +82,7 @@ async function mountAsCaller(text: string, mountpoint: string, flags: MountFlags
       reference,
       topHash: await resolveRevision(source, reference, { signal }),
     }))
-    const facts = await client.mount({
+    const facts = await mountBody(client, flags, settings, {
       registry: formatRegistry(reference.registry),
       package: reference.name,
       topHash,
@@ -83,8 +91,23 @@ async function mountAsCaller(text: string, mountpoint: string, flags: MountFlags
       ...(settings.openMode !== undefined && { openMode: settings.openMode }),
       ...(flags.umask !== undefined && { umask: flags.umask }),
     })
-    await output.row(facts, `${facts.topHash}\nmounted on ${facts.mountpoint}: for this user alone`)
+    const lines = [facts.topHash, `mounted on ${facts.mountpoint}: for this user alone`, ...scratchLines(facts)]
+    await output.row(facts, lines)
   })
+}
+
+async function mountBody(
+  client: DaemonClient,
+  { scratch }: MountFlags,
+  { cacheDir }: Settings,
+  body: MountBody,
+): Promise<MountFacts | ScratchFacts> {
+  return scratch === undefined ? client.mount(body) : mountScratch(client, body, scratch, cacheDir)
+}
+
+function scratchLines(facts: MountFacts | ScratchFacts): string[] {
+  if (!('scratch' in facts)) return []
+  return [`what is written there lies in ${upperOf(facts.scratch.folder)}, and is no part of the package`]
 }
 
 function whyNotNative(): string {
@@ -102,6 +125,12 @@ async function prepareMountpoint(dir: string, flags: MountFlags): Promise<string
     }
   }
   const mountpoint = await resolveMountpoint(dir)
+  const scratch = findScratch(mountpoint)
+  if (scratch?.overlay !== undefined && scratch.mountpoint === mountpoint)
+    throw new BobbinError(
+      'ALREADY_MOUNTED',
+      `${mountpoint} is a mountpoint already (with the scratch folder ${scratch.folder}): bobbin umount ${mountpoint}`,
+    )
   await checkMountpoint(mountpoint)
   return mountpoint
 }

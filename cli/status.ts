@@ -7,6 +7,8 @@ import { isAlive } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
 import { daemonDiffers } from './daemon-differs.js'
 import { table } from './output.js'
+import { asSeen } from './overlay/mount-scratch.js'
+import { findScratch } from './overlay/overlay.js'
 import { commandLine, runningRuns } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
@@ -16,7 +18,8 @@ export function unkeptText(mounts: number): string {
 }
 
 /** A mount of ours that nobody serves; doctor says it, too. */
-export function deadText({ mountpoint, source }: MountedAt): string {
+export function deadText({ mountpoint: path, source }: MountedAt): string {
+  const mountpoint = findScratch(path)?.mountpoint ?? path
   return `${mountpoint} (${source}) is dead, and every call on it fails: bobbin umount ${mountpoint}`
 }
 
@@ -44,7 +47,8 @@ export async function status(flags: CommonFlags): Promise<void> {
 
 /** What `reload` shows, too. */
 export async function showStatus(client: DaemonClient, { settings, output }: Context): Promise<void> {
-  const facts = await client.status()
+  const asked = await client.status()
+  const facts = { ...asked, mounts: asSeen(asked.mounts) }
   const dead = await findDeadMounts()
   const differs = await daemonDiffers(client, settings)
   const { daemon, mounts, cache, fetch, loader, lastErrors = [] } = facts
@@ -73,7 +77,7 @@ export async function showStatus(client: DaemonClient, { settings, output }: Con
         `  ${mount.mountpoint}`,
         `${mount.package}@${mount.topHash.slice(0, 12)}`,
         mount.registry,
-        `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}`,
+        `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}${mount.scratch === undefined ? '' : `; scratch folder ${mount.scratch.folder}`}`,
       ]),
     ),
   ]

@@ -2,6 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { findDaemon } from '../daemon/control/client.js'
 import { BobbinError } from '../daemon/model/index.js'
 import { withContext } from './context.js'
+import { unmountScratch } from './overlay/mount-scratch.js'
+import { findScratches } from './overlay/overlay.js'
 import { refuseWhileRunning } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
@@ -19,6 +21,9 @@ export async function stop(flags: CommonFlags & { readonly force?: boolean }): P
         return
       }
       if (!flags.force) refuseWhileRunning(({ cacheDir }) => cacheDir === settings.cacheDir)
+      const mounted = new Set((await client.status()).mounts.map(({ mountpoint }) => mountpoint))
+      for (const scratch of findScratches())
+        if (mounted.has(scratch.lower)) await unmountScratch(client, scratch, flags.force ?? false)
       await client.stop(flags.force ?? false)
       for (const deadline = Date.now() + END_MS; findDaemon(settings.cacheDir)?.pid === client.pid; await sleep(50)) {
         if (Date.now() > deadline)

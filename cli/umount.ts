@@ -5,6 +5,8 @@ import { BobbinError, hasCode } from '../daemon/model/index.js'
 import { mountAt, resolveMounted } from '../daemon/mount/mount-table.js'
 import { unmountPath } from '../daemon/mount/unmount.js'
 import { withContext } from './context.js'
+import { unmountScratch } from './overlay/mount-scratch.js'
+import { findScratch } from './overlay/overlay.js'
 import { refuseWhileRunning } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
@@ -13,7 +15,14 @@ export async function umount(dir: string, flags: CommonFlags & { readonly force?
     flags,
     async ({ settings, output }) => {
       const mountpoint = await resolveMounted(resolve(dir))
-      if (!flags.force) refuseWhileRunning(mount => mount.mountpoint === mountpoint)
+      const scratch = findScratch(mountpoint)
+      const mounted = scratch?.lower ?? mountpoint
+      if (!flags.force) refuseWhileRunning(mount => mount.mountpoint === mounted)
+      if (scratch !== undefined) {
+        await unmountScratch(findDaemon(settings.cacheDir), scratch, flags.force ?? false)
+        if (output.isJson) await output.row({ mountpoint: scratch.mountpoint, unmounted: true }, '')
+        return
+      }
       try {
         const client = findDaemon(settings.cacheDir)
         if (client === undefined)

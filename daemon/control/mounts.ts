@@ -183,6 +183,7 @@ export class Mounts {
         uid: body.uid ?? process.getuid?.() ?? 0,
         gid: body.gid ?? process.getgid?.() ?? 0,
         umask: body.umask ?? 0,
+        showsWriteBits: body.showsWriteBits ?? false,
       },
     })
     log.info({ mountpoint, package: opened.name, topHash: opened.topHash }, 'mounted')

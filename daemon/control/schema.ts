@@ -18,6 +18,8 @@ export const MountBody = Type.Object(
     uid: Type.Optional(Type.Integer({ minimum: 0 })),
     gid: Type.Optional(Type.Integer({ minimum: 0 })),
     umask: Type.Optional(Type.Integer({ minimum: 0, maximum: 0o777 })),
+    /** For an overlay that stands on the mount and asks its modes who may write; nobody writes to the mount itself. */
+    showsWriteBits: Type.Optional(Type.Boolean()),
     openMode: Type.Optional(Type.Union(OPEN_MODE_WISHES.map(mode => Type.Literal(mode)))),
     /** The folder of the run that it is for: its access log is kept until the run has a record. */
     run: Type.Optional(Type.String({ pattern: '^/' })),

@@ -43,6 +43,7 @@ export interface Statistics {
 
 const DIRECTORY_MODE = 0o040555
 const FILE_MODE = 0o100444
+const WRITE_BITS = 0o222
 /** XATTR_SIZE_MAX of Linux. */
 export const ATTRIBUTE_BYTES_MAX = 65_536
 const ATTRIBUTE_PREFIX = 'user.quilt.'
@@ -239,7 +240,9 @@ export class PackageFilesystem {
     const size = node.kind === 'file' ? node.size : 4096
     return {
       ino: node.ino,
-      mode: (node.kind === 'file' ? FILE_MODE : DIRECTORY_MODE) & ~options.umask,
+      mode:
+        ((node.kind === 'file' ? FILE_MODE : DIRECTORY_MODE) | (options.showsWriteBits ? WRITE_BITS : 0)) &
+        ~options.umask,
       uid: options.uid,
       gid: options.gid,
       size,

@@ -12,6 +12,8 @@ const PAYLOAD_BYTES_MAX = 4 * 2 ** 20
 export const OBJECT_BYTES = 33 + 32
 /** As many as go into one frame without making anybody wait for long. */
 export const OBJECTS_PER_FRAME = 4096
+/** In a mount's umask: modes have write bits (MountOptions.showsWriteBits). */
+export const SHOWS_WRITE_BITS = 0o1000
 
 /** By their numbers on the link. */
 export const LINK_OPEN_MODES = ['auto', 'cached', 'passthrough', 'none'] as const
@@ -35,6 +37,7 @@ export interface VerifiedObject {
 export interface LinkMount {
   readonly uid: number
   readonly gid: number
+  /** Mode bits to take away, and SHOWS_WRITE_BITS. */
   readonly umask: number
   readonly allowOther: boolean
   readonly openMode: LinkOpenMode

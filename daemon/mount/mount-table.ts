@@ -12,6 +12,8 @@ export interface MountedAt {
   readonly mountpoint: string
   readonly type: string
   readonly source: string
+  /** The user whose mount a FUSE one is. */
+  readonly userId?: number
 }
 
 /** Every mount of this mount namespace, in the order in which they were mounted. */
@@ -23,11 +25,13 @@ export function readMountTable(text = readFileSync('/proc/self/mountinfo', 'utf8
       // 36 35 98:0 /root /mountpoint options [tags …] - type source superoptions
       const fields = line.split(' ')
       const dash = fields.indexOf('-', 6)
+      const userId = /(?:^|,)user_id=(\d+)/.exec(fields[dash + 3] ?? '')?.[1]
       return {
         id: Number(fields[0]),
         mountpoint: unescapeOctal(fields[4] ?? ''),
         type: fields[dash + 1] ?? '',
         source: unescapeOctal(fields[dash + 2] ?? ''),
+        ...(userId !== undefined && { userId: Number(userId) }),
       }
     })
 }

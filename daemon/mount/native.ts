@@ -16,7 +16,13 @@ import { AccessLog } from './access-log.js'
 import { AccessLogRoom } from './access-logs.js'
 import { errnoOf } from './errno.js'
 import { Link, type LinkHandlers } from './link.js'
-import type { EvictOutcome, LinkedMount, LinkOpenMode, VerifiedObject } from './link-frames.js'
+import {
+  type EvictOutcome,
+  type LinkedMount,
+  type LinkOpenMode,
+  SHOWS_WRITE_BITS,
+  type VerifiedObject,
+} from './link-frames.js'
 import type {
   FuseTransport,
   MountRequest,
@@ -135,8 +141,10 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
 
   async mount(request: MountRequest): Promise<TransportMount> {
     const { opened, options, mountpoint } = request
+    const { uid, gid, umask, allowOther, showsWriteBits = false } = options
     const answer = await this.link.mount({
-      ...options,
+      ...{ uid, gid, allowOther },
+      umask: umask | (showsWriteBits ? SHOWS_WRITE_BITS : 0),
       openMode: request.openMode,
       timeNs: BigInt(opened.timestampMs) * 1_000_000n,
       mountpoint,

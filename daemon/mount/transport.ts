@@ -63,6 +63,8 @@ export interface MountOptions {
   readonly gid: number
   /** Mode bits to take away. */
   readonly umask: number
+  /** Modes have write bits, for an overlay that stands on the mount and asks them who may write; nobody writes to the mount itself. */
+  readonly showsWriteBits?: boolean
 }
 
 export interface MountRequest {

@@ -94,7 +94,8 @@ std::optional<FromDaemon> readMount(wire::Reader& reader) {
   if (hasMessage == 1) mount.message = std::move(message);
   mount.note = reader.text();
   mount.caller = reader.number<std::uint64_t>();
-  if (allowOther > 1 || hasMessage > 1 || openMode >= OPEN_MODES || mount.umask > 0777) return std::nullopt;
+  if (allowOther > 1 || hasMessage > 1 || openMode >= OPEN_MODES) return std::nullopt;
+  if (mount.umask > (SHOWS_WRITE_BITS | 0777)) return std::nullopt;
   if (mount.mountpoint.empty() || mount.mountpoint[0] != '/') return std::nullopt;
   mount.allowOther = allowOther == 1;
   mount.openMode = static_cast<OpenMode>(openMode);

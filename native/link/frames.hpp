@@ -41,6 +41,10 @@ struct Object {
   Stamp stamp;
 };
 
+// In a mount's umask: modes have write bits, for an overlay that stands on the mount and asks them who may write. The mount
+// itself refuses to be written to, whatever its modes say.
+constexpr std::uint32_t SHOWS_WRITE_BITS = 01000;
+
 // From the daemon.
 struct Hello {
   std::uint32_t version = 0;
@@ -69,6 +73,7 @@ struct Mount {
   std::uint64_t request = 0;
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
+  // Mode bits to take away, and SHOWS_WRITE_BITS.
   std::uint32_t umask = 0;
   bool allowOther = false;
   OpenMode openMode = OpenMode::automatic;

@@ -14,6 +14,13 @@ std::string describe(const MountedAt& mounted) {
   return mounted.source + " (" + mounted.type + ", on " + mounted.mountpoint + ")";
 }
 
+// A mount of a package, or an overlay that the command line put on one (cli/overlay/overlay.ts). What fuse-overlayfs serves
+// does not tell for whom: it is unmounted only for root, who has looked up its number.
+bool isOurs(const MountedAt& mounted) {
+  return mounted.type == "fuse.bobbin" || mounted.type == "fuse.fuse-overlayfs" ||
+         (mounted.type == "overlay" && mounted.source.starts_with("bobbin-scratch:"));
+}
+
 // 0 or an errno. A descriptor of the mount makes it busy, so it is closed where that counts. Then the way is one
 // name in a folder that is held: a folder that something is mounted on cannot be renamed where that is seen, and
 // from another mount namespace only its owner could put another folder that they own in its place.
@@ -31,7 +38,7 @@ LeftoverUnmounted unmountLeftover(const std::string& path, int mountId, bool isL
   using enum LeftoverOutcome;
   const auto wanted = mountWithId(readMountTable(), mountId);
   if (!wanted) return {gone, ""};
-  if (wanted->type != "fuse.bobbin") return {other, describe(*wanted) + " is no mount of ours"};
+  if (!isOurs(*wanted)) return {other, describe(*wanted) + " is no mount of ours"};
   std::string name;
   std::string why;
   const Fd parent = openParent(path, name, why);

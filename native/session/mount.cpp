@@ -85,7 +85,8 @@ Mount::Mount(MountRecord record, Shared& shared) : record_(std::move(record)), s
   const link::Mount& asked = record_.request;
   options_ = {.uid = asked.uid,
               .gid = asked.gid,
-              .umask = asked.umask,
+              .umask = asked.umask & 0777,
+              .showsWriteBits = (asked.umask & link::SHOWS_WRITE_BITS) != 0,
               .allowOther = asked.allowOther,
               .timeNs = asked.timeNs,
               .registry = asked.registry,

@@ -14,6 +14,7 @@ namespace {
 constexpr std::uint64_t FOR_EVER = 365ULL * 24 * 3600;
 constexpr std::uint32_t FILE_MODE = S_IFREG | 0444;
 constexpr std::uint32_t DIRECTORY_MODE = S_IFDIR | 0555;
+constexpr std::uint32_t WRITE_BITS = 0222;
 constexpr std::uint64_t DIRECTORY_BYTES = 4096;
 // What programs take as the size of their buffers.
 constexpr std::uint32_t BLOCK_BYTES = 131'072;
@@ -127,7 +128,7 @@ fuse::Attr Names::attr(const Node& node) const {
   attr.blocks = isFile ? (node.size + 511) / 512 : 0;
   attr.atime = attr.mtime = attr.ctime = time;
   attr.atimeNs = attr.mtimeNs = attr.ctimeNs = timeNs;
-  attr.mode = (isFile ? FILE_MODE : DIRECTORY_MODE) & ~options_.umask;
+  attr.mode = ((isFile ? FILE_MODE : DIRECTORY_MODE) | (options_.showsWriteBits ? WRITE_BITS : 0)) & ~options_.umask;
   attr.nlink = 1;
   attr.uid = options_.uid;
   attr.gid = options_.gid;

@@ -18,6 +18,8 @@ struct MountOptions {
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
   std::uint32_t umask = 0;
+  // For an overlay that stands on the mount.
+  bool showsWriteBits = false;
   bool allowOther = false;
   // Of mtime, ctime and atime alike, since 1970.
   std::int64_t timeNs = 0;

@@ -175,7 +175,7 @@ TEST(Frames, WithAValueOutOfItsRangeAreRefused) {
   EXPECT_FALSE(altered("unmount ", 12, 2)) << "neither true nor false";
   EXPECT_FALSE(altered("mount ", 20, 2)) << "neither true nor false";
   EXPECT_FALSE(altered("mount ", 21, 4)) << "an open mode";
-  EXPECT_FALSE(altered("mount ", 17, 2)) << "an umask over 0777";
+  EXPECT_FALSE(altered("mount ", 17, 4)) << "an umask over 01777";
   EXPECT_FALSE(altered("mount ", 34, 'm')) << "a mountpoint that is not absolute";
   EXPECT_FALSE(altered("mount ", 36, 0)) << "a NUL in a path";
   EXPECT_FALSE(altered("index ", 10, 0)) << "a NUL in a path";

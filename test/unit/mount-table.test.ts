@@ -15,7 +15,7 @@ t.test('readMountTable reads escapes, optional fields and types', async t => {
   ].join('\n')
   t.same(readMountTable(text), [
     { id: 22, mountpoint: '/sys', type: 'sysfs', source: 'sysfs' },
-    { id: 36, mountpoint: '/mnt/two words', type: 'fuse.bobbin', source: 'bobbin:a/b@00' },
+    { id: 36, mountpoint: '/mnt/two words', type: 'fuse.bobbin', source: 'bobbin:a/b@00', userId: 0 },
     { id: 37, mountpoint: '/mnt/tab\tline\nback\\slash#', type: 'tmpfs', source: 'none' },
     { id: 38, mountpoint: '/mnt/caf\u00e9-\u{1f9f5}', type: 'ext4', source: '/dev/sda' },
   ])
