@@ -3,6 +3,7 @@
  * The command line: verbs, their flags, and what becomes of errors. Each verb is a file of its own,
  * loaded when it runs, so that `bobbin --help` and quick verbs start quickly.
  */
+import '../daemon/model/library-words.js'
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
 import { isJournal, priorityOf } from '../daemon/control/journal.js'

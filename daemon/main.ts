@@ -1,4 +1,5 @@
 /** The daemon's process: its options are the one argument, as JSON (control/launch.ts writes it). */
+import './model/library-words.js'
 import { type DaemonOptions, runDaemon } from './control/daemon.js'
 import { isJournal, priorityOf } from './control/journal.js'
 import { escapeJson, hasCode, settleHome } from './model/index.js'

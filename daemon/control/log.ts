@@ -4,6 +4,7 @@
  */
 import { type Logger, pino } from 'pino'
 import { escapeJson } from '../model/index.js'
+import { hearLibraries } from '../model/library-words.js'
 import { isJournal, priorityOf } from './journal.js'
 
 export function createLog(): Logger {
@@ -17,5 +18,7 @@ export function createLog(): Logger {
       stderr.write(`${isPrefixed ? `<${priorityOf(this.lastLevel)}>` : ''}${escapeJson(line)}`)
     },
   }
-  return pino({ base: { pid: process.pid } }, escaping)
+  const log = pino({ base: { pid: process.pid } }, escaping)
+  hearLibraries(words => log.warn({ words }, 'a library or Node.js warns'))
+  return log
 }

@@ -1,4 +1,5 @@
 /** A worker thread of scan-pool.ts. */
+import '../model/library-words.js'
 import type { ScanTask } from './scan-pool.js'
 import { RowScanner, type ScannedPiece } from './scan-rows.js'
 

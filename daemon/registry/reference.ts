@@ -17,6 +17,10 @@ import {
   type Registry,
 } from '../model/index.js'
 
+/** The ARN of an access point instead of a bucket's name, as boto3 takes it, of one region. */
+const ACCESS_POINT =
+  /^arn:aws[a-z-]*:(s3|s3-object-lambda|s3-outposts):[a-z0-9-]+:\d{12}:(outpost:[A-Za-z0-9-]{1,63}:)?accesspoint:[A-Za-z0-9.-]{1,63}$/
+
 /** quilt3's rule: shorter prefixes are too easily those of another revision tomorrow. */
 export const PREFIX_LENGTH_MIN = 6
 const TOP_HASH_LENGTH = 64
@@ -79,6 +83,12 @@ export function parseRegistry(text: string): Registry {
   }
   if (text.startsWith('s3://')) {
     const bucket = text.slice('s3://'.length).replace(/\/+$/, '')
+    if (ACCESS_POINT.test(bucket)) return { kind: 's3', bucket }
+    if (/^arn:.*:accesspoint(\/|$)/.test(bucket)) {
+      throw invalid(
+        `an access point's name follows a colon, as for quilt3: s3://arn:…:accesspoint:NAME, not ${quote(text)}`,
+      )
+    }
     if (bucket.includes('/')) {
       throw invalid(
         `a registry is a whole bucket, not a folder in one: ${quote(text)} (write s3://${bucket.split('/')[0]})`,

@@ -5,13 +5,17 @@
  */
 import { Agent as HttpAgent } from 'node:http'
 import { Agent as HttpsAgent } from 'node:https'
-import type { S3Client } from '@aws-sdk/client-s3'
+import type { S3Client, ServiceInputTypes, ServiceOutputTypes } from '@aws-sdk/client-s3'
+import type { BuildMiddleware } from '@smithy/types'
 import type { Identity } from './identity.js'
 import { ProxiedHandler, type ProxyAgents, proxyAgents } from './proxies.js'
 import { readSettings, type Settings } from './settings.js'
 
 /** Parallel connections to one server. Requests beyond it queue, and their time-out runs: bound the work, not this. */
 const SOCKETS_MAX = 64
+
+/** With the value `requester`: whoever asks pays, where the bucket's owner wants that. */
+export const REQUEST_PAYER_HEADER = 'x-amz-request-payer'
 
 export type Sdk = typeof import('@aws-sdk/client-s3')
 
@@ -47,8 +51,8 @@ export class S3Clients {
     this.#settings ??= this.#readSettings()
     const settings = await this.#settings
     const region = choice.region ?? settings.region
-    // A dot in a bucket's name does not fit the wildcard of AWS's certificate.
-    const forcePathStyle = settings.isPathStyle || choice.bucket.includes('.')
+    // A dot in a bucket's name does not fit the wildcard of AWS's certificate. An access point has a host of its own.
+    const forcePathStyle = !choice.bucket.startsWith('arn:') && (settings.isPathStyle || choice.bucket.includes('.'))
     const id = `${region} ${choice.sign ? 'signed' : 'unsigned'} ${forcePathStyle ? 'path' : 'host'}`
     const known = this.#clients.get(id)
     // Credentials that were looked for anew take the place of those before; requests under way end with theirs.
@@ -69,6 +73,8 @@ export class S3Clients {
             signer: { sign: async request => request },
           }),
     })
+    if (settings.isRequesterPaying)
+      client.middlewareStack.add(payForRequest, { step: 'build', name: 'bobbinRequestPayer' })
     this.#clients.set(id, { client, sign: choice.sign })
     return client
   }
@@ -106,4 +112,11 @@ export class S3Clients {
     this.#agents = undefined
     this.#clients.clear()
   }
+}
+
+/** Also on operations that have no parameter for it in the SDK; those that do not know the header ignore it. */
+const payForRequest: BuildMiddleware<ServiceInputTypes, ServiceOutputTypes> = next => args => {
+  const { headers } = args.request as { readonly headers: Record<string, string> }
+  headers[REQUEST_PAYER_HEADER] = 'requester'
+  return next(args)
 }

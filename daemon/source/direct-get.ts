@@ -8,7 +8,7 @@
  * its errors are the ones that `errors.ts` knows. Whatever we have not seen before is its job whole.
  */
 import type { GetObjectCommandInput, S3Client } from '@aws-sdk/client-s3'
-import { loadSdk } from './client.js'
+import { loadSdk, REQUEST_PAYER_HEADER } from './client.js'
 
 export interface ObjectAnswer {
   /** A `Readable`. */
@@ -49,7 +49,7 @@ interface Route {
 }
 
 /** Other headers mean something that we would have to understand. */
-const HEADERS_SENT = ['host', 'user-agent']
+const HEADERS_SENT = ['host', 'user-agent', REQUEST_PAYER_HEADER]
 /** Says the same as `user-agent`. */
 const HEADER_DROPPED = 'x-amz-user-agent'
 /** Requests to S3 Express are signed for a session, which the SDK opens and renews. */

@@ -4,6 +4,7 @@
  */
 import { BobbinError, systemCode } from '../model/index.js'
 import { failureClass, httpStatus, isClockSkew, s3Code } from './failure-class.js'
+import { PROXY_AUTHENTICATION } from './proxies.js'
 
 interface S3ErrorShape {
   readonly Region?: unknown
@@ -99,6 +100,9 @@ export function s3Error(error: unknown, what: string, isList: boolean): BobbinEr
   }
   if (status === 404 || code === 'KeyTooLongError') {
     return new BobbinError('OBJECT_GONE', `no such object: ${what}`, { cause: error })
+  }
+  if (status === 407) {
+    return new BobbinError('ACCESS_DENIED', `${PROXY_AUTHENTICATION}: ${what}`, { cause: error })
   }
   if (code === 'InvalidObjectState') {
     return new BobbinError('ACCESS_DENIED', `archived, restore it in S3 first: ${what}`, { cause: error })

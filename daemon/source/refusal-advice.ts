@@ -17,5 +17,11 @@ const ADVICE: Readonly<Record<string, string>> = {
 
 /** `error`: with what the signed request was refused. `operation`: the right that it needs. */
 export function refusalAdvice(error: unknown, operation: string): string {
-  return ADVICE[s3Code(error)] ?? `these credentials need s3:${operation} there, or ${USE_OTHERS}`
+  const advice = ADVICE[s3Code(error)]
+  if (advice !== undefined) return advice
+  // S3 refuses without saying that it is about this.
+  const orPay = process.env.AWS_REQUEST_PAYER
+    ? ''
+    : ', or AWS_REQUEST_PAYER=requester if requesters pay for this bucket'
+  return `these credentials need s3:${operation} there${orPay}, or ${USE_OTHERS}`
 }

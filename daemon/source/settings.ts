@@ -16,6 +16,8 @@ export interface Settings {
   readonly isPathStyle: boolean
   /** The authorities to trust instead of Node's. */
   readonly certificates: Buffer | undefined
+  /** Requests to buckets whose requesters pay are to be paid for. */
+  readonly isRequesterPaying: boolean
 }
 
 /** boto3 reads AWS_DEFAULT_PROFILE, first; the SDK of JavaScript knows AWS_PROFILE only, and reads it in many places. */
@@ -35,6 +37,7 @@ export async function readSettings(probe: S3Client): Promise<Settings> {
     region: await readRegion(),
     isPathStyle: endpoint !== undefined && !/\.amazonaws\.com(\.cn)?\/?$/.test(endpoint),
     certificates: await readCertificates(),
+    isRequesterPaying: readRequestPayer(),
   }
 }
 
@@ -50,6 +53,14 @@ export async function readCertificates(): Promise<Buffer | undefined> {
   } catch (error) {
     throw localError(`read the certificates that AWS_CA_BUNDLE or the profile's ca_bundle names, ${path}`, error)
   }
+}
+
+/** GDAL's name for it; boto3 and the AWS CLI have none but a parameter of each request. Throws INVALID_ARGUMENT. */
+export function readRequestPayer(): boolean {
+  const { AWS_REQUEST_PAYER: payer } = process.env
+  if (!payer) return false
+  if (payer.toLowerCase() === 'requester') return true
+  throw new BobbinError('INVALID_ARGUMENT', `AWS_REQUEST_PAYER can only be "requester", not ${JSON.stringify(payer)}`)
 }
 
 /** The environment's, else the profile's. */

@@ -1,4 +1,5 @@
 /** What runs in a worker thread: jobs, on a source of its own. */
+import '../model/library-words.js'
 import { workerData } from 'node:worker_threads'
 import type { SourceConfig } from '../source/index.js'
 import { JobControl } from './job-control.js'

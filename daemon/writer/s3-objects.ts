@@ -309,7 +309,8 @@ function isRefusal(error: unknown): boolean {
 
 function copySource({ bucket, key, versionId }: S3Key): string {
   const path = key.split('/').map(encodeURIComponent).join('/')
-  return `${bucket}/${path}${versionId === undefined ? '' : `?versionId=${encodeURIComponent(versionId)}`}`
+  const place = bucket.startsWith('arn:') ? `${bucket}/object` : bucket
+  return `${place}/${path}${versionId === undefined ? '' : `?versionId=${encodeURIComponent(versionId)}`}`
 }
 
 function withVersion({ bucket, key }: S3Key, versionId: string | undefined): S3Key {

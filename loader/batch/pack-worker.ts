@@ -1,4 +1,5 @@
 /** What runs in a packing thread: reads files into a buffer. */
+import '../../daemon/model/library-words.js'
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { BobbinError, localError, systemCode } from '../../daemon/model/index.js'
 import { createObjectHasher } from '../../daemon/model/object-hash.js'

@@ -124,3 +124,16 @@ t.test('formatReference writes what parseReference reads', async t => {
     t.equal(formatReference(parseReference(text)), text)
   }
 })
+
+t.test('the ARN of an access point stands for a bucket (S186)', async t => {
+  const arn = 'arn:aws:s3:eu-west-1:123456789012:accesspoint:shared'
+  const registry = { kind: 's3', bucket: arn }
+  const revision = { kind: 'tag', tag: 'v1' }
+  t.same(parseReference(`s3://${arn}/cv/coco:v1`), { registry, name: 'cv/coco', revision })
+  t.same(parseRegistry(`s3://${arn}/`), registry)
+  t.equal(formatRegistry(parseRegistry(`s3://${arn}`)), `s3://${arn}`)
+  t.same(parseReference(`quilt+s3://${arn}#package=cv/coco:v1`), { registry, name: 'cv/coco', revision })
+  const slash = 's3://arn:aws:s3:eu-west-1:123456789012:accesspoint/shared/cv/coco'
+  t.match(messageOf(slash), /an access point's name follows a colon, as for quilt3: s3:\/\/arn:…:accesspoint:NAME/)
+  t.match(messageOf('s3://arn:aws:sqs:eu-west-1:123456789012:queue/cv/coco'), /not a bucket's name/)
+})
