@@ -15,6 +15,6 @@ export function offlineSource(source: Source): Source {
 }
 
 function requireFile(key: PhysicalKey): void {
-  if (key.kind === 'file') return
+  if (key.kind !== 's3') return
   throw new BobbinError('UPSTREAM_UNAVAILABLE', `offline: ${formatPhysicalKey(key)} would have to be fetched`)
 }

@@ -283,6 +283,8 @@ async function syncNamesIn(folder: string): Promise<void> {
   try {
     await sync(folder)
   } catch (error) {
+    // A folder that was removed has no names that could last; the folder above it is synced by itself.
+    if (systemCode(error) === 'ENOENT') return
     const isImpossible = ['EINVAL', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EACCES', 'EPERM'].includes(
       systemCode(error) ?? '',
     )
