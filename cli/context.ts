@@ -11,6 +11,7 @@ import { Output } from './output.js'
 import { type Progress, startProgress } from './progress.js'
 import { quiltRegistries } from './quilt-config.js'
 import { type CommonFlags, readSettings, type Settings } from './settings.js'
+import { tellOfWaiting } from './waiting.js'
 
 /** The flags of verbs that take a package. */
 export interface PackageFlags extends CommonFlags {
@@ -56,11 +57,13 @@ export async function withContext(
   for (const signal of signals) process.on(signal, onSignal)
   const output = new Output(flags)
   const progress = startProgress(flags)
+  const tellNoMore = tellOfWaiting(flags, progress)
   const source = createSource(sourceConfigOf(settings))
   try {
     await run({ settings, output, progress, source, signal: controller.signal })
     await output.flush()
   } finally {
+    tellNoMore()
     progress.stop()
     source.close()
     for (const signal of signals) process.off(signal, onSignal)

@@ -39,6 +39,7 @@ const exitCodeByError = {
   DAEMON_UNAVAILABLE: 1,
   TOO_LARGE: 1,
   READ_ONLY: 1,
+  NOT_SUPPORTED: 1,
   INTERNAL: 1,
 } as const satisfies Record<ErrorCode, number>
 

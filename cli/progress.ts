@@ -6,6 +6,8 @@ import type { CommonFlags } from './settings.js'
 export interface Progress {
   /** `total` 0: not known yet. */
   update(what: string, done: number, total: number): void
+  /** A line above the bars. */
+  note(line: string): void
   stop(): void
 }
 
@@ -15,7 +17,7 @@ const QUIET_MS = 400
 const LINE_MS = 10_000
 
 export function startProgress(flags: CommonFlags): Progress {
-  if (flags.quiet) return { update() {}, stop() {} }
+  if (flags.quiet) return { update() {}, note() {}, stop() {} }
   if (!process.stderr.isTTY || process.env.TERM === 'dumb') return progressLines()
   const startedAt = performance.now()
   const bars = new Map<string, SingleBar>()
@@ -44,6 +46,10 @@ export function startProgress(flags: CommonFlags): Progress {
         totalText: total > 0 ? formatBytes(total) : '?',
       })
     },
+    note(line) {
+      if (multi === undefined) process.stderr.write(`${line}\n`)
+      else multi.log(`${line}\n`)
+    },
     stop() {
       multi?.stop()
     },
@@ -61,6 +67,9 @@ export function progressLines(
       if (performance.now() < nextMs) return
       nextMs = performance.now() + lineMs
       write(`bobbin: ${what}: ${formatBytes(done)} of ${total > 0 ? formatBytes(total) : '?'}\n`)
+    },
+    note(line) {
+      write(`${line}\n`)
     },
     stop() {},
   }

@@ -35,6 +35,7 @@ const telling = {
   REVISION_AMBIGUOUS: 'hidden',
   REVISION_CONFLICT: 'hidden',
   OBJECT_GONE: 'hidden',
+  NOT_SUPPORTED: 'hidden',
   MANIFEST_CORRUPT: 'hidden',
   OBJECT_CORRUPT: 'hidden',
   FOLDER_DIFFERS: 'hidden',

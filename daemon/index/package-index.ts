@@ -385,14 +385,18 @@ export class PackageIndex {
  * all that the getter sees, until the next large collection.
  */
 class IndexedObject implements ObjectSpec {
+  readonly #readKey: () => PhysicalKey
+
   constructor(
     readonly size: number,
     readonly hash: ObjectHash,
-    private readonly readKey: () => PhysicalKey,
-  ) {}
+    readKey: () => PhysicalKey,
+  ) {
+    this.#readKey = readKey
+  }
 
   get physicalKey(): PhysicalKey {
-    return this.readKey()
+    return this.#readKey()
   }
 }
 

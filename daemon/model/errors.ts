@@ -35,6 +35,8 @@ export const ERROR_CODES = [
   'ACCESS_DENIED',
   /** The registry cannot be reached, or made no progress within the time-out. */
   'UPSTREAM_UNAVAILABLE',
+  /** The server says that it cannot do this at all, so that asking again does not help. */
+  'NOT_SUPPORTED',
   /** No room: quota, free-space floor or a full disk. */
   'STORE_FULL',
   /** A local file operation failed for another reason. */
@@ -97,10 +99,16 @@ export function hasCode(error: unknown, ...codes: readonly ErrorCode[]): error i
   return error instanceof BobbinError && codes.includes(error.code)
 }
 
+/** Linux's errors that Node.js has no name for. */
+const LINUX_CODES: Readonly<Record<string, string>> = {
+  'Unknown system error -116': 'ESTALE',
+  'Unknown system error -121': 'EREMOTEIO',
+}
+
 /** The `code` of a Node.js system error (`ENOENT`, …), if it is one. */
 export function systemCode(error: unknown): string | undefined {
   if (typeof error !== 'object' || error === null || !('code' in error)) return undefined
-  return typeof error.code === 'string' ? error.code : undefined
+  return typeof error.code === 'string' ? (LINUX_CODES[error.code] ?? error.code) : undefined
 }
 
 /** Turns a system error on a local file into ours: `what` reads like "write /cache/objects/…". */

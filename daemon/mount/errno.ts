@@ -17,6 +17,7 @@ const errnoByCode = {
   MANIFEST_CORRUPT: errno.EIO,
   INDEX_DAMAGED: errno.EIO,
   UPSTREAM_UNAVAILABLE: errno.EIO,
+  NOT_SUPPORTED: errno.EIO,
   ACCESS_DENIED: errno.EACCES,
   STORE_FULL: errno.ENOSPC,
   INTERRUPTED: errno.EINTR,

@@ -151,7 +151,7 @@ export async function* listRevisions(
 
 /**
  * When a revision was published, by the newest pointer that names it among the newest 256. Unix milliseconds; `undefined`:
- * not known, also where the registry lets us read and not list: nobody's reading depends on a date.
+ * not known, also where the registry lets us read and not list, or cannot list: nobody's reading depends on a date.
  */
 export async function findTimestampMs(
   source: Source,
@@ -161,7 +161,7 @@ export async function findTimestampMs(
   options: RegistryOptions = {},
 ): Promise<number | undefined> {
   const pointers = await listPointers(source, registry, name, options).catch((error: unknown) => {
-    if (!hasCode(error, 'PACKAGE_REFUSED') && !hasCode(error, 'ACCESS_DENIED')) throw error
+    if (!hasCode(error, 'PACKAGE_REFUSED') && !isUnlisted(error)) throw error
   })
   if (pointers === undefined) return undefined
   const { revisions } = pointers
@@ -184,7 +184,9 @@ async function resolvePointer(
     text = await readPointer(source, registry, name, pointer, options)
   } catch (error) {
     if (!hasCode(error, 'OBJECT_GONE')) throw error
-    throw await pointerNotFound(source, registry, name, pointer, options)
+    throw await pointerNotFound(source, registry, name, pointer, options).catch((why: unknown) =>
+      isUnlisted(why) ? notFoundUnlisted(registry, name, pointer, why) : Promise.reject(why),
+    )
   }
   if (isTopHash(text)) return text
   const found = text === '' ? 'is empty' : `holds ${JSON.stringify(text.slice(0, 80))}`
@@ -315,6 +317,23 @@ async function packageNotFound(
   return new BobbinError(
     'PACKAGE_NOT_FOUND',
     `no package ${name} in ${formatRegistry(registry)}; ${similar.length === 0 ? 'see' : 'did you mean'} ${help}`,
+  )
+}
+
+/** The registry does not let us list, or its server cannot. */
+function isUnlisted(error: unknown): error is BobbinError {
+  return hasCode(error, 'ACCESS_DENIED', 'NOT_SUPPORTED')
+}
+
+/** A pointer that is not there, in a registry that does not tell what there is. */
+function notFoundUnlisted(registry: Registry, name: PackageName, pointer: string, why: BobbinError): BobbinError {
+  const what = pointer === 'latest' ? `package ${name}` : `revision or tag ${JSON.stringify(pointer)} of ${name}`
+  const reason = hasCode(why, 'NOT_SUPPORTED') ? 'the server cannot list' : 'listing is refused'
+  return new BobbinError(
+    pointer === 'latest' ? 'PACKAGE_NOT_FOUND' : 'REVISION_NOT_FOUND',
+    `no ${what} in ${formatRegistry(registry)}, or no access to it: ${reason}, so what there is cannot be said; ` +
+      `check the name, or give the whole top hash${hasCode(why, 'NOT_SUPPORTED') ? '' : ' (to list takes s3:ListBucket)'}`,
+    { cause: why },
   )
 }
 

@@ -10,6 +10,7 @@
  */
 import type { S3Client } from '@aws-sdk/client-s3'
 import { BobbinError, throwIfAborted } from '../model/index.js'
+import { awsFilesGeneration } from './aws-files.js'
 import { S3Clients } from './client.js'
 import { CredentialFinder, type FoundCredentials } from './credentials.js'
 import { isDenied, isStaleIdentity, redirectRegion } from './errors.js'
@@ -33,6 +34,7 @@ export class S3Access {
   readonly #clients: S3Clients
   readonly #credentials: CredentialFinder
   readonly #buckets = new Map<string, BucketMemory>()
+  #generation: number | undefined
 
   /** `idleMs`: ends requests whose connection was silent for so long; by default who sends them has a clock. */
   constructor(ioTimeoutMs: number, options: { readonly idleMs?: number } = {}) {
@@ -42,6 +44,7 @@ export class S3Access {
 
   /** Throws ACCESS_DENIED with what was tried; every other error as it came. */
   async send<Output>(request: S3Request<Output>, signal: AbortSignal): Promise<Output> {
+    await this.#takeChanges()
     const memory = this.#memoryOf(request.bucket)
     let credentials = await this.#credentials.find()
     let isSigned = credentials.kind === 'found' && (memory.isSigned.get(request.operation) ?? true)
@@ -81,6 +84,18 @@ export class S3Access {
   /** The client that a signed request to this bucket would be sent with now, for who has to know its settings. */
   async client(bucket: string): Promise<S3Client> {
     return await this.#client(bucket, await this.#credentials.find(), true)
+  }
+
+  /** Of the machine's files: what was learned by those of before is forgotten, and requests under way end with it. */
+  async #takeChanges(): Promise<void> {
+    const generation = await awsFilesGeneration()
+    if (generation === this.#generation) return
+    const isFirst = this.#generation === undefined
+    this.#generation = generation
+    if (isFirst) return
+    this.#clients.forget()
+    this.#credentials.forget()
+    this.#buckets.clear()
   }
 
   #client(bucket: string, credentials: FoundCredentials, isSigned: boolean): Promise<S3Client> {

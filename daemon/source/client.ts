@@ -102,6 +102,20 @@ export class S3Clients {
     )
   }
 
+  /** Settings are read again for the next request; requests under way keep their sockets. */
+  forget(): void {
+    this.#settings = undefined
+    this.#clients.clear()
+    const { direct, proxied } = this.#agents ?? {}
+    this.#agents = undefined
+    for (const { httpAgent, httpsAgent } of [direct ?? {}, proxied ?? {}] as ProxyAgents[]) {
+      for (const agent of [httpAgent, httpsAgent]) {
+        if (agent && 'freeSockets' in agent)
+          for (const sockets of Object.values(agent.freeSockets)) for (const socket of sockets ?? []) socket.destroy()
+      }
+    }
+  }
+
   close(): void {
     for (const { httpAgent, httpsAgent } of [
       this.#agents?.direct ?? {},

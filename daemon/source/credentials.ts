@@ -67,6 +67,12 @@ export class CredentialFinder {
     return this.#found
   }
 
+  /** The next one who asks looks anew. */
+  forget(): void {
+    this.#found = undefined
+    this.#lookAgainAt = Infinity
+  }
+
   /**
    * What to use instead of credentials that a server refused. The same object as `refused` means that looking again
    * found nothing new. Callers that are refused together share one look.

@@ -112,6 +112,13 @@ export function s3Error(error: unknown, what: string, isList: boolean): BobbinEr
       cause: error,
     })
   }
+  if (isList && status === 501) {
+    return new BobbinError(
+      'NOT_SUPPORTED',
+      `the server does not list (${code}, HTTP 501): ${what}; name the package, and its revision by a tag or the whole top hash`,
+      { cause: error },
+    )
+  }
   if (status === 412) {
     return new BobbinError('UPSTREAM_UNAVAILABLE', `changed while it was read: ${what}`, { cause: error })
   }

@@ -4,9 +4,10 @@
  * What is not a regular file is never read: a manifest may name a fifo or a device, and opening one
  * could block for ever (hence O_NONBLOCK, then fstat). A file system that does not answer, such as
  * NFS without its server, is given up after the I/O time-out; its system call stays behind in the
- * thread pool, which nothing can help.
+ * thread pool, which nothing can help. One that answers with an error that may pass (EIO and ESTALE of NFS) is asked again until then,
+ * by path, since a handle that went stale stays so.
  */
-import { constants, type Dirent } from 'node:fs'
+import { constants, type Dirent, type Stats } from 'node:fs'
 import { type FileHandle, open, readdir, readlink, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import {
@@ -24,6 +25,8 @@ import {
   throwIfAborted,
 } from '../model/index.js'
 import { isBelowOne } from '../registry/served.js'
+import { Progress } from './progress.js'
+import { whilePassing } from './retry.js'
 
 /** Large enough that the thread pool's round trip is small beside the copy, small enough to have many. */
 const READ_BYTES = 512 * 1024
@@ -36,19 +39,45 @@ export class FileSource implements Source {
   async read(key: PhysicalKey, options: ReadOptions = {}): Promise<Reading> {
     const { path } = asFileKey(key)
     throwIfAborted(options.signal)
-    const { within } = options
+    const progress = new Progress(this.ioTimeoutMs)
+    const opened = await this.#retried(path, progress, options.signal, () => this.#opened(path, options.within))
+    try {
+      throwIfAborted(options.signal)
+      const { size, mtime } = opened.stats
+      const start = Math.min(options.range?.start ?? 0, size)
+      const end = Math.min(start + (options.range?.length ?? Infinity), size)
+      return {
+        chunks: this.#chunks(opened, path, start, end, progress, options),
+        objectBytes: size,
+        lastModified: mtime,
+      }
+    } catch (error) {
+      await this.#close(opened.handle, path)
+      throw readError(path, error)
+    }
+  }
+
+  async #retried<T>(
+    what: string,
+    progress: Progress,
+    signal: AbortSignal | undefined,
+    attempt: () => Promise<T>,
+  ): Promise<T> {
+    try {
+      // What the system said, for the words about it.
+      const asked = () => attempt().catch(error => Promise.reject(mayPass(error) ? systemError(error) : error))
+      return await whilePassing(what, progress, signal, { attempt: asked, mayPass })
+    } catch (error) {
+      throw readError(what, error)
+    }
+  }
+
+  async #opened(path: string, within: readonly string[] | undefined): Promise<OpenedFile> {
     const handle = within === undefined ? await this.#open(path) : await this.#openWithin(path, within)
     try {
       const stats = await this.#bounded(handle.stat(), `stat ${path}`)
       if (!stats.isFile()) throw new BobbinError('OBJECT_GONE', `not a regular file: ${path}`)
-      throwIfAborted(options.signal)
-      const start = Math.min(options.range?.start ?? 0, stats.size)
-      const end = Math.min(start + (options.range?.length ?? Infinity), stats.size)
-      return {
-        chunks: this.#chunks(handle, path, start, end, options.signal),
-        objectBytes: stats.size,
-        lastModified: stats.mtime,
-      }
+      return { handle, stats }
     } catch (error) {
       await this.#close(handle, path)
       throw readError(path, error)
@@ -90,23 +119,38 @@ export class FileSource implements Source {
   }
 
   async *#chunks(
-    handle: FileHandle,
+    first: OpenedFile,
     path: string,
     start: number,
     end: number,
-    signal: AbortSignal | undefined,
+    progress: Progress,
+    { signal, within }: ReadOptions,
   ): AsyncGenerator<Uint8Array> {
+    let { handle } = first
+    let isBroken = false
     try {
       for (let at = start; at < end; ) {
         throwIfAborted(signal)
-        // A buffer of its own each time: the consumer may keep the chunk.
-        const buffer = Buffer.allocUnsafeSlow(Math.min(READ_BYTES, end - at))
-        const { bytesRead } = await this.#bounded(handle.read(buffer, 0, buffer.length, at), `read ${path}`)
-        if (bytesRead === 0) {
+        progress.touch()
+        const chunk = await this.#retried(path, progress, signal, async () => {
+          if (isBroken) {
+            const again = await this.#opened(path, within)
+            await this.#close(handle, path)
+            handle = again.handle
+            requireSame(path, first.stats, again.stats)
+          }
+          isBroken = true
+          // A buffer of its own each time: the consumer may keep the chunk.
+          const buffer = Buffer.allocUnsafeSlow(Math.min(READ_BYTES, end - at))
+          const { bytesRead } = await this.#bounded(handle.read(buffer, 0, buffer.length, at), `read ${path}`)
+          isBroken = false
+          return buffer.subarray(0, bytesRead)
+        })
+        if (chunk.length === 0) {
           throw new BobbinError('UPSTREAM_UNAVAILABLE', `${path} was cut to ${at} bytes while it was read`)
         }
-        at += bytesRead
-        yield buffer.subarray(0, bytesRead)
+        at += chunk.length
+        yield chunk
       }
     } catch (error) {
       throw readError(path, error)
@@ -126,13 +170,7 @@ export class FileSource implements Source {
   ): AsyncGenerator<ListedKey> {
     const { path } = asFileKey(folder)
     throwIfAborted(options.signal)
-    let found: Dirent[]
-    try {
-      found = await this.#bounded(readdir(path, { withFileTypes: true }), `list ${path}`)
-    } catch (error) {
-      if (isMissing(error)) return
-      throw readError(path, error)
-    }
+    const found = await this.#retried(path, new Progress(this.ioTimeoutMs), options.signal, () => this.#listed(path))
     const prefix = options.namePrefix ?? ''
     const entries: { sortKey: Buffer; name: string; isFolder: boolean }[] = []
     for (const entry of found) {
@@ -149,6 +187,16 @@ export class FileSource implements Source {
     }
   }
 
+  /** A missing folder has nothing in it. */
+  async #listed(path: string): Promise<Dirent[]> {
+    try {
+      return await this.#bounded(readdir(path, { withFileTypes: true }), `list ${path}`)
+    } catch (error) {
+      if (isMissing(error)) return []
+      throw error
+    }
+  }
+
   #bounded<T>(promise: Promise<T>, what: string): Promise<T> {
     let timer: NodeJS.Timeout | undefined
     const timeout = new Promise<never>((_resolve, reject) => {
@@ -160,6 +208,43 @@ export class FileSource implements Source {
     })
     return Promise.race([promise, timeout]).finally(() => clearTimeout(timer))
   }
+}
+
+interface OpenedFile {
+  readonly handle: FileHandle
+  readonly stats: Stats
+}
+
+/** A file that was exchanged while its file system was away would give half of each. */
+function requireSame(path: string, before: Stats, now: Stats): void {
+  if (before.size === now.size && before.mtimeMs === now.mtimeMs) return
+  throw new BobbinError('UPSTREAM_UNAVAILABLE', `${path} was changed while it was read`)
+}
+
+/**
+ * What a network's file system says of a server that is away or has started again; EIO is also a disk's, which does not get better,
+ * and costs the I/O time-out then.
+ */
+const PASSING_CODES = [
+  'EIO',
+  'EREMOTEIO',
+  'ESTALE',
+  'ETIMEDOUT',
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EHOSTDOWN',
+  'EHOSTUNREACH',
+  'ENETDOWN',
+  'ENETUNREACH',
+  'ENOTCONN',
+]
+
+function mayPass(error: unknown): boolean {
+  return PASSING_CODES.includes(systemCode(systemError(error)) ?? '')
+}
+
+function systemError(error: unknown): unknown {
+  return error instanceof BobbinError ? error.cause : error
 }
 
 function asFileKey(key: PhysicalKey): FileKey {
@@ -189,7 +274,7 @@ function readError(path: string, error: unknown): BobbinError {
       cause: error,
     })
   }
-  if (['EIO', 'ESTALE', 'ETIMEDOUT', 'EHOSTDOWN'].includes(systemCode(error) ?? '')) {
+  if (mayPass(error)) {
     return new BobbinError('UPSTREAM_UNAVAILABLE', `cannot read ${path}: ${(error as Error).message}`, { cause: error })
   }
   return localError(`read ${path}`, error)

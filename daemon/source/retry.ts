@@ -10,6 +10,7 @@ import { BobbinError, formatDuration, throwIfAborted } from '../model/index.js'
 import { reasonOf } from './errors.js'
 import { failureClass, isClockSkew, retryAfterMs, SilenceError } from './failure-class.js'
 import type { Progress } from './progress.js'
+import { WaitNotice } from './waiting.js'
 
 const FIRST_WAIT_MS = 100
 /** S3 asks throttled clients to slow down for seconds, not minutes. */
@@ -61,29 +62,50 @@ export async function withRetries<T>(
   signal: AbortSignal | undefined,
   attempt: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
+  return await whilePassing(what, progress, signal, {
+    attempt: () => bounded(progress.connectionMs(), signal, attempt),
+    mayPass: error => failureClass(error) === 'passes',
+  })
+}
+
+/** The same for other failures than those of the network: `mayPass` says which are worth another try, and `attempt` ends by itself. */
+export async function whilePassing<T>(
+  what: string,
+  progress: Progress,
+  signal: AbortSignal | undefined,
+  { attempt, mayPass }: { attempt(): Promise<T>; mayPass(error: unknown): boolean },
+): Promise<T> {
   const backoff = new Backoff(progress)
+  const notice = new WaitNotice(what, progress)
   // The last try is often cut short, and says less than those before it.
   let telling: unknown
-  for (;;) {
-    throwIfAborted(signal)
-    let failure: unknown
-    try {
-      return await bounded(progress.connectionMs(), signal, attempt)
-    } catch (error) {
-      failure = error
+  try {
+    for (;;) {
+      throwIfAborted(signal)
+      let failure: unknown
+      try {
+        return await attempt()
+      } catch (error) {
+        failure = error
+      }
+      throwIfAborted(signal)
+      if (!mayPass(failure)) throw failure
+      if (!(failure instanceof SilenceError)) {
+        telling = failure
+        notice.failed(failure)
+      }
+      if (await backoff.wait(failure, signal)) continue
+      // The words for it say what to do.
+      if (isClockSkew(failure)) throw failure
+      const reason = telling === undefined ? '' : `: ${reasonOf(telling)}`
+      throw new BobbinError(
+        'UPSTREAM_UNAVAILABLE',
+        `no progress on ${what} within ${formatDuration(progress.ioTimeoutMs)}, in ${backoff.tries} tries${reason}`,
+        { cause: failure },
+      )
     }
-    throwIfAborted(signal)
-    if (failureClass(failure) !== 'passes') throw failure
-    if (!(failure instanceof SilenceError)) telling = failure
-    if (await backoff.wait(failure, signal)) continue
-    // The words for it say what to do.
-    if (isClockSkew(failure)) throw failure
-    const reason = telling === undefined ? '' : `: ${reasonOf(telling)}`
-    throw new BobbinError(
-      'UPSTREAM_UNAVAILABLE',
-      `no progress on ${what} within ${formatDuration(progress.ioTimeoutMs)}, in ${backoff.tries} tries${reason}`,
-      { cause: failure },
-    )
+  } finally {
+    notice.end()
   }
 }
 

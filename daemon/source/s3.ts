@@ -27,6 +27,7 @@ import { s3Error } from './errors.js'
 import { httpStatus, SilenceError } from './failure-class.js'
 import { Progress } from './progress.js'
 import { Backoff, withRetries } from './retry.js'
+import { WaitNotice } from './waiting.js'
 
 /** A server without ranges starts from the beginning each time, so a large object over a bad link would never end. */
 const RESTARTS_MAX = 5
@@ -139,7 +140,7 @@ export class S3Source implements Source {
       try {
         // Of a body that starts at the beginning again.
         let known = at - body.start
-        for await (const chunk of watch(body.stream, progress)) {
+        for await (const chunk of watch(body.stream, progress, formatPhysicalKey(object))) {
           const fresh = chunk.subarray(Math.min(known, chunk.length), known + first.start + first.lengthMax - at)
           known = Math.max(0, known - chunk.length)
           at += fresh.length
@@ -286,7 +287,7 @@ function openBody(output: ObjectAnswer, range: ByteRange | undefined, what: stri
 }
 
 /** The stream's chunks; destroys it when the next one takes too long, and when the consumer stops. */
-async function* watch(stream: Readable, progress: Progress): AsyncGenerator<Uint8Array> {
+async function* watch(stream: Readable, progress: Progress, what: string): AsyncGenerator<Uint8Array> {
   const iterator = stream[Symbol.asyncIterator]()
   try {
     for (;;) {
@@ -294,11 +295,13 @@ async function* watch(stream: Readable, progress: Progress): AsyncGenerator<Uint
         () => stream.destroy(new SilenceError('no bytes came, or too few')),
         progress.connectionMs(),
       )
+      const notice = new WaitNotice(what, progress)
       let step: IteratorResult<Uint8Array>
       try {
         step = await iterator.next()
       } finally {
         clearTimeout(timer)
+        notice.end()
       }
       if (step.done) return
       yield step.value
