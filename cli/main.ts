@@ -255,7 +255,7 @@ forDaemon(
   .option('--mkdir', 'make the mountpoint when it is missing')
   .option(
     '--scratch <dir>',
-    'programs may write there too: what they write is kept in this folder (root, or fuse-overlayfs), never in the package',
+    'let programs write above the package: keep what they write in this folder (as root, or with fuse-overlayfs)',
   )
   .addOption(openMode())
   .action(async (pkg, dir, flags) => (await import('./mount.js')).mount(pkg, dir, flags))
@@ -320,7 +320,11 @@ forPackage(
 )
   .usage('[options] IMAGE [COMMAND...]   or   --host [options] -- COMMAND...')
   .passThroughOptions()
-  .option('--mount <pkg:path>', 'mount a package (or a folder that is a mount) at this path, read-only', collect)
+  .option(
+    '--mount <pkg:path>',
+    'mount a package (or a folder that is a mount) at this path, read-only (but see --scratch)',
+    collect,
+  )
   .option('--host', 'no container: run the command on this machine, with each package mounted at its path')
   .addOption(
     new Option('--engine <name>', 'docker or podman (default: the first that answers)').choices(['docker', 'podman']),
@@ -344,6 +348,10 @@ forPackage(
   )
   .option('--no-code', 'record no code')
   .option('--require-clean', 'refuse code that differs from its commit')
+  .option(
+    '--scratch',
+    'let the command write above its packages, and record what it wrote (as root, or with fuse-overlayfs)',
+  )
   .option('--no-loader', 'no loader for this run')
   .option('--key <file>', 'sign the record with this Ed25519 key, PEM (BOBBIN_RUN_KEY)')
   .option('--gpus <gpus>', "docker's; sets --shm-size 8g and ulimits memlock and stack unless you give them")

@@ -24,9 +24,9 @@ import {
   shortened,
 } from './run/result.js'
 import { type AllowFlags, refuseUnlessAllowed, rightsOf } from './run/rights.js'
-import { makeScratch } from './run/scratch.js'
 import { startRun } from './run/start.js'
 import { surroundingDifferences } from './run/surroundings.js'
+import { makeTemporaryFolder } from './run/temporary-folder.js'
 import { upToDate } from './runs.js'
 import type { CommonFlags } from './settings.js'
 
@@ -54,7 +54,7 @@ export async function reproduce(text: string, flags: ReproduceFlags): Promise<vo
         'INVALID_ARGUMENT',
         `${record.path} is of ${facts.nodes.length} nodes: reproduce the record of each, on as many`,
       )
-    const scratch = makeScratch('bobbin-code-')
+    const scratch = makeTemporaryFolder('bobbin-code-')
     try {
       await again(record, facts, scratch, flags, context)
     } finally {
@@ -91,6 +91,7 @@ async function again(
       code: codeDir === undefined ? undefined : await restoredCode(codeDir, facts.code!),
       outputDir: outputDirOf(facts, flags, text => output.note(text)),
       outputGlobs,
+      withScratch: facts.mounts.some(({ scratch }) => scratch !== undefined),
       withLoader: facts.loaderSocket !== null,
       isForeign: true,
       key: runKey(),

@@ -5,6 +5,7 @@ import { readLatest } from '../daemon/registry/registry.js'
 import { checkWorkflow } from '../daemon/workflow/workflow.js'
 import { createRegistryWriter } from '../daemon/writer/index.js'
 import { type Context, type PackageFlags, sourceConfigOf, withContext } from './context.js'
+import { overlayMakers } from './overlay/overlay.js'
 import { compilePaths } from './path-globs.js'
 import { targetOf, workflowOf } from './push.js'
 import { runKey } from './record/dsse.js'
@@ -32,6 +33,7 @@ export interface RunFlags extends PackageFlags, EngineFlags {
   readonly pushOutput?: string
   /** Of `pushOutput`'s registry. */
   readonly workflow?: string
+  readonly scratch?: boolean
   /** false: `--no-loader`. */
   readonly loader?: boolean
   readonly key?: string
@@ -93,6 +95,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   const engine = isContainer ? await problems.try(() => findEngine(flags.engine, context.signal)) : undefined
   const mounts = await problems.try(() => (flags.mount ?? []).map(text => parseMountWish(text, isContainer)))
   if (mounts !== undefined && mounts.length > 0) await problems.try(() => checkMounting(isContainer))
+  if (flags.scratch) await problems.try(() => overlayMakers())
   const env = await problems.try(() => environmentOf(flags.env ?? []))
   const { code: codeDir = process.cwd(), output: dir, pushOutput } = flags
   const outputDir = dir === undefined ? undefined : await problems.try(() => prepareOutputs(dir, note))
@@ -130,6 +133,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
     outputDir: outputDir ?? (pushOutput === undefined ? undefined : 'own'),
     outputGlobs,
     withLoader: flags.loader ?? true,
+    withScratch: flags.scratch ?? false,
     key,
   }
   return startRun(wish, flags, context)

@@ -9,6 +9,7 @@ import type { RunFacts } from './record/run-facts.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
 import { containerName, removeContainer } from './run/container.js'
 import { finishRun } from './run/finish.js'
+import { hiddenOf } from './run/hidden.js'
 import { endLeftovers } from './run/leftovers.js'
 import { removeFolders } from './run/made-folders.js'
 import { unmountAll, unmountUnrecorded } from './run/run-mounts.js'
@@ -86,7 +87,8 @@ const MADE_LATER = 'bobbin run was ended before the record was whole: it was mad
  * Makes up for the end of a run whose process has gone. Only of one that was made here: what the record of somebody else
  * says is left running or mounted is nothing to end, and another node's may go on there.
  */
-export async function upToDate(folder: RunFolder, { settings, source, signal }: Context): Promise<RunFacts> {
+export async function upToDate(folder: RunFolder, context: Context): Promise<RunFacts> {
+  const { settings, source, signal } = context
   const facts = folder.read()
   const isOver = facts.finishedOn !== undefined || facts.host !== hostname()
   if (isOver || !folder.isIn(stateDir()) || isUnderWay(facts)) return facts
@@ -95,6 +97,7 @@ export async function upToDate(folder: RunFolder, { settings, source, signal }: 
   await endLeftovers(facts.runId)
   // Its engine has gone on with it; there is nobody left who would take its exit code.
   if (facts.engine.name !== 'host') await removeContainer(facts.engine.name, containerName(facts.runId))
+  const hidden = await hiddenOf(facts.mounts, context)
   await unmountAll(client, facts.mounts)
   if (client !== undefined && facts.mounting !== undefined)
     await unmountUnrecorded(client, facts.mounting, facts.startedOn)
@@ -108,7 +111,7 @@ export async function upToDate(folder: RunFolder, { settings, source, signal }: 
       ? { wasAbandoned: true }
       : { problems: [...problems, MADE_LATER], areLogsWhole: facts.areLogsWhole === true && areLogsThere(facts) }
   const key = runKey()
-  return finishRun(folder, { ...known, finishedOn, ...ended }, { cacheDir, source, key, signal })
+  return finishRun(folder, { ...known, ...hidden, finishedOn, ...ended }, { cacheDir, source, key, signal })
 }
 
 function stateOf({ finishedOn, wasAbandoned, exitCode, host }: RunFacts): string {
@@ -145,6 +148,10 @@ function described(folder: RunFolder, facts: RunFacts): string[] {
     ...(outputs === undefined
       ? []
       : [`outputs  ${outputs.length} in ${facts.outputDir ?? 'the folders of the nodes'}`]),
+    ...(facts.written ?? []).map(
+      ({ target, folder, files, filesMore, hidden = [], hiddenMore = 0 }) =>
+        `written  ${files.length + filesMore} files above ${target}, ${hidden.length + hiddenMore} of the package hidden: ${folder}`,
+    ),
     ...(facts.outputGlobs === undefined ? [] : [`result   ${facts.outputGlobs.join(' ')}`]),
     ...(facts.problems ?? []).map(problem => `problem  ${problem}`),
     ...(finishedOn !== undefined && facts.areLogsWhole !== true

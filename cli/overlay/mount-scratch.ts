@@ -77,7 +77,7 @@ export async function unmountScratch(
   { mountpoint, lower, overlay }: Scratch,
   isForced: boolean,
 ): Promise<void> {
-  if (overlay !== undefined) await unmountPath(mountpoint, { isForced, program: findBobbinFuse().path })
+  if (overlay !== undefined) await unmountOverlay({ mountpoint }, isForced)
   for (const deadline = Date.now() + LETTING_GO_MS; ; await sleep(AGAIN_MS)) {
     try {
       return await unmountLower(client, lower, isForced)
@@ -85,6 +85,11 @@ export async function unmountScratch(
       if (overlay !== 'fuse-overlayfs' || !hasCode(error, 'ALREADY_MOUNTED') || Date.now() > deadline) throw error
     }
   }
+}
+
+/** Throws ALREADY_MOUNTED while it is in use. */
+export function unmountOverlay({ mountpoint }: Pick<Scratch, 'mountpoint'>, isForced: boolean): Promise<void> {
+  return unmountPath(mountpoint, { isForced, program: findBobbinFuse().path })
 }
 
 /** Also one of a daemon that is gone. */

@@ -36,7 +36,15 @@ export async function mergeRecords(
   )
   const isComplete = all.every(({ run }) => isCompleteIn(statementOf(run)))
   const areEqual = all.every(({ facts: { options } }) => isDeepStrictEqual(options, first.options))
-  const { outputDir: _, outputsBefore: __, endedOn: ___, madeFolders: ____, ...rest } = first
+  const {
+    outputDir: _,
+    outputsBefore: __,
+    endedOn: ___,
+    madeFolders: ____,
+    hidden: _____,
+    written: ______,
+    ...rest
+  } = first
   const facts: RunFacts = {
     ...rest,
     runId: folder.runId,
@@ -56,6 +64,11 @@ export async function mergeRecords(
     outputs: all.flatMap(({ facts: { outputs = [], host, runId } }) =>
       outputs.map(output => ({ ...output, path: `${host}-${runId}/${output.path}` })),
     ),
+    ...(all.some(one => one.facts.written !== undefined) && {
+      written: all.flatMap(({ facts: { written = [], host, runId } }) =>
+        written.map(one => ({ ...one, target: `${host}-${runId}:${one.target}` })),
+      ),
+    }),
     loaded: all.flatMap(one => one.facts.loaded ?? []),
     nodes: all.map(({ facts: { runId, host, exitCode, env, options } }) => {
       const own = Object.fromEntries(Object.entries(env).filter(([name]) => !Object.hasOwn(common, name)))

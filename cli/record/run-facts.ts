@@ -35,6 +35,37 @@ const Mount = Type.Object({
   cacheDir: Type.String({ pattern: '^/' }),
   /** Rows of the manifest that no filesystem can show are left out; otherwise the package is refused. */
   quarantine: Type.Optional(Type.Boolean()),
+  /** The overlay above it (--scratch), which is then at `target` (in containers: bound there); `mountpoint` is the package alone. */
+  scratch: Type.Optional(
+    Type.Object({
+      folder: Type.String({ pattern: '^/' }),
+      mountpoint: Type.String({ pattern: '^/' }),
+      overlay: Type.Union([Type.Literal('kernel'), Type.Literal('fuse-overlayfs')]),
+    }),
+  ),
+})
+
+/** run/written.ts has the words. */
+const Written = Type.Object({
+  /** Of the mount above which it was written. */
+  target: Type.String(),
+  /** Where the files lie, here. */
+  folder: Type.String({ pattern: '^/' }),
+  /** `copied`: the bytes are still those of the package. */
+  files: Type.Array(
+    Type.Object({
+      path: Type.String(),
+      size: Type.Integer(),
+      sha256: Sha256,
+      change: Type.Union([Type.Literal('added'), Type.Literal('changed'), Type.Literal('copied')]),
+    }),
+  ),
+  /** Files, and their bytes, beyond those. */
+  filesMore: Type.Integer(),
+  bytesMore: Type.Integer(),
+  /** Keys of the package that were deleted, or replaced by what is not a file; folders end with a slash. Absent: not known. */
+  hidden: Type.Optional(Type.Array(Type.String())),
+  hiddenMore: Type.Optional(Type.Integer()),
 })
 
 /** run/image.ts has the words. */
@@ -173,6 +204,12 @@ const Schema = Type.Object({
   /** The process that looked after the run was gone before it was over. */
   wasAbandoned: Type.Optional(Type.Boolean()),
   outputs: Type.Optional(Type.Array(Output)),
+  /** What the command hid of each mount with a scratch folder, as it was before the mounts went. */
+  hidden: Type.Optional(
+    Type.Array(Type.Object({ target: Type.String(), hidden: Type.Array(Type.String()), hiddenMore: Type.Integer() })),
+  ),
+  /** What the command wrote above its data: no part of them, and no output. */
+  written: Type.Optional(Type.Array(Written)),
   /** Globs: which outputs are the result of the run, and decide whether it was reproduced; all of them where there are none. */
   outputGlobs: Type.Optional(Type.Array(Type.String())),
   /** What went wrong around the command, in words: a mount that ended, a full disk. What it did itself, its exit code says. */
@@ -205,9 +242,10 @@ export function parseFacts(text: string): RunFacts | undefined {
   }
   const isInside = ({ path }: { readonly path: string }) =>
     !path.split('/').some(part => ['', '.', '..'].includes(part))
-  const { outputs = [], mounts, startedOn, endedOn = startedOn, finishedOn = startedOn } = facts
+  const { outputs = [], written = [], mounts, startedOn, endedOn = startedOn, finishedOn = startedOn } = facts
   const times = [startedOn, endedOn, finishedOn, ...mounts.map(({ mountedAt }) => mountedAt)]
-  return outputs.every(isInside) && !times.map(Date.parse).some(Number.isNaN) ? facts : undefined
+  const files = [...outputs, ...written.flatMap(one => one.files)]
+  return files.every(isInside) && !times.map(Date.parse).some(Number.isNaN) ? facts : undefined
 }
 
 export function formatFacts(facts: RunFacts): string {

@@ -8,6 +8,7 @@
  *   run.intoto.jsonl both in signed envelopes, when there is a key
  *   source.diff      what the code differs in from its commit
  *   pushed.json      the revision that the outputs became
+ *   scratch/         what the command wrote above its data, by the number of the mount (--scratch)
  *   stdout.log, stderr.log, outputs/, mnt/, loader/, deliveries.ndjson
  */
 import { closeSync, fstatSync, readdirSync, readFileSync, statSync } from 'node:fs'

@@ -73,6 +73,7 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
           env: run.env,
           ...(run.passed !== undefined && { envNames: run.passed }),
           options: run.options,
+          ...(run.mounts.some(({ scratch }) => scratch !== undefined) && { scratch: true }),
         },
         internalParameters: {
           host: run.host,
@@ -107,10 +108,22 @@ export function provenance(run: RunFacts, { ledger, isComplete, files }: Evidenc
           startedOn: run.startedOn,
           ...(run.finishedOn !== undefined && { finishedOn: run.finishedOn }),
         },
-        byproducts: [...kept, exitOf(run)],
+        byproducts: [...kept, exitOf(run), ...(run.written ?? []).flatMap(writtenOf)],
       },
     },
   }
+}
+
+/** What was written above a mount is neither data nor a subject: run.json lists it, which is named by its hash. */
+function writtenOf({ target, files, filesMore, hidden, hiddenMore = 0 }: NonNullable<RunFacts['written']>[number]) {
+  const changed = files.filter(({ change }) => change === 'changed').length
+  const annotations = {
+    target,
+    files: files.length + filesMore,
+    changed,
+    ...(hidden !== undefined && { hidden: hidden.length + hiddenMore }),
+  }
+  return [{ name: 'written', annotations } satisfies ResourceDescriptor]
 }
 
 /** Files of a record that say what code differs in from its commit. */

@@ -85,11 +85,21 @@ export async function verifyRecord(
   const compared = await comparedOutputs(run, facts, options.packages.signal)
   const changed = compared.filter(({ change }) => change === 'changed')
   problems.push(...changed.map(({ path }) => `outputs/${path} has changed since`))
+  const written = await comparedWritten(facts, options.packages.signal)
+  problems.push(
+    ...written
+      .filter(({ change }) => change === 'changed')
+      .map(({ target, path }) => `what was written to ${path} above ${target} has changed since`),
+  )
   const { publicKey } = options
   if (publicKey !== undefined) problems.push(...signatureProblems(run, publicKey))
   problems.push(...wrong)
   const missing = compared.filter(({ change }) => change === 'missing').length
+  const writtenMissing = written.filter(({ change }) => change === 'missing').length
   const remarks = [
+    ...(writtenMissing > 0
+      ? [`${writtenMissing} of the files that it wrote above its data are not where they were, and were not checked`]
+      : []),
     ...(missing > 0 ? [`${missing} of its outputs are not where they were, and were not checked`] : []),
     ...(publicKey !== undefined ? [] : [unchecked(run)]),
     ...(isCompleteIn(statement) ? [] : ['it says itself that reads may be missing from its ledger']),
@@ -108,6 +118,13 @@ export async function verifyRecord(
 async function comparedOutputs(run: RunFolder, { outputs = [], outputDir }: RunFacts, signal: AbortSignal | undefined) {
   const folder = run.outputsBeside() ?? outputDir
   return folder === undefined ? [] : compareWithFolder(outputs, folder, signal)
+}
+
+async function comparedWritten({ written = [] }: RunFacts, signal: AbortSignal | undefined) {
+  const compared = []
+  for (const { target, folder, files } of written)
+    for (const file of await compareWithFolder(files, folder, signal)) compared.push({ target, ...file })
+  return compared
 }
 
 function unchecked(run: RunFolder): string {

@@ -132,6 +132,11 @@ export function bindingsOf(mounts: readonly RunMount[], folder: string): Binding
   const isFollowed = isShared(folder)
   return [
     ...(mounts.length > 0 ? [{ source: folder, target: MOUNTS_INSIDE, isFollowed }] : []),
-    ...mounts.map(({ mountpoint, target }) => ({ source: mountpoint, target, isFollowed })),
+    ...mounts.map(({ mountpoint, target, scratch }) => ({
+      source: scratch?.mountpoint ?? mountpoint,
+      target,
+      isFollowed,
+      isWritable: scratch !== undefined,
+    })),
   ]
 }

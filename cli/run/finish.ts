@@ -22,6 +22,7 @@ import type { RunFolder } from '../record/run-folder.js'
 import { diffNames } from '../record/statement.js'
 import { writeStatements } from '../record/write-statements.js'
 import { unfitting } from './result.js'
+import { hashWritten, shadowText, type Written } from './written.js'
 
 export interface FinishOptions {
   readonly cacheDir: string
@@ -38,13 +39,17 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
     facts.outputDir === undefined
       ? undefined
       : await hashOutputs(facts.outputDir, facts.outputsBefore ?? {}, options.signal)
+  const above = await writtenAbove(facts, options)
   const problems = [
     ...(facts.problems ?? []),
+    ...above.problems,
     ...(hashed?.problems ?? []),
     ...(hashed === undefined ? [] : unfitting(facts.outputGlobs, hashed.files)),
   ]
+  const { hidden: _, ...known } = facts
   const finished: RunFacts = {
-    ...facts,
+    ...known,
+    ...(above.written.length > 0 && { written: above.written }),
     loaded: loadedOnly(facts, reads),
     areLogsWhole: reads.lost === 0 && facts.areLogsWhole === true && facts.wasAbandoned !== true,
     ...(hashed !== undefined && { outputs: hashed.files }),
@@ -64,6 +69,33 @@ export async function finishRun(run: RunFolder, facts: RunFacts, options: Finish
   run.write(finished)
   rmSync(run.file(NEEDS_ACCESS_LOGS), { force: true })
   return finished
+}
+
+/** Of each mount with a scratch folder. */
+async function writtenAbove(
+  { mounts, hidden = [] }: RunFacts,
+  { cacheDir, source, signal }: FinishOptions,
+): Promise<{ readonly written: Written[]; readonly problems: string[] }> {
+  const written: Written[] = []
+  const problems: string[] = []
+  for (const mount of mounts) {
+    if (mount.scratch === undefined) continue
+    const opened = await openRecorded(mount, { cacheDir, source, offline: true, quarantine: true, signal })
+    try {
+      const hashed = await hashWritten(mount, opened.index, signal)
+      const seen = hidden.find(({ target }) => target === mount.target)
+      const one: Written = {
+        ...hashed.written,
+        ...(seen !== undefined && { hidden: seen.hidden, hiddenMore: seen.hiddenMore }),
+      }
+      const unknown = `what the command deleted at ${mount.target} is not known: its overlay was gone before it could be looked at`
+      written.push(one)
+      problems.push(...hashed.problems, ...(seen === undefined ? [unknown] : []), ...[shadowText(one) ?? []].flat())
+    } finally {
+      opened.close()
+    }
+  }
+  return { written, problems }
 }
 
 /** The loader serves any package that it is asked for, mounted or not. */

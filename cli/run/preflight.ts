@@ -3,7 +3,7 @@ import { accessSync, constants, existsSync, mkdirSync, readFileSync, rmSync, sta
 import { resolve } from 'node:path'
 import { BobbinError, type ErrorCode, formatBytes, localError } from '../../daemon/model/index.js'
 import { type CodeIdentity, identifyCode } from './code.js'
-import { makeScratch } from './scratch.js'
+import { makeTemporaryFolder } from './temporary-folder.js'
 
 /** Gathers errors; what is not one of ours is a bug, and is thrown at once. */
 export class Problems {
@@ -49,7 +49,7 @@ export async function checkCode(
     outputDir,
   }: { readonly requireClean?: boolean | undefined; readonly outputDir?: string | undefined },
 ): Promise<FoundCode> {
-  const scratch = makeScratch('bobbin-git-')
+  const scratch = makeTemporaryFolder('bobbin-git-')
   try {
     const found = await identifyCode(dir, { scratch, outputDir })
     if (found === undefined)

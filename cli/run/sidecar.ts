@@ -10,7 +10,7 @@ import { fitsSocket } from '../../daemon/control/doors.js'
 import { BobbinError } from '../../daemon/model/index.js'
 import type { RunFolder } from '../record/run-folder.js'
 import { SERVE_NOTHING } from '../served.js'
-import { makeScratch } from './scratch.js'
+import { makeTemporaryFolder } from './temporary-folder.js'
 
 /** A mount of the run. */
 export interface ServedMount {
@@ -53,7 +53,7 @@ export async function startSidecar(
 ): Promise<Sidecar> {
   const isShort = fitsSocket(join(run.file('loader'), 'loader.sock'))
   // Others cannot get this far; whoever is in the container can, by the binding.
-  const base = isShort ? run.path : makeScratch('bobbin-run-')
+  const base = isShort ? run.path : makeTemporaryFolder('bobbin-run-')
   const folder = join(base, 'loader')
   mkdirSync(folder, { mode: 0o755 })
   const socket = join(folder, 'loader.sock')

@@ -25,15 +25,17 @@ import {
 import { type EngineOption, formatEngineOption } from './engine-options.js'
 import { finishRun } from './finish.js'
 import { hashVariables } from './hashes.js'
+import { hiddenOf } from './hidden.js'
 import type { ImageIdentity } from './image.js'
 import { launch } from './launch.js'
 import { startOf } from './leftovers.js'
 import { type MadeFolder, removeFolders } from './made-folders.js'
 import { endedMounts, settledStatus } from './mount-health.js'
 import { type FoundCode, isFull, prepareOutputs } from './preflight.js'
-import { type MountWish, mountFor, unmountAll } from './run-mounts.js'
+import { type MountWish, mountFor, unmountAll, withoutOverlay } from './run-mounts.js'
 import { type Sidecar, startSidecar } from './sidecar.js'
 import { lookAround } from './surroundings.js'
+import { shadowText } from './written.js'
 
 export interface RunWish {
   readonly version: string
@@ -56,6 +58,8 @@ export interface RunWish {
   /** Which outputs are the result; undefined: all of them. */
   readonly outputGlobs?: readonly string[] | undefined
   readonly withLoader: boolean
+  /** The command may write above its data. */
+  readonly withScratch: boolean
   /** The command comes from a record: a stranger's, perhaps. */
   readonly isForeign?: boolean
   readonly key: KeyObject | undefined
@@ -107,7 +111,9 @@ async function finish(
   try {
     // How it ended, for whoever makes up for the rest when we are ended now.
     folder.write(facts)
-    return await finishRun(folder, { ...facts, finishedOn: facts.endedOn! }, { cacheDir, source, key, signal })
+    const whole = await finishRun(folder, { ...facts, finishedOn: facts.endedOn! }, { cacheDir, source, key, signal })
+    for (const text of (whole.written ?? []).flatMap(one => shadowText(one) ?? [])) output.note(`bobbin: ${text}`)
+    return whole
   } catch (error) {
     if (!(error instanceof BobbinError)) throw error
     const how = `the command ended with ${exitCode}, but its record is not whole`
@@ -147,7 +153,13 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
       ...(madeFolders.length > 0 && { madeFolders: [...madeFolders] }),
       ...(mounting !== undefined && { mounting }),
     })
-  const mounts = await mountFor(wish.mounts, flags, context, { client, folder: mountsFolder, isContainer, onProgress })
+  const mounts = await mountFor(wish.mounts, flags, context, {
+    client,
+    folder: mountsFolder,
+    isContainer,
+    withScratch: wish.withScratch,
+    onProgress,
+  })
   let sidecar: Sidecar | undefined
   let ended: RunFacts
   const problems: string[] = []
@@ -176,6 +188,9 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
     const status = await settledStatus(client, mounts)
     // fuse-native keeps no log of what was opened.
     if (mounts.length > 0) areReadsKept = status?.mounts.every(({ transport }) => transport === 'native') ?? false
+    ended = { ...ended, ...(await hiddenOf(mounts, context)) }
+    for (const { target } of withoutOverlay(mounts))
+      problems.push(`the overlay at ${target} ended during the run: what was written from then on is not in the record`)
     for (const { mountpoint } of await endedMounts(status, mounts)) {
       areReadsKept = false
       problems.push(`the mount ${mountpoint} ended during the run: its folder was empty, or reads failed, from then on`)

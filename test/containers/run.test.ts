@@ -55,6 +55,38 @@ exit 7`
   t.same(mountsBelow(folder), [])
 })
 
+t.test('a container writes above its data with --scratch, as any user, and its record says what (S168)', async t => {
+  const disk = testFolder(t)
+  // The folder of tests may lie on an overlay, which takes no upper layer.
+  t.equal((await runProgram('mount', ['-t', 'tmpfs', 'tmpfs', disk])).status, 0)
+  t.teardown(() => runProgram('umount', ['-l', disk]))
+  const there = new Runs(disk, docker.env)
+  t.teardown(() => there.cli.try('stop', '--force'))
+  await there.commit({ 'code.txt': 'the code' })
+  const script = `cd /data/train; id -u; echo cache > labels.cache; echo more >> 000003.cls; cat 000001.jpg > /dev/null`
+  for (const user of ['0:0', '1234:1234']) {
+    const flags = ['--scratch', '--user', user, 'local:1', 'sh', '-ec', script]
+    const run = await there.run(...mount, ...network, ...flags)
+    t.equal(run.exitCode, 0, readFileSync(join(run.record, 'stderr.log'), 'utf8'))
+    t.match(factsOf(run).written, [
+      {
+        target: '/data',
+        files: [
+          { path: 'train/000003.cls', change: 'changed' },
+          { path: 'train/labels.cache', size: 6, change: 'added' },
+        ],
+        hidden: [],
+      },
+    ])
+    t.ok(readsOf(run).some(row => row.key === 'train/000001.jpg'))
+    t.equal((await there.bobbin('record', 'verify', run.runId)).status, 0)
+  }
+  t.same(
+    mountsBelow(disk).filter(({ mountpoint }) => mountpoint !== disk),
+    [],
+  )
+})
+
 t.test('what the run reads through its loader is in its ledger', async t => {
   // This machine's Python, and our client for it.
   const host = ['/usr:/usr', '/usr/lib:/lib', '/usr/lib64:/lib64', `${repository}/loader/python/src:/client`]

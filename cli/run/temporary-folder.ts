@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { localError } from '../../daemon/model/index.js'
 
 /** A folder of our own for the time being; whoever asked for it removes it. */
-export function makeScratch(prefix: string): string {
+export function makeTemporaryFolder(prefix: string): string {
   try {
     return mkdtempSync(join(tmpdir(), prefix))
   } catch (error) {
