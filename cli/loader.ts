@@ -1,11 +1,13 @@
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+import { findDaemon } from '../daemon/control/client.js'
 import { fitsSocket, SOCKET_PATH_BYTES_MAX } from '../daemon/control/doors.js'
 import { createLog } from '../daemon/control/log.js'
 import { BobbinError, localError, parseBytes, parseDurationMs } from '../daemon/model/index.js'
 import { LOADER_DEFAULTS, type LoaderOptions, TOKEN_HELP } from '../loader/http/options.js'
 import { runLoader } from '../loader/http/service.js'
 import { requireCache } from './context.js'
+import { daemonDiffers } from './daemon-differs.js'
 import { lookAtSecret } from './doctor-rights.js'
 import { Output } from './output.js'
 import { refuseOpenDoor, servedBy } from './served.js'
@@ -68,6 +70,10 @@ export async function loader(flags: LoaderFlags): Promise<void> {
     rehash: flags.rehash ?? false,
     deliveriesPath: flags.deliveries && resolve(flags.deliveries),
   }
+  const running = findDaemon(settings.cacheDir)
+  const differs = running && (await daemonDiffers(running, settings).catch(() => undefined))
+  // Whether that daemon answers, the loader finds out by itself.
+  if (differs !== undefined) createLog().warn(differs)
   await runLoader(options, addresses => {
     void output
       .row(

@@ -5,7 +5,7 @@ import { findDeadMounts } from '../daemon/mount/dead-mounts.js'
 import type { MountedAt } from '../daemon/mount/mount-table.js'
 import { isAlive } from '../daemon/store/index.js'
 import { type Context, withContext } from './context.js'
-import { daemonDiffers } from './daemon-differs.js'
+import { daemonDifferences, differencesText, loadersThatDiffer, loaderText } from './daemon-differs.js'
 import { table } from './output.js'
 import { asSeen } from './overlay/mount-scratch.js'
 import { findScratch } from './overlay/overlay.js'
@@ -50,13 +50,16 @@ export async function showStatus(client: DaemonClient, { settings, output }: Con
   const asked = await client.status()
   const facts = { ...asked, mounts: asSeen(asked.mounts) }
   const dead = await findDeadMounts()
-  const differs = await daemonDiffers(client, settings)
+  const differences = await daemonDifferences(client, settings)
+  const differs = differencesText(client.pid, differences)
+  const otherLoaders = loadersThatDiffer(facts, settings)
   const { daemon, mounts, cache, fetch, loader, lastErrors = [] } = facts
   const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
   const isMixed = (daemon.supervisorVersion ?? daemon.version) !== daemon.version
   const lines = [
     `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}${isMixed ? ` (bobbin-fuse ${daemon.supervisorVersion}: reload or restart it)` : ''}, for ${age}`,
     ...(differs === undefined ? [] : [`         ${differs}`]),
+    ...otherLoaders.map(other => `         ${loaderText(other)}`),
     `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
     `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
     `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
@@ -88,5 +91,13 @@ export async function showStatus(client: DaemonClient, { settings, output }: Con
     lines.push(
       `run      ${runId}, for ${formatDuration(Date.now() - Date.parse(startedOn))}: ${commandLine(command).slice(0, 80)}`,
     )
-  await output.row({ ...facts, runs, deadMounts: dead.map(({ mountpoint }) => mountpoint) }, lines)
+  const shown = {
+    ...facts,
+    ...(loader && { loader: { ...loader, owners: loader.owners.map(({ surroundings: _, ...owner }) => owner) } }),
+    runs,
+    deadMounts: dead.map(({ mountpoint }) => mountpoint),
+    // Names, never values; null: they are not known, since the daemon is another user's.
+    differences: differences === undefined ? null : { ...differences, loaders: otherLoaders },
+  }
+  await output.row(shown, lines)
 }

@@ -9,6 +9,7 @@ import { asFound, BobbinError, throwIfAborted } from '../../daemon/model/index.j
 import { readMountTable } from '../../daemon/mount/mount-table.js'
 import { objectsFolder } from '../../daemon/store/index.js'
 import type { Context, PackageFlags } from '../context.js'
+import { daemonDiffers } from '../daemon-differs.js'
 import { type FilesBefore, lookAtOutputs } from '../record/outputs.js'
 import type { RunFacts, RunMount } from '../record/run-facts.js'
 import { RunFolder } from '../record/run-folder.js'
@@ -144,6 +145,10 @@ async function runIn(folder: RunFolder, wish: RunWish, flags: PackageFlags, cont
   surroundings.catch(() => {})
   const { client, isStarted } = await ensureDaemon(settings)
   if (isStarted) output.note(`bobbin: started the daemon (process ${client.pid}) for ${settings.cacheDir}`)
+  else {
+    const differs = await daemonDiffers(client, settings)
+    if (differs !== undefined) output.note(`bobbin: ${differs}`)
+  }
   throwIfAborted(signal)
   const isContainer = wish.container !== undefined
   const mountsFolder = folder.file('mnt')

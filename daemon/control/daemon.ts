@@ -29,7 +29,13 @@ import type { ReloadBody, StatusFacts } from './schema.js'
 import { ServedMounts } from './served-mounts.js'
 import { removeSocket, startServer } from './server.js'
 import { chooseSocketPath } from './socket-path.js'
-import { ownSurroundings, type SettingsThatMatter, takeEnvironment } from './surroundings.js'
+import {
+  environmentThatMatters,
+  ownSurroundings,
+  type SettingsThatMatter,
+  takeEnvironment,
+  takeKept,
+} from './surroundings.js'
 
 /** What of its quota a cache's access logs may take: 10,000,000 files that are read need 480 MB. */
 const ACCESS_LOGS_PART = 1 / 8
@@ -60,6 +66,12 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const { cacheDir } = options
   /** Of the start, or of the last reload. */
   let settings: SettingsThatMatter = options
+  const kept = takeKept()
+  if (kept !== undefined) {
+    const { environment, ...wished } = kept
+    takeEnvironment(environment)
+    settings = { ...settings, ...wished }
+  }
   const lastErrors = new LastErrors(createLog())
   const log = new QuietLog(lastErrors)
   const ownLog = boundLog(daemonLogPath(cacheDir))
@@ -93,8 +105,8 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   const sourceConfig = () => ({ ioTimeoutMs: settings.ioTimeoutMs, offline: settings.offline })
   const workers = new Workers(sourceConfig())
   const store = await openStore(cacheDir, {
-    bytesMax: options.cacheBytesMax,
-    freeBytesMin: options.freeBytesMin,
+    bytesMax: settings.cacheBytesMax,
+    freeBytesMin: settings.freeBytesMin,
     hashFile: hashFileOn(workers),
     letGo: native && (ids => native.letGo(ids)),
     openElsewhere: native && (async () => (await native.stats()).pinnedBytes),
@@ -173,6 +185,19 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
     source.replace(sourceConfig())
     workers.replace(sourceConfig())
     log.info({ offline: settings.offline }, 'took settings and credentials anew')
+    const { ioTimeoutMs, offline, cacheBytesMax, freeBytesMin } = settings
+    const forTheNext: ReloadBody = {
+      environment: environmentThatMatters(),
+      ioTimeoutMs,
+      offline,
+      ...(cacheBytesMax !== undefined && { cacheBytesMax }),
+      ...(freeBytesMin !== undefined && { freeBytesMin }),
+    }
+    if (native?.keep(JSON.stringify(forTheNext)) === false)
+      log.warn(
+        {},
+        'the environment is too large to be kept: a daemon that starts again by itself has the one of its start',
+      )
     await store.limit({ bytesMax: wished.cacheBytesMax, freeBytesMin: wished.freeBytesMin })
   }
 

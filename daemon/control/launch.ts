@@ -7,6 +7,7 @@ import { daemonCommand } from './bobbin-fuse.js'
 import { type DaemonClient, findDaemon } from './client.js'
 import type { DaemonOptions } from './daemon.js'
 import { cutLog, daemonLogPath, LOG_BYTES_MAX } from './own-log.js'
+import { KEPT } from './surroundings.js'
 
 const START_MS = 15_000
 const POLL_MS = 50
@@ -28,7 +29,7 @@ export async function ensureDaemon(options: DaemonOptions): Promise<{ client: Da
   const log = openLog(options.cacheDir, logPath)
   const { argv } = daemonCommand(options)
   // It belongs to no run, whoever has started it (cli/run/leftovers.ts), and has a log of its own.
-  const { BOBBIN_RUN: _, BOBBIN_LOG: __, ...env } = process.env
+  const { BOBBIN_RUN: _, BOBBIN_LOG: __, [KEPT]: ___, ...env } = process.env
   const child = spawn(argv[0]!, argv.slice(1), { detached: true, cwd: '/', stdio: ['ignore', 'ignore', log], env })
   closeSync(log)
   child.unref()

@@ -118,7 +118,11 @@ export const ReleaseBody = Type.Object(
 )
 export type ReleaseBody = Static<typeof ReleaseBody>
 
-export const OwnerFacts = Type.Object({ pid: Type.Integer(), socket: Type.String() }, Closed)
+/** `surroundings`: what the loader has from its start. */
+export const OwnerFacts = Type.Object(
+  { pid: Type.Integer(), socket: Type.String(), surroundings: Type.Optional(SurroundingsFacts) },
+  Closed,
+)
 export type OwnerFacts = Static<typeof OwnerFacts>
 
 export const RenewBody = Type.Object({ owner: Word, facts: Type.Optional(OwnerFacts) }, Closed)
@@ -160,6 +164,8 @@ export const LoaderFacts = Type.Object({
       /** Of the objects that they hold, counted for each lease. */
       bytes: Type.Integer(),
       lastSeen: Type.String(),
+      /** For the owner of the daemon alone. */
+      surroundings: Type.Optional(SurroundingsFacts),
     }),
   ),
   leasedBytes: Type.Integer(),

@@ -216,7 +216,7 @@ const routesOf: Readonly<Record<Right, Routes>> = {
  * what is not served to others.
  */
 function withoutSecrets(facts: StatusFacts): StatusFacts {
-  const owners = (facts.loader?.owners ?? []).map(owner => ({
+  const owners = (facts.loader?.owners ?? []).map(({ surroundings: _, ...owner }) => ({
     ...owner,
     owner: createHash('sha256').update(owner.owner).digest('hex').slice(0, 12),
   }))

@@ -16,6 +16,9 @@ const OTHERS = /^AWS_(SDK_JS_\w+|CLI_\w+|PAGER)$/
 /** Node.js reads it when it starts. */
 const AT_START = ['NODE_EXTRA_CA_CERTS']
 
+/** How bobbin-fuse hands on what the last reload gave (`keep` of native/link/frames.md). */
+export const KEPT = 'BOBBIN_RELOADED'
+
 /** What differs stays as it is until the daemon starts again. */
 const NEED_START: readonly string[] = ['transport', ...AT_START]
 
@@ -39,6 +42,13 @@ export function environmentThatMatters(environment: NodeJS.ProcessEnv = process.
 export function takeEnvironment(sent: ReloadBody['environment']): void {
   for (const name of Object.keys(process.env)) if (isTaken(name)) delete process.env[name]
   for (const [name, value] of Object.entries(sent)) if (isTaken(name)) process.env[name] = value
+}
+
+/** What the last reload gave, when bobbin-fuse has started this daemon anew since; a daemon's own children do not get it. */
+export function takeKept(): ReloadBody | undefined {
+  const text = process.env[KEPT]
+  delete process.env[KEPT]
+  return text ? (JSON.parse(text) as ReloadBody) : undefined
 }
 
 function valuesOf(settings: SettingsThatMatter): Record<string, string> {
@@ -67,7 +77,7 @@ function digestsOf(settings: SettingsThatMatter, salt: string): Record<string, s
 
 const ownSalt = randomBytes(32).toString('hex')
 
-/** For the owner of the daemon. */
+/** For the owner of the daemon; a loader's, for the owner of its daemon. */
 export function ownSurroundings(settings: SettingsThatMatter): SurroundingsFacts {
   return { salt: ownSalt, digests: digestsOf(settings, ownSalt) }
 }
@@ -77,6 +87,12 @@ export interface Differences {
   readonly reload: readonly string[]
   /** Names for which the daemon has to start again. */
   readonly start: readonly string[]
+}
+
+/** Of a loader, which reads manifests with what it has from its start: its daemon's limits are not its own. */
+export function differencesFromLoader(facts: SurroundingsFacts, settings: SettingsThatMatter): readonly string[] {
+  const { reload, start } = differencesFrom(facts, settings)
+  return [...reload, ...start].filter(name => !SETTINGS_WITHOUT_DEFAULT.includes(name)).sort()
 }
 
 /** In what this process differs from a daemon. */

@@ -6,9 +6,11 @@ import { BobbinError } from '../model/index.js'
 import type { ObjectId } from '../store/index.js'
 import { OBJECT_FOLDERS } from '../store/layout.js'
 
-export const LINK_VERSION = 4
+export const LINK_VERSION = 5
 export const FRAME_HEADER_BYTES = 8
 const PAYLOAD_BYTES_MAX = 4 * 2 ** 20
+/** Of what is kept for the next daemon: a variable of an environment may have 128 KiB. */
+export const KEPT_BYTES_MAX = 96 * 2 ** 10
 export const OBJECT_BYTES = 33 + 32
 /** As many as go into one frame without making anybody wait for long. */
 export const OBJECTS_PER_FRAME = 4096
@@ -71,6 +73,8 @@ export type ToFuse =
   /** So many accesses are in the mount's log, lost ones included. */
   | { readonly kind: 'logged'; readonly mount: number; readonly count: number }
   | { readonly kind: 'answer'; readonly caller: number; readonly line: string }
+  /** For the next daemon, KEPT_BYTES_MAX at most. */
+  | { readonly kind: 'keep'; readonly text: string }
 
 export interface LinkedMount {
   readonly mount: number
@@ -146,6 +150,7 @@ const TO_FUSE = {
   statsAsk: 41,
   logged: 42,
   answer: 43,
+  keep: 45,
 } as const satisfies Record<ToFuse['kind'], number>
 
 /** A whole frame, with its header. */
@@ -204,6 +209,9 @@ export function encodeFrame(frame: ToFuse): Buffer {
       break
     case 'answer':
       out.u64(frame.caller).text(frame.line)
+      break
+    case 'keep':
+      out.text(frame.text)
       break
     default:
       frame satisfies never

@@ -18,6 +18,7 @@ import { errnoOf } from './errno.js'
 import { Link, type LinkHandlers } from './link.js'
 import {
   type EvictOutcome,
+  KEPT_BYTES_MAX,
   type LinkedMount,
   type LinkOpenMode,
   SHOWS_WRITE_BITS,
@@ -110,6 +111,13 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   /** Has lines of callers who are not the owner answered, by a line; without this they are hung up on. */
   answerCallers(answer: (caller: Caller, line: string) => Promise<string>): void {
     this.#answer = answer
+  }
+
+  /** The next daemon that bobbin-fuse starts finds this in its environment. False: it is too long. */
+  keep(text: string): boolean {
+    if (Buffer.byteLength(text) > KEPT_BYTES_MAX) return false
+    this.link.send({ kind: 'keep', text })
+    return true
   }
 
   asked(number: number, uid: number, gid: number, line: string): void {

@@ -9,6 +9,7 @@ import type { FastifyInstance } from 'fastify'
 import { createLog } from '../../daemon/control/log.js'
 import { boundLog } from '../../daemon/control/own-log.js'
 import { daemonRoom } from '../../daemon/control/room-holds.js'
+import { ownSurroundings } from '../../daemon/control/surroundings.js'
 import { BobbinError, localError, QuietLog } from '../../daemon/model/index.js'
 import { createSource } from '../../daemon/source/index.js'
 import { unownedRoom } from '../../daemon/store/cache-room.js'
@@ -45,7 +46,8 @@ export async function runLoader(
   if (options.socketPath !== undefined) await claimSocket(options.socketPath, options)
   const source = createSource({ ioTimeoutMs, offline })
   const door = new Door(options.served, log)
-  const objects = new Objects(options.daemon, { pid: process.pid, socket: options.socketPath ?? '' }, door, log)
+  const facts = { pid: process.pid, socket: options.socketPath ?? '', surroundings: ownSurroundings(options.daemon) }
+  const objects = new Objects(options.daemon, facts, door, log)
   const storeLimit = await objects.storeLimit()
   // A folder of the loader's own is no part of the daemon's cache.
   const room = stateDir === cacheDir ? daemonRoom(cacheDir, options.daemon) : unownedRoom(stateDir)

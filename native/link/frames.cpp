@@ -33,6 +33,7 @@ enum class Kind : std::uint16_t {
   statsAsk = 41,
   logged = 42,
   answer = 43,
+  keep = 45,
 };
 
 constexpr std::size_t NAME_BYTES = 33;
@@ -183,6 +184,12 @@ std::optional<FromDaemon> readFrame(Kind kind, wire::Reader& reader) {
       frame.line = reader.text();
       return frame;
     }
+    case Kind::keep: {
+      Keep frame;
+      frame.text = reader.text();
+      if (hasNul(frame.text) || frame.text.size() > KEPT_BYTES_MAX) return std::nullopt;
+      return frame;
+    }
     default:
       return std::nullopt;
   }
@@ -256,6 +263,7 @@ struct Describer {
   std::string operator()(const Answer& frame) const {
     return "answer " + std::to_string(frame.caller) + " " + frame.line;
   }
+  std::string operator()(const Keep& frame) const { return "keep " + frame.text; }
 };
 
 }  // namespace

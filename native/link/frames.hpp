@@ -12,9 +12,11 @@
 
 namespace bobbin::link {
 
-inline constexpr std::uint32_t VERSION = 4;
+inline constexpr std::uint32_t VERSION = 5;
 inline constexpr std::size_t FRAME_HEADER_BYTES = 8;
 inline constexpr std::uint32_t PAYLOAD_BYTES_MAX = 4U << 20;
+// A variable of an environment may have 128 KiB, with its name.
+inline constexpr std::size_t KEPT_BYTES_MAX = 96U << 10;
 
 using Buffer = std::vector<std::uint8_t>;
 
@@ -115,9 +117,14 @@ struct Answer {
   std::string line;
 };
 
+// Nothing to us; the next daemon gets it back, in its environment.
+struct Keep {
+  std::string text;
+};
+
 using FromDaemon =
     std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk,
-                 Logged, Answer>;
+                 Logged, Answer, Keep>;
 
 // Nothing: it is no frame of ours.
 std::optional<FromDaemon> decode(std::uint16_t kind, std::span<const std::uint8_t> payload);

@@ -42,6 +42,7 @@ constexpr int EXIT_ACCESS_DENIED = 12;
 constexpr int EXIT_FAILED = 1;
 constexpr const char* STATE_VARIABLE = "BOBBIN_FUSE_STATE";
 constexpr const char* RELOAD_VARIABLE = "BOBBIN_FUSE_RELOAD";
+constexpr const char* KEPT_VARIABLE = "BOBBIN_RELOADED";
 
 // A caller's events are its number and that.
 constexpr std::uint64_t CALLERS = 1ULL << 32U;
@@ -603,6 +604,10 @@ void Server::take(const link::Logged& frame) {
 }
 
 void Server::take(const link::Answer& frame) { callers_.answer(frame.caller, frame.line); }
+
+// In our own memory, from which each daemon that we start, and whoever takes over from us, gets it. The name is ours alone, so a
+// daemon can change nothing else of our environment.
+void Server::take(const link::Keep& frame) { ::setenv(KEPT_VARIABLE, frame.text.c_str(), 1); }
 
 void Server::onCaller(std::uint64_t number) {
   if (!callers_.receive(number)) return;

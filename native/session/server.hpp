@@ -80,6 +80,7 @@ class Server {
   void take(const link::Index& frame);
   void take(const link::Logged& frame);
   void take(const link::Answer& frame);
+  void take(const link::Keep& frame);
   void take(const link::Stop& frame);
   void take(const link::StatsAsk& frame);
 

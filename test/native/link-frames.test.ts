@@ -52,7 +52,7 @@ const PATHS = {
 
 /** What the vectors from the daemon say, in their order. */
 const FRAMES: readonly ToFuse[] = [
-  { kind: 'hello', version: 4, pid: 4321, program: 'bobbin 0.1.0' },
+  { kind: 'hello', version: 5, pid: 4321, program: 'bobbin 0.1.0' },
   { kind: 'ready', request: 7, object: ONE },
   { kind: 'failed', request: Number.MAX_SAFE_INTEGER, errno: 5 },
   { kind: 'working', requests: [1, 2, 3] },
@@ -73,6 +73,7 @@ const FRAMES: readonly ToFuse[] = [
   { kind: 'statsAsk', request: 12 },
   { kind: 'logged', mount: 3, count: Number.MAX_SAFE_INTEGER },
   { kind: 'answer', caller: 7, line: '{"a": 1 }' },
+  { kind: 'keep', text: '{"environment":{}}' },
 ]
 
 const plain = (frame: FromFuse) =>
