@@ -6,7 +6,7 @@ import { mountAt, resolveMounted } from '../daemon/mount/mount-table.js'
 import { unmountPath } from '../daemon/mount/unmount.js'
 import { withContext } from './context.js'
 import { unmountScratch } from './overlay/mount-scratch.js'
-import { findScratch } from './overlay/overlay.js'
+import { findScratch, isForeignOverlay } from './overlay/overlay.js'
 import { refuseWhileRunning } from './run/running.js'
 import type { CommonFlags } from './settings.js'
 
@@ -31,6 +31,12 @@ export async function umount(dir: string, flags: CommonFlags & { readonly force?
       } catch (error) {
         // Of a daemon that was killed, or of another cache's: the mount is ours all the same.
         const isLeft = mountAt(mountpoint)?.type === 'fuse.bobbin'
+        const top = mountAt(mountpoint)
+        if (hasCode(error, 'NOT_MOUNTED') && top !== undefined && isForeignOverlay(top))
+          throw new BobbinError(
+            'NOT_MOUNTED',
+            `${mountpoint} is a mount of fuse-overlayfs, and no package is mounted below it any more: give its scratch folder to bobbin umount, or run fusermount3 -u ${mountpoint}`,
+          )
         if (!hasCode(error, 'NOT_MOUNTED', 'DAEMON_UNAVAILABLE') || !isLeft) throw error
         await unmountPath(mountpoint, { isForced: flags.force ?? false, program: findBobbinFuse().path })
       }

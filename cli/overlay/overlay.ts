@@ -74,8 +74,25 @@ export function findScratch(path: string): Scratch | undefined {
   const all = findScratches()
   return (
     all.find(({ mountpoint, overlay }) => mountpoint === path && overlay !== undefined) ??
-    all.find(({ folder, lower, mountpoint }) => [folder, lower, mountpoint].includes(path))
+    all.find(({ folder, lower, mountpoint }) => [folder, lower, mountpoint].includes(path)) ??
+    orphanOf(path)
   )
+}
+
+/** An overlay of fuse-overlayfs whose package is not mounted any more: its scratch folder alone says where it is. */
+function orphanOf(folder: string): Scratch | undefined {
+  const table = readMountTable()
+  // What is mounted there may never answer.
+  if (table.some(({ mountpoint }) => mountpoint === folder)) return undefined
+  const mountpoint = readMarker(folder)?.mountpoint
+  const top = table.findLast(one => one.mountpoint === mountpoint)
+  if (mountpoint === undefined || top === undefined || !isForeignOverlay(top)) return undefined
+  return { folder, mountpoint, lower: lowerOf(folder), overlay: 'fuse-overlayfs' }
+}
+
+/** It may be one of ours: it does not say for whom it is. */
+export function isForeignOverlay({ type }: MountedAt): boolean {
+  return type === FUSE_OVERLAYFS
 }
 
 /** Who could make one here, best first. Throws FUSE_UNAVAILABLE when nobody could. */

@@ -328,10 +328,17 @@ t.test('a user writes through fuse-overlayfs, and is told when it is missing (S1
     bobbin mount '${reference}' data --scratch home/scratch
     ls data/labels; cat data/labels/a.txt; head -c 6 data/images/large.bin | tail -c 1; stat -c '%n %U' data/labels/*; echo
     kill -9 $(bobbin status --json | grep -o 'id":[0-9]*' | cut -d: -f2)
-    bobbin umount data; grep -c "$1/" /proc/self/mountinfo || true`)
+    bobbin umount data
+    bobbin mount '${reference}' data --scratch home/scratch
+    kill -9 $(bobbin status --json | grep -o 'id":[0-9]*' | cut -d: -f2)
+    fusermount3 -u -z home/scratch/lower
+    bobbin umount data || echo refused
+    bobbin umount home/scratch; grep -c "$1/" /proc/self/mountinfo || true`)
   t.match(written, { status: 0 }, written.stderr)
   t.match(written.stdout, /"overlay":"fuse-overlayfs"/)
   t.match(written.stdout, 'a.txt\nlabels.cache\nonemore\nx')
+  t.match(written.stdout, 'refused')
+  t.match(written.stderr, /is a mount of fuse-overlayfs, .*give its scratch folder to bobbin umount/)
   t.match(written.stdout, /\n0\n$/, 'nothing stays mounted')
   const missing = await asNobody(
     `PATH='${programsWithout(at('programs'))}' bobbin mount '${reference}' data --scratch home/scratch`,
