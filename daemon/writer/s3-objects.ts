@@ -7,7 +7,6 @@ import type {
   CopyObjectCommandOutput,
   GetObjectAttributesCommandOutput,
   ListObjectsV2CommandOutput,
-  S3Client,
 } from '@aws-sdk/client-s3'
 import {
   BobbinError,
@@ -27,6 +26,8 @@ import { loadSdk } from '../source/client.js'
 import { s3Error } from '../source/errors.js'
 import { httpStatus, s3Code } from '../source/failure-class.js'
 import { concurrently } from '../work/concurrently.js'
+import { asS3Key, withVersion } from './s3-keys.js'
+import type { S3Sender } from './s3-sender.js'
 import { provenHash } from './server-checksums.js'
 
 /** From here on a copy has parts, as an upload has. */
@@ -35,16 +36,6 @@ const PARTS_FROM_BYTES = 8 * 2 ** 20
 const PARTS_AT_ONCE = 8
 /** S3 lists so many parts of an object at a time. */
 const PARTS_PER_PAGE = 1000
-
-type Operation = 'GetObject' | 'PutObject' | 'ListBucket'
-
-/** Sends with retries; throws what the last try threw. */
-export type Send = <Output>(
-  operation: Operation,
-  key: S3Key,
-  signal: AbortSignal | undefined,
-  send: (client: S3Client, signal: AbortSignal) => Promise<Output>,
-) => Promise<Output>
 
 /** What a HEAD with checksums tells. */
 export interface Head {
@@ -58,7 +49,7 @@ export class S3Objects {
   #provesParts = true
 
   constructor(
-    private readonly send: Send,
+    private readonly sender: S3Sender,
     private readonly head: (key: S3Key, signal: AbortSignal | undefined) => Promise<Head | undefined>,
   ) {}
 
@@ -75,7 +66,7 @@ export class S3Objects {
       const input = { Bucket: bucket, Prefix: prefix, EncodingType: 'url' as const, ContinuationToken: continuation }
       let page: ListObjectsV2CommandOutput
       try {
-        page = await this.send('ListBucket', place, signal, (client, abortSignal) =>
+        page = await this.sender.send('ListBucket', place, signal, (client, abortSignal) =>
           client.send(new ListObjectsV2Command(input), { abortSignal }),
         )
       } catch (error) {
@@ -116,7 +107,7 @@ export class S3Objects {
           MaxParts: PARTS_PER_PAGE,
           PartNumberMarker: marker,
         }
-        const { ObjectParts }: GetObjectAttributesCommandOutput = await this.send(
+        const { ObjectParts }: GetObjectAttributesCommandOutput = await this.sender.send(
           'GetObject',
           key,
           signal,
@@ -221,7 +212,7 @@ export class S3Objects {
     if (size >= PARTS_FROM_BYTES) return await this.#makeInParts(to, from, size, condition, options)
     const { CopyObjectCommand } = await loadSdk()
     const copy = (more: { readonly IfNoneMatch?: string }): Promise<CopyObjectCommandOutput> =>
-      this.send('PutObject', to, signal, (client, abortSignal) =>
+      this.sender.send('PutObject', to, signal, (client, abortSignal) =>
         client.send(
           new CopyObjectCommand({
             Bucket: to.bucket,
@@ -250,7 +241,7 @@ export class S3Objects {
     const sdk = await loadSdk()
     const where = { Bucket: to.bucket, Key: to.key }
     const algorithm = this.#provesParts ? { ChecksumAlgorithm: 'SHA256' as const } : {}
-    const { UploadId } = await this.send('PutObject', to, signal, (client, abortSignal) =>
+    const { UploadId } = await this.sender.send('PutObject', to, signal, (client, abortSignal) =>
       client.send(new sdk.CreateMultipartUploadCommand({ ...where, ...algorithm }), { abortSignal }),
     )
     try {
@@ -267,7 +258,7 @@ export class S3Objects {
           CopySource: copySource(from),
           CopySourceRange: `bytes=${i * chunk}-${end - 1}`,
         }
-        const { CopyPartResult } = await this.send('PutObject', to, stop, (client, abortSignal) =>
+        const { CopyPartResult } = await this.sender.send('PutObject', to, stop, (client, abortSignal) =>
           client.send(new sdk.UploadPartCopyCommand(input), { abortSignal }),
         )
         const { ETag, ChecksumSHA256 } = CopyPartResult ?? {}
@@ -277,14 +268,16 @@ export class S3Objects {
         onBytes?.(done)
       })
       const input = { ...where, UploadId, MultipartUpload: { Parts: parts }, ...condition }
-      const answer = await this.send('PutObject', to, signal, (client, abortSignal) =>
+      const answer = await this.sender.send('PutObject', to, signal, (client, abortSignal) =>
         client.send(new sdk.CompleteMultipartUploadCommand(input), { abortSignal }),
       )
       return { versionId: answer.VersionId, sha256: answer.ChecksumSHA256 }
     } catch (error) {
-      await this.send('PutObject', to, undefined, (client, abortSignal) =>
-        client.send(new sdk.AbortMultipartUploadCommand({ ...where, UploadId }), { abortSignal }),
-      ).catch(() => {})
+      await this.sender
+        .send('PutObject', to, undefined, (client, abortSignal) =>
+          client.send(new sdk.AbortMultipartUploadCommand({ ...where, UploadId }), { abortSignal }),
+        )
+        .catch(() => {})
       const isAboutChecksums = error instanceof NoPartChecksum || [400, 501].includes(httpStatus(error) ?? 0)
       if (!algorithm.ChecksumAlgorithm || !isAboutChecksums) throw error
       // Such a copy is read once instead.
@@ -311,13 +304,4 @@ function copySource({ bucket, key, versionId }: S3Key): string {
   const path = key.split('/').map(encodeURIComponent).join('/')
   const place = bucket.startsWith('arn:') ? `${bucket}/object` : bucket
   return `${place}/${path}${versionId === undefined ? '' : `?versionId=${encodeURIComponent(versionId)}`}`
-}
-
-function withVersion({ bucket, key }: S3Key, versionId: string | undefined): S3Key {
-  return { kind: 's3', bucket, key, ...(versionId !== undefined && { versionId }) }
-}
-
-function asS3Key(key: ObjectPlace['preferred']): S3Key {
-  if (key.kind === 's3') return key
-  throw new BobbinError('INTERNAL', `not in S3: ${formatPhysicalKey(key)}`)
 }
