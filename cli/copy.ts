@@ -1,6 +1,6 @@
 /** `copy`: a package in another registry, with its objects and the same top hash; or a part of it. */
 import { copyPackage } from '../daemon/folder/push/push-copy.js'
-import type { PushProgress } from '../daemon/folder/push/revision-entries.js'
+import type { PushProgress } from '../daemon/folder/push/transfers.js'
 import { BobbinError } from '../daemon/model/index.js'
 import { formatRegistry, parseRegistry } from '../daemon/registry/reference.js'
 import { type FilteredEntries, filterEntries, isWithin } from '../loader/batch/filter-entries.js'

@@ -4,7 +4,7 @@
  */
 import { resolve } from 'node:path'
 import { type EditOptions, pushEdited } from '../daemon/folder/push/push-edited.js'
-import type { PushProgress } from '../daemon/folder/push/revision-entries.js'
+import type { PushProgress } from '../daemon/folder/push/transfers.js'
 import { BobbinError } from '../daemon/model/index.js'
 import type { OpenedPackage } from '../daemon/package/package-cache.js'
 import { formatReference, formatRegistry, type PackageReference } from '../daemon/registry/reference.js'

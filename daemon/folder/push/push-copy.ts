@@ -10,7 +10,8 @@ import { directoryMetas, memberText } from './push-edited.js'
 import type { Pushed } from './push-folder.js'
 import { pushRevision, type RevisionOptions } from './push-revision.js'
 import { nothingSelected, rowItems } from './push-subset.js'
-import { type PushProgress, RevisionEntries } from './revision-entries.js'
+import { RevisionEntries } from './revision-entries.js'
+import type { PushProgress } from './transfers.js'
 
 export interface CopyPackageOptions extends Omit<RevisionOptions, 'message'> {
   readonly from: OpenedPackage

@@ -15,7 +15,8 @@ import { type MetaChoice, withMetas } from './meta-choice.js'
 import { fileItem, inTreeOrder, type Pushed } from './push-folder.js'
 import { pushRevision, type RevisionOptions } from './push-revision.js'
 import { rowItems } from './push-subset.js'
-import { type PushProgress, RevisionEntries } from './revision-entries.js'
+import { RevisionEntries } from './revision-entries.js'
+import type { PushProgress } from './transfers.js'
 
 export interface EditOptions extends RevisionOptions, MetaChoice {
   readonly from: OpenedPackage

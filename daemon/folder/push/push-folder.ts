@@ -5,7 +5,8 @@ import { BobbinError, compareTreeOrder, type LogicalKey, localError } from '../.
 import type { FileItem } from './items.js'
 import { type MetaChoice, withMetas } from './meta-choice.js'
 import { pushRevision, type Revision, type RevisionOptions } from './push-revision.js'
-import { type OnSkipped, type PushProgress, RevisionEntries } from './revision-entries.js'
+import { type OnSkipped, RevisionEntries } from './revision-entries.js'
+import type { PushProgress } from './transfers.js'
 import { checkedKey, walkFolder } from './walk-folder.js'
 
 export interface PushOptions extends RevisionOptions, MetaChoice {
