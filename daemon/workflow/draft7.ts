@@ -5,6 +5,9 @@
  * (`constructor`), `nullable`, `$async`, integers beyond 2^53. Here keywords that Draft 7 does not know say nothing,
  * members are an object's own, and integers that a double cannot hold are `bigint`s. `$ref` is not known: quilt3 refuses it.
  */
+import { compareCodePoints } from '../json/canonical-json.js'
+import { isPythonEqual } from '../json/python-equal.js'
+
 export type Check = (value: unknown, path?: string) => string | undefined
 
 type Members = Readonly<Record<string, unknown>>
@@ -267,13 +270,39 @@ function lengthOf(text: string): number {
   return length
 }
 
+/**
+ * As `jsonschema` finds equal items: it sorts, and compares neighbours, which misses some around a NaN; what cannot be sorted is
+ * compared each with each. JavaScript's sort makes the comparisons of CPython 3.11's, from which it was ported.
+ */
 function isUnique(list: readonly unknown[]): boolean {
-  return !list.some((one, i) => list.slice(0, i).some(other => isEqual(one, other)))
+  let sorted: unknown[]
+  try {
+    if (list.length > 1 && list.some(item => typeof item === 'boolean')) throw new NoOrder()
+    sorted = [...list].sort((a, b) => (isLess(a, b) ? -1 : 1))
+  } catch (error) {
+    if (!(error instanceof NoOrder)) throw error
+    return !list.some((one, i) => list.slice(0, i).some(other => isEqual(one, other)))
+  }
+  return !sorted.some((item, i) => i > 0 && isEqual(sorted[i - 1], item))
+}
+
+class NoOrder extends Error {}
+
+/** Python's `<`. Throws NoOrder for what Python does not compare. */
+function isLess(a: unknown, b: unknown): boolean {
+  if (Array.isArray(a) && Array.isArray(b)) {
+    const at = a.findIndex((item, i) => i >= b.length || !isPythonEqual(item, b[i]))
+    return at < 0 ? a.length < b.length : at < b.length && isLess(a[at], b[at])
+  }
+  if (typeof a === 'string' && typeof b === 'string') return compareCodePoints(a, b) < 0
+  const [x, y] = [a, b].map(value => (typeof value === 'boolean' ? Number(value) : value))
+  if (isAmount(x) && isAmount(y)) return x < y
+  throw new NoOrder()
 }
 
 function isEqual(a: unknown, b: unknown): boolean {
-  // Neither less nor greater: === tells a bigint from a number.
-  if (isAmount(a) && isAmount(b)) return a <= b && a >= b
+  // Neither less nor greater: === tells a bigint from a number. Python's json has one NaN for all, which is itself.
+  if (isAmount(a) && isAmount(b)) return (a <= b && a >= b) || (Number.isNaN(a) && Number.isNaN(b))
   if (Array.isArray(a)) return Array.isArray(b) && a.length === b.length && a.every((item, i) => isEqual(item, b[i]))
   if (!isObject(a) || !isObject(b)) return a === b
   const names = Object.keys(a)
