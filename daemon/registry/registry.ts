@@ -128,7 +128,9 @@ export async function* listPackages(
       yield full
     }
   }
-  if (isEmpty) await requireRegistry(source, registry, options)
+  if (!isEmpty) return
+  await requireRegistry(source, registry, options)
+  if (await hasEntries(source, keyIn(registry, '.quilt/v2/tags/'), options)) throw layout2(formatRegistry(registry))
 }
 
 /**
@@ -312,6 +314,9 @@ async function packageNotFound(
     if (names.length === GUESSED_FROM_MAX) break
   }
   if (names.length === 0) await requireRegistry(source, registry, options)
+  const place = `${name} in ${formatRegistry(registry)}`
+  if (await hasEntries(source, keyIn(registry, `.quilt/v2/tags/${name.replace('/', '@')}/`), options))
+    return layout2(place)
   const similar = similarNames(wanted, names).map(found => `${namespace}/${found}`)
   const help = similar.length === 0 ? `bobbin packages ${formatRegistry(registry)}` : similar.join(', ')
   return new BobbinError(
@@ -334,6 +339,20 @@ function notFoundUnlisted(registry: Registry, name: PackageName, pointer: string
     `no ${what} in ${formatRegistry(registry)}, or no access to it: ${reason}, so what there is cannot be said; ` +
       `check the name, or give the whole top hash${hasCode(why, 'NOT_SUPPORTED') ? '' : ' (to list takes s3:ListBucket)'}`,
     { cause: why },
+  )
+}
+
+async function hasEntries(source: Source, folder: PhysicalKey, options: RegistryOptions): Promise<boolean> {
+  for await (const _ of source.list(folder, listOptions(options))) return true
+  return false
+}
+
+/** quilt3 reads and writes that layout where its configuration says so; no other client of Quilt does. */
+function layout2(what: string): BobbinError {
+  return new BobbinError(
+    'PACKAGE_NOT_FOUND',
+    `${what} is kept in layout 2 of a registry (.quilt/v2), which Bobbin does not read: open it with quilt3, whose config.yml ` +
+      'says default_registry_version: 2, and push it to a registry of layout 1, the default',
   )
 }
 

@@ -94,6 +94,19 @@ t.test('an edit that cannot be made is refused (S151)', async t => {
   t.equal((await bobbin.text('meta', target, 'images/')).trim(), '{"a":1}')
 })
 
+t.test('a package in layout 2 of a registry is said to be one (S193)', async t => {
+  const { at, bobbin, folder, target, push } = fixture(t)
+  at('registry/.quilt/v2/tags/me@pkg/latest', '1'.repeat(64))
+  const words =
+    /layout 2 of a registry \(\.quilt\/v2\).*default_registry_version: 2, and push it to a registry of layout 1/
+  for (const verb of ['resolve', 'log', 'ls'])
+    t.match(await bobbin.try(verb, target), { status: 10, stderr: words }, verb)
+  t.match(await bobbin.try('packages', join(folder, 'registry')), { status: 10, stderr: words })
+  t.match(await bobbin.try('resolve', `${folder}/registry/me/other`), { status: 10, stderr: /no package me\/other/ })
+  t.match(await push('-m', 'm'), { status: 0 }, 'a revision in layout 1 is another package')
+  t.match(await bobbin.try('resolve', target), { status: 0 })
+})
+
 t.test('a key with = is written with == (S194)', async t => {
   const { at, bobbin, target, push } = fixture(t)
   await push('-m', 'one')
