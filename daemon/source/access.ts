@@ -11,10 +11,10 @@
 import type { S3Client } from '@aws-sdk/client-s3'
 import { BobbinError, throwIfAborted } from '../model/index.js'
 import { awsFilesGeneration } from './aws-files.js'
-import { S3Clients } from './client.js'
+import { loadSdk, S3Clients } from './client.js'
 import { CredentialFinder, type FoundCredentials } from './credentials.js'
 import { isDenied, isStaleIdentity, redirectRegion } from './errors.js'
-import { s3Code } from './failure-class.js'
+import { httpStatus, s3Code } from './failure-class.js'
 import { refusalAdvice } from './refusal-advice.js'
 
 export interface S3Request<Output> {
@@ -60,7 +60,7 @@ export class S3Access {
         if (credentials.kind === 'found') memory.isSigned.set(request.operation, isSigned)
         return output
       } catch (error) {
-        const region = redirectRegion(error)
+        const region = redirectRegion(error) ?? (await regionOf(request.bucket, client, error, signal))
         if (region !== undefined && !isRedirected && region !== (await client.config.region())) {
           isRedirected = true
           memory.region = region
@@ -118,6 +118,27 @@ export class S3Access {
 
   close(): void {
     this.#clients.close()
+  }
+}
+
+/**
+ * The region that a bucket's server names when it refuses a GET. The answer to a HEAD has no body, so that of a server which
+ * does not name the region in a header, as Amazon's does, is 400 and nothing else.
+ */
+async function regionOf(
+  bucket: string,
+  client: S3Client,
+  refusal: unknown,
+  signal: AbortSignal,
+): Promise<string | undefined> {
+  if (httpStatus(refusal) !== 400 || s3Code(refusal) !== 'HTTP 400') return undefined
+  const { ListObjectsV2Command } = await loadSdk()
+  try {
+    await client.send(new ListObjectsV2Command({ Bucket: bucket, MaxKeys: 1 }), { abortSignal: signal })
+    return undefined
+  } catch (error) {
+    throwIfAborted(signal)
+    return redirectRegion(error)
   }
 }
 

@@ -29,6 +29,7 @@ import { concurrently } from '../work/concurrently.js'
 import { asS3Key, withVersion } from './s3-keys.js'
 import type { S3Sender } from './s3-sender.js'
 import { provenHash } from './server-checksums.js'
+import type { UnfinishedUploads } from './unfinished-uploads.js'
 
 /** From here on a copy has parts, as an upload has. */
 const PARTS_FROM_BYTES = 8 * 2 ** 20
@@ -50,6 +51,7 @@ export class S3Objects {
 
   constructor(
     private readonly sender: S3Sender,
+    private readonly unfinished: UnfinishedUploads,
     private readonly head: (key: S3Key, signal: AbortSignal | undefined) => Promise<Head | undefined>,
   ) {}
 
@@ -240,16 +242,17 @@ export class S3Objects {
   ): Promise<{ readonly versionId: string | undefined; readonly sha256: string | undefined }> {
     const sdk = await loadSdk()
     const where = { Bucket: to.bucket, Key: to.key }
+    await this.unfinished.clear(to.bucket)
     const algorithm = this.#provesParts ? { ChecksumAlgorithm: 'SHA256' as const } : {}
     const { UploadId } = await this.sender.send('PutObject', to, signal, (client, abortSignal) =>
       client.send(new sdk.CreateMultipartUploadCommand({ ...where, ...algorithm }), { abortSignal }),
     )
+    const removeNote = await this.unfinished.note({ bucket: to.bucket, key: to.key, uploadId: UploadId ?? '' })
     try {
       const chunk = chunkBytes(size)
       const parts: { ETag?: string; PartNumber: number; ChecksumSHA256?: string }[] = []
       let done = 0
-      const numbers = Array.from({ length: chunkCount(size) }, (_, i) => i)
-      await concurrently(numbers, PARTS_AT_ONCE, signal, async (i, stop) => {
+      const copyPart = async (i: number, stop: AbortSignal | undefined) => {
         const end = Math.min(size, (i + 1) * chunk)
         const input = {
           ...where,
@@ -266,18 +269,25 @@ export class S3Objects {
         parts[i] = { PartNumber: i + 1, ...(ETag && { ETag }), ...(ChecksumSHA256 && { ChecksumSHA256 }) }
         done += end - i * chunk
         onBytes?.(done)
-      })
+      }
+      // The first one shows whether the server hashes what it copies. An upload that is ended while other parts are being copied
+      // may stay: a part that ends later begins it again, on versitygw and, as its manual says, on Amazon's.
+      await copyPart(0, signal)
+      const rest = Array.from({ length: chunkCount(size) - 1 }, (_, i) => i + 1)
+      await concurrently(rest, PARTS_AT_ONCE, signal, copyPart)
       const input = { ...where, UploadId, MultipartUpload: { Parts: parts }, ...condition }
       const answer = await this.sender.send('PutObject', to, signal, (client, abortSignal) =>
         client.send(new sdk.CompleteMultipartUploadCommand(input), { abortSignal }),
       )
+      await removeNote()
       return { versionId: answer.VersionId, sha256: answer.ChecksumSHA256 }
     } catch (error) {
+      // An upload that cannot be ended now keeps its note, for the next process.
       await this.sender
         .send('PutObject', to, undefined, (client, abortSignal) =>
           client.send(new sdk.AbortMultipartUploadCommand({ ...where, UploadId }), { abortSignal }),
         )
-        .catch(() => {})
+        .then(removeNote, () => {})
       const isAboutChecksums = error instanceof NoPartChecksum || [400, 501].includes(httpStatus(error) ?? 0)
       if (!algorithm.ChecksumAlgorithm || !isAboutChecksums) throw error
       // Such a copy is read once instead.
@@ -291,12 +301,15 @@ class NoPartChecksum extends Error {}
 
 const SHA256_BASE64 = /^[A-Za-z0-9+/]{43}=$/
 
-/** Then the bytes go through this machine, and what these credentials may not do is said by the requests for that. */
+/**
+ * Then the bytes go through this machine, and what is missing or not allowed is said by the requests for that. A server that
+ * does not have the other bucket says 404, or 301 where it knows of it.
+ */
 function isRefusal(error: unknown): boolean {
   return (
     hasCode(error, 'ACCESS_DENIED') ||
     s3Code(error) === 'NotImplemented' ||
-    [400, 405, 501].includes(httpStatus(error) ?? 0)
+    [301, 400, 404, 405, 501].includes(httpStatus(error) ?? 0)
   )
 }
 

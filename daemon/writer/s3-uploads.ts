@@ -17,8 +17,6 @@ import {
 } from '../model/index.js'
 import { chunkBytes, createObjectHasher } from '../model/object-hash.js'
 import { loadSdk } from '../source/client.js'
-import { s3Error } from '../source/errors.js'
-import { httpStatus } from '../source/failure-class.js'
 import type { Abilities, Ability } from './abilities.js'
 import { storedObject } from './s3-keys.js'
 import type { S3Sender } from './s3-sender.js'
@@ -34,8 +32,6 @@ const PARTS_AT_ONCE = 4
 
 export class S3Uploads {
   readonly #largeLimit = pLimit(LARGE_AT_ONCE)
-  /** Whose left-over uploads were ended. */
-  readonly #cleared = new Map<string, Promise<void>>()
 
   constructor(
     private readonly sender: S3Sender,
@@ -91,7 +87,7 @@ export class S3Uploads {
     { signal, onBytes }: StoreFileOptions,
   ): Promise<StoredFile> {
     throwIfAborted(signal)
-    await this.#clearLeftovers(key.bucket)
+    await this.unfinished.clear(key.bucket)
     const { Upload } = await import('@aws-sdk/lib-storage')
     const hasher = await createObjectHasher('sha2-256-chunked', file.size)
     const hashed = async function* () {
@@ -149,26 +145,5 @@ export class S3Uploads {
     }
     const client = await this.sender.client(key.bucket)
     return Object.create(client, { send: { value: send } }) as S3Client
-  }
-
-  /** Once a bucket. */
-  #clearLeftovers(bucket: string): Promise<void> {
-    let cleared = this.#cleared.get(bucket)
-    if (cleared === undefined) {
-      cleared = this.unfinished.endOf(bucket, async ({ key, uploadId }) => {
-        const object: S3Key = { kind: 's3', bucket, key }
-        const { AbortMultipartUploadCommand } = await loadSdk()
-        const input = { Bucket: bucket, Key: key, UploadId: uploadId }
-        await this.sender
-          .send('PutObject', object, undefined, (client, abortSignal) =>
-            client.send(new AbortMultipartUploadCommand(input), { abortSignal }),
-          )
-          .catch(error => {
-            if (httpStatus(error) !== 404) throw s3Error(error, formatPhysicalKey(object), false)
-          })
-      })
-      this.#cleared.set(bucket, cleared)
-    }
-    return cleared
   }
 }

@@ -57,8 +57,9 @@ export class S3Writer implements RegistryWriter {
   constructor({ ioTimeoutMs, cacheDir, onLack = () => {} }: WriterConfig) {
     this.#sender = new S3Sender(ioTimeoutMs)
     this.#abilities = new Abilities(onLack)
-    this.#uploads = new S3Uploads(this.#sender, this.#abilities, new UnfinishedUploads(cacheDir))
-    this.#objects = new S3Objects(this.#sender, (key, signal) => this.#head(key, signal))
+    const unfinished = new UnfinishedUploads(cacheDir, this.#sender)
+    this.#uploads = new S3Uploads(this.#sender, this.#abilities, unfinished)
+    this.#objects = new S3Objects(this.#sender, unfinished, (key, signal) => this.#head(key, signal))
   }
 
   async find(key: PhysicalKey, signal?: AbortSignal): Promise<PhysicalKey | undefined> {
