@@ -5,8 +5,9 @@ import { mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { findBobbinFuse } from '../../daemon/control/bobbin-fuse.js'
+import { doorPath } from '../../daemon/control/doors.js'
 import type { StatusFacts } from '../../daemon/control/schema.js'
-import { AS_USERS_DO, Bobbin } from '../support/cli.js'
+import { AS_USERS_DO, Bobbin, runProgram } from '../support/cli.js'
 import { cannotMount, testFolder, until } from '../support/daemon.js'
 import { bobbinPath } from '../support/parts.js'
 import { writeRegistry } from '../support/registry.js'
@@ -134,6 +135,14 @@ t.test('commands that rely on a daemon say in what it differs (S181)', { skip },
   const { differences, loader: facts } = await first.json<Shown>('status')
   t.match(differences.loaders, [{ names: ['AWS_PROFILE', 'AWS_SECRET_ACCESS_KEY'] }])
   t.notOk(JSON.stringify(facts).includes('salt'))
+  const asked = async (door: 'control' | 'status') => {
+    const path = doorPath(join(cache, 'daemon.sock'), door)
+    return (await runProgram('curl', ['-sS', '--unix-socket', path, 'http://daemon/v1/status'])).stdout
+  }
+  t.match(await asked('control'), /"surroundings":\{"salt"/)
+  const others = await asked('status')
+  t.match(others, /"owners":\[\{/)
+  t.notMatch(others, /surroundings|salt/, 'the digests are for the owner alone')
   t.match(
     await first.text('status'),
     /the loader \(process \d+\) has other settings than this command: AWS_PROFILE, AWS_SECRET_ACCESS_KEY \(/,
