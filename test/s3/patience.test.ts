@@ -57,6 +57,7 @@ t.test('servers that need patience', async t => {
       // The manifest is here: a worker thread waits.
       [bobbin, ['cat', `${reference}@${topHash}`, 'file']],
       [bobbin, ['install', `${reference}@${topHash}`, join(folder, 'installed')]],
+      [other('m'), ['mount', reference, join(folder, 'mounted'), '--mkdir']],
       [other('c'), ['push', data, `${REGISTRY}/ns/other`, '-m', 'm']],
     ]
     const tried = await Promise.all(waits.map(([command, line]) => command.try(...line, '--io-timeout', '8s')))
