@@ -7,7 +7,7 @@
  *   **        between slashes: any folders        (a|b) @(a|b) ?(a) *(a) +(a)  one, one, at most one, any number, one or more
  *   \x        the character x itself              !glob  what the glob does not match
  *
- * The words mean what they mean to picomatch 4 with `dot: true` (test/unit/globs.test.ts compares them). A glob also
+ * The words mean what they mean to picomatch 4 with `dot: true` (test/unit/daemon/model/globs.test.ts compares them). A glob also
  * matches the key that is spelt like it, and a bracket that is never closed is itself.
  */
 import { RE2JS } from 're2js'

@@ -166,7 +166,7 @@ t.test('an image that no registry has is marked, and missed when it is gone', as
 t.test("docker's containerd store names digests that no registry has, and has no ids of configurations", async t => {
   const other = await startDocker(t, { 'containerd-snapshotter': true })
   const status = await other.run('info', '--format', '{{json .DriverStatus}}')
-  if (!status.includes('io.containerd.snapshotter')) return skipTest(t, 'this engine has no such store')
+  if (!status.includes('io.containerd.snapshotter')) return skipTest(t, 'this docker engine has no containerd store')
   const own = new Runs(folder, other.env)
   const name = `${other.registry}/team/model:v1`
   await other.image(name, 'here')

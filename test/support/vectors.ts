@@ -1,4 +1,4 @@
-/** The format's test vectors, as `test/unit/vectors.json` has them (not compiled, so read from the sources). */
+/** The format's test vectors, as `test/unit/daemon/manifest/vectors.json` has them (not compiled, so read from the sources). */
 import { readFileSync } from 'node:fs'
 
 export interface ObjectHashVector {
@@ -72,5 +72,5 @@ export interface Vectors {
 }
 
 export const vectors: Vectors = JSON.parse(
-  readFileSync(new URL('../../../test/unit/vectors.json', import.meta.url), 'utf8'),
+  readFileSync(new URL('../../../test/unit/daemon/manifest/vectors.json', import.meta.url), 'utf8'),
 )
