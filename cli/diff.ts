@@ -1,3 +1,4 @@
+import { join } from 'node:path'
 import { formatBytes } from '../daemon/model/index.js'
 import { formatManifestHash } from '../daemon/model/object-hash.js'
 import { type Change, diffPackages, isSamePackageMetadata, ObjectsToFetch } from '../daemon/package/package-diff.js'
@@ -8,12 +9,12 @@ const MARKS: Readonly<Record<Change['change'], string>> = { added: '+', removed:
 /** One row a difference, and a last one with their numbers. */
 export async function diff(from: string, to: string, flags: PackageFlags): Promise<void> {
   await withPackage(from, flags, async (before, context) => {
-    const { output, progress, signal } = context
+    const { settings, output, progress, signal } = context
     const { opened: after } = await openMeant(to, flags, context)
     progress.stop()
+    const toFetch = new ObjectsToFetch(join(settings.cacheDir, 'tmp'))
     try {
       const counts = { added: 0, removed: 0, changed: 0, metadata: 0 }
-      const toFetch = new ObjectsToFetch()
       for await (const { change, entry } of diffPackages(before, after, signal)) {
         counts[change]++
         if (change === 'added' || change === 'changed') toFetch.add(entry)
@@ -30,6 +31,7 @@ export async function diff(from: string, to: string, flags: PackageFlags): Promi
           `${packageMetadata ? "; the package's own metadata differs" : ''}; ${formatBytes(bytesToFetch)} to fetch`,
       )
     } finally {
+      toFetch.close()
       after.close()
     }
   })

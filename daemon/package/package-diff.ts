@@ -3,6 +3,10 @@
  * nothing is kept but what differs. Two entries are equal where they are equal to quilt3: size, hash, and all of `meta`,
  * not only what the user gave.
  */
+import { randomBytes } from 'node:crypto'
+import { mkdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { KeySorter } from '../index/key-sorter.js'
 
 import type { PackageIndex } from '../index/package-index.js'
 import { isPythonEqual } from '../json/python-equal.js'
@@ -84,19 +88,55 @@ function nameOf({ type, hex }: ObjectHash): string {
   return `${type}:${hex}`
 }
 
-/** The objects of changes, each once: what has to be fetched by who has the objects of another revision. */
+/**
+ * The objects of changes, each once: what has to be fetched by who has the objects of another revision. Any number of them, in
+ * bounded memory: they are sorted in scratch files. Whoever made it closes it.
+ */
 export class ObjectsToFetch {
-  readonly #sizes = new Map<string, number>()
+  readonly #paths: readonly string[]
+  readonly #wanted: KeySorter
 
-  add({ hash, size }: Entry): void {
-    this.#sizes.set(nameOf(hash), size)
+  /** `folder` is for scratch files; it is made where it is missing. */
+  constructor(folder: string) {
+    mkdirSync(folder, { recursive: true, mode: 0o750 })
+    const name = `${process.pid}-${randomBytes(6).toString('hex')}`
+    this.#paths = ['wanted', 'present'].map(part => join(folder, `${name}.${part}`))
+    this.#wanted = new KeySorter(this.#paths[0]!)
+  }
+
+  add(entry: Entry): void {
+    addObject(this.#wanted, entry)
   }
 
   /** Bytes that no entry of this revision has. */
   bytesBeside(before: PackageIndex): number {
-    if (this.#sizes.size > 0) for (const { hash } of before.entries()) this.#sizes.delete(nameOf(hash))
-    let bytes = 0
-    for (const size of this.#sizes.values()) bytes += size
-    return bytes
+    const present = new KeySorter(this.#paths[1]!)
+    try {
+      for (const entry of before.entries()) addObject(present, entry)
+      const others = present.sorted()
+      let other = others.next()
+      let last: Buffer | undefined
+      let bytes = 0
+      for (const { key, offset: size } of this.#wanted.sorted()) {
+        if (last?.equals(key)) continue
+        last = Buffer.from(key)
+        while (!other.done && compareTreeOrder(other.value.key, key) < 0) other = others.next()
+        if (other.done || !other.value.key.equals(key)) bytes += size
+      }
+      return bytes
+    } finally {
+      present.close()
+    }
   }
+
+  close(): void {
+    this.#wanted.close()
+    for (const path of this.#paths) rmSync(path, { force: true })
+  }
+}
+
+/** The sorter's place for an offset has the size: it is as large as one can be. */
+function addObject(sorter: KeySorter, { hash, size }: Entry): void {
+  const key = Buffer.from(nameOf(hash))
+  sorter.add(key, key.length, 0, size, 0)
 }
