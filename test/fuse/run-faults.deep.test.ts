@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import { RunFolder } from '../../cli/record/run-folder.js'
 import { type SidecarOptions, startSidecar } from '../../cli/run/sidecar.js'
 import { AS_USERS_DO, runProgram } from '../support/cli.js'
-import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
+import { mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { bobbinPath } from '../support/parts.js'
 import { parentOf, processesWith } from '../support/processes.js'
@@ -21,14 +21,11 @@ import {
   started,
 } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
+import { endUnlessMounts } from '../support/skips.js'
 import { smallDisk } from '../support/small-disk.js'
 
 t.setTimeout(600_000)
-const whyNot = cannotMount()
-if (whyNot) {
-  t.plan(0, String(whyNot))
-  process.exit()
-}
+endUnlessMounts(t)
 
 const folder = testFolder(t)
 const runs = new Runs(folder)

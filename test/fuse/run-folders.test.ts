@@ -3,16 +3,13 @@ import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, rmdirSync, writ
 import { join } from 'node:path'
 import t from 'tap'
 import { makeFolders, removeFolders } from '../../cli/run/made-folders.js'
-import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
+import { mountsBelow, testFolder, until } from '../support/daemon.js'
 import { factsOf, Runs, started } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
+import { endUnlessMounts } from '../support/skips.js'
 
 t.setTimeout(300_000)
-const whyNot = cannotMount()
-if (whyNot) {
-  t.plan(0, String(whyNot))
-  process.exit()
-}
+endUnlessMounts(t)
 
 const folder = testFolder(t)
 const runs = new Runs(folder)

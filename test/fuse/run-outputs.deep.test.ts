@@ -2,16 +2,13 @@
 import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { cannotMount, testFolder } from '../support/daemon.js'
+import { testFolder } from '../support/daemon.js'
 import { repository } from '../support/parts.js'
 import { ALLOW_CODE, ALLOW_HOST, exitOf, factsOf, Runs, statementOf } from '../support/runs.js'
+import { endUnlessMounts } from '../support/skips.js'
 
 t.setTimeout(300_000)
-const whyNot = cannotMount()
-if (whyNot) {
-  t.plan(0, String(whyNot))
-  process.exit()
-}
+endUnlessMounts(t)
 
 /** Weights that a file from outside of the run moves, as a GPU moves them, and a log that is never the same. */
 const TRAIN = `

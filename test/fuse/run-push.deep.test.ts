@@ -2,16 +2,13 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { cannotMount, testFolder } from '../support/daemon.js'
+import { testFolder } from '../support/daemon.js'
 import { ALLOW_CODE, ALLOW_HOST, type RunAnswer, Runs, statementOf } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
+import { endUnlessMounts } from '../support/skips.js'
 
 t.setTimeout(600_000)
-const whyNot = cannotMount()
-if (whyNot) {
-  t.plan(0, String(whyNot))
-  process.exit()
-}
+endUnlessMounts(t)
 
 const folder = testFolder(t)
 const runs = new Runs(folder, { SECRET: 'a secret' })

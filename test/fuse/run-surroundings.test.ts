@@ -7,16 +7,13 @@ import { parseGpus } from '../../cli/run/machine.js'
 import { findInterpreter } from '../../cli/run/python.js'
 import { hashTree } from '../../cli/run/source-trees.js'
 import { AS_USERS_DO, runProgram } from '../support/cli.js'
-import { cannotMount, testFolder } from '../support/daemon.js'
+import { testFolder } from '../support/daemon.js'
 import { bobbinPath } from '../support/parts.js'
 import { ALLOW_HOST, factsOf, type RunAnswer, Runs, statementOf } from '../support/runs.js'
+import { endUnlessMounts } from '../support/skips.js'
 
 t.setTimeout(300_000)
-const whyNot = cannotMount()
-if (whyNot) {
-  t.plan(0, String(whyNot))
-  process.exit()
-}
+endUnlessMounts(t)
 
 const folder = testFolder(t)
 const runs = new Runs(folder)

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import type { RunFacts } from '../../cli/record/run-facts.js'
 import { AS_USERS_DO, runProgram } from '../support/cli.js'
-import { cannotMount, mountsBelow, testFolder, until } from '../support/daemon.js'
+import { mountsBelow, testFolder, until } from '../support/daemon.js'
 import { startHeldServer } from '../support/held-server.js'
 import { bobbinPath } from '../support/parts.js'
 import { processesWith } from '../support/processes.js'
@@ -22,13 +22,10 @@ import {
   statementOf,
 } from '../support/runs.js'
 import { writeSamples } from '../support/samples.js'
+import { endUnlessMounts } from '../support/skips.js'
 
 t.setTimeout(600_000)
-const whyNot = cannotMount()
-if (whyNot) {
-  t.plan(0, String(whyNot))
-  process.exit()
-}
+endUnlessMounts(t)
 
 /** Reads what is named in its arguments, and writes down what that was. */
 const TRAIN = `
