@@ -257,6 +257,7 @@ forDaemon(
     '--scratch <dir>',
     'let programs write above the package: keep what they write in this folder (as root, or with fuse-overlayfs)',
   )
+  .option('--list-attributes', 'list extended attributes (getfattr -d), which programs that copy files then copy, too')
   .addOption(openMode())
   .action(async (pkg, dir, flags) => (await import('./mount.js')).mount(pkg, dir, flags))
 common(program.command('umount <DIR>').description('unmount'))

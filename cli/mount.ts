@@ -23,6 +23,7 @@ interface MountFlags extends PackageFlags {
   readonly mkdir?: boolean
   /** A folder. */
   readonly scratch?: string
+  readonly listAttributes?: boolean
 }
 
 /** Resolves and compiles here, with our credentials and our progress bar; the daemon then finds it all in the cache. */
@@ -55,6 +56,7 @@ export async function mount(text: string, dir: string, flags: MountFlags): Promi
       gid: flags.gid ?? process.getgid?.() ?? 0,
       ...(settings.openMode !== undefined && { openMode: settings.openMode }),
       ...(flags.umask !== undefined && { umask: flags.umask }),
+      ...(flags.listAttributes && { listAttributes: true }),
     })
     const { entries, bytes, topHash } = facts
     if (facts.transport === 'fuse-native')
@@ -90,6 +92,7 @@ async function mountAsCaller(text: string, mountpoint: string, flags: MountFlags
       quarantine: flags.quarantine ?? false,
       ...(settings.openMode !== undefined && { openMode: settings.openMode }),
       ...(flags.umask !== undefined && { umask: flags.umask }),
+      ...(flags.listAttributes && { listAttributes: true }),
     })
     const lines = [facts.topHash, `mounted on ${facts.mountpoint}: for this user alone`, ...scratchLines(facts)]
     await output.row(facts, lines)

@@ -23,10 +23,17 @@ export function deadText({ mountpoint: path, source }: MountedAt): string {
   return `${mountpoint} (${source}) is dead, and every call on it fails: bobbin umount ${mountpoint}`
 }
 
-function errorText({ at, message, reason, about }: StatusFacts['lastErrors'][number]): string {
+function errorText({ at, program, level, message, reason, about }: StatusFacts['lastErrors'][number]): string {
   const ago = formatDuration(Date.now() - Date.parse(at))
   const what = Object.values(about).join(', ')
-  return `         ${ago} ago: ${message}${what === '' ? '' : ` (${what})`}${reason === undefined ? '' : `: ${reason}`}`
+  const who = `${program === 'daemon' ? '' : `${program}: `}${level === 'warn' ? 'warning: ' : ''}`
+  return `         ${ago} ago: ${who}${message}${what === '' ? '' : ` (${what})`}${reason === undefined ? '' : `: ${reason}`}`
+}
+
+/** What bobbin-fuse sees of readers and of the daemon. */
+function linkText({ waiting, openObjects, openBytes, daemonsStarted }: NonNullable<StatusFacts['link']>): string {
+  const again = daemonsStarted > 1 ? `; ${daemonsStarted} daemons were started` : ''
+  return `link     ${waiting} files are waited for, ${openObjects} objects open (${formatBytes(openBytes)})${again}`
 }
 
 export async function status(flags: CommonFlags): Promise<void> {
@@ -53,16 +60,18 @@ export async function showStatus(client: DaemonClient, { settings, output }: Con
   const differences = await daemonDifferences(client, settings)
   const differs = differencesText(client.pid, differences)
   const otherLoaders = loadersThatDiffer(facts, settings)
-  const { daemon, mounts, cache, fetch, loader, lastErrors = [] } = facts
+  const { daemon, mounts, cache, fetch, link, loader, lastErrors = [] } = facts
   const age = formatDuration(Date.now() - Date.parse(daemon.startedAt))
   const isMixed = (daemon.supervisorVersion ?? daemon.version) !== daemon.version
   const lines = [
     `daemon   process ${daemon.pid}${daemon.supervisorPid === null ? '' : ` of bobbin-fuse ${daemon.supervisorPid}`}, version ${daemon.version}${isMixed ? ` (bobbin-fuse ${daemon.supervisorVersion}: reload or restart it)` : ''}, for ${age}`,
     ...(differs === undefined ? [] : [`         ${differs}`]),
+    ...(daemon.notReplaced ? [`         not the newest: ${daemon.notReplaced}`] : []),
     ...otherLoaders.map(other => `         ${loaderText(other)}`),
     `cache    ${daemon.cache}: ${formatBytes(cache.bytes)} of ${formatBytes(cache.limitBytes)} in ${cache.objects} objects, ${formatBytes(cache.pinnedBytes)} in use, ${cache.evictions} evicted`,
     `         beside them ${formatBytes(cache.packagesBytes)} of packages, ${formatBytes(cache.plansBytes)} of plans, ${formatBytes(cache.logsBytes)} of logs, ${formatBytes(cache.otherBytes)} of other files`,
     `fetch    ${fetch.objects} objects, ${formatBytes(fetch.bytes)}; ${fetch.hits} opened from the cache; ${fetch.inFlight} under way, ${fetch.queued} waiting`,
+    ...(link ? [linkText(link)] : []),
     `errors   ${fetch.errors} failed, ${fetch.refetches} fetched twice, ${fetch.refused} refused`,
     ...lastErrors.map(errorText),
     // One that has ended without a word is forgotten after a while; what it leased is let go then.
@@ -80,7 +89,7 @@ export async function showStatus(client: DaemonClient, { settings, output }: Con
         `  ${mount.mountpoint}`,
         `${mount.package}@${mount.topHash.slice(0, 12)}`,
         mount.registry,
-        `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}${mount.scratch === undefined ? '' : `; scratch folder ${mount.scratch.folder}`}`,
+        `${mount.transport}, ${mount.openMode}${mount.openModeReason === undefined ? '' : ` (${mount.openModeReason})`}${mount.listsAttributes ? ', attributes listed' : ''}${mount.scratch === undefined ? '' : `; scratch folder ${mount.scratch.folder}`}`,
       ]),
     ),
   ]

@@ -9,7 +9,7 @@ import { Fetcher } from '../fetch/fetcher.js'
 import { BobbinError, LastErrors, type Log, QuietLog } from '../model/index.js'
 import type { VerifiedObject } from '../mount/link-frames.js'
 import { NativeTransport } from '../mount/native.js'
-import type { OpenModeWish, TransportName } from '../mount/transport.js'
+import type { FuseProcessFacts, OpenModeWish, TransportName } from '../mount/transport.js'
 import { transportNamed } from '../mount/transports.js'
 import { ReplaceableSource } from '../source/replaceable.js'
 import { acquireOwnership, type ObjectStore, openStore, parseStamp } from '../store/index.js'
@@ -160,6 +160,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       server => {
         log.info({ cache: cacheDir, socket: socketPath }, 'the daemon is ready')
         servers.push(server)
+        native?.tellServing()
         stopWatching = watchCache(ownership, socketPath, what => {
           log.error({ cache: cacheDir }, `somebody has removed ${what}: the daemon ends, and its mounts with it`)
           resolve('lost')
@@ -202,21 +203,23 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   }
 
   async function status(): Promise<StatusFacts> {
-    const { hits = 0, pinnedBytes: pinnedElsewhere = 0, unkeptMounts = 0 } = (await transport.stats?.()) ?? {}
+    const { hits = 0, pinnedBytes: pinnedElsewhere = 0, fuse } = (await transport.stats?.()) ?? {}
     const { bytes, limitBytes, objects, pinnedBytes, evictions, lost, usage } = store.stats()
     const fetched = fetcher.stats()
     return {
       daemon: {
         pid: process.pid,
         supervisorPid,
-        supervisorVersion: inherited?.fuseVersion ?? null,
+        supervisorVersion: fuse?.version ?? inherited?.fuseVersion ?? null,
         version: VERSION,
         startedAt: new Date(startedAt).toISOString(),
         cache: cacheDir,
         socket: socketPath,
         log: daemonLogPath(cacheDir),
-        unkeptMounts,
+        unkeptMounts: fuse?.unkeptMounts ?? 0,
+        notReplaced: fuse?.notReplaced ?? null,
       },
+      link: fuse === undefined ? null : linkFacts(fuse),
       mounts: mounts.list(),
       cache: {
         bytes,
@@ -232,7 +235,7 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
       },
       fetch: { ...fetched, hits: fetched.hits + hits },
       loader: leases.facts(),
-      lastErrors: [...lastErrors.list()],
+      lastErrors: [...lastErrors.list(), ...(fuse?.lastErrors ?? [])].sort((a, b) => (a.at < b.at ? -1 : 1)),
     }
   }
 
@@ -256,6 +259,10 @@ export async function runDaemon(options: DaemonOptions): Promise<void> {
   ownLog.close()
   log.flush()
   if (reason === 'error') throw new BobbinError('DAEMON_UNAVAILABLE', `the daemon could not listen on ${socketPath}`)
+}
+
+function linkFacts({ daemonsStarted, waiting, openObjects, openBytes, knownObjects }: FuseProcessFacts) {
+  return { daemonsStarted, waiting, openObjects, openBytes, knownObjects }
 }
 
 async function crash(error: unknown, log: Log, mounts: Mounts | undefined): Promise<void> {

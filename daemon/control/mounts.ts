@@ -83,7 +83,7 @@ export class Mounts {
         mountedAt: Date.parse(mountedAt),
         run: body.run,
       })
-      this.#keep(opened, mount, body.mountpoint, mountedAt, caller)
+      this.#keep(opened, mount, body, mountedAt, caller)
       log.info({ mountpoint: body.mountpoint, package: opened.name, topHash: opened.topHash }, 'goes on with a mount')
     } catch (error) {
       // Its package cannot be opened, so its readers would wait for nothing.
@@ -184,16 +184,17 @@ export class Mounts {
         gid: body.gid ?? process.getgid?.() ?? 0,
         umask: body.umask ?? 0,
         showsWriteBits: body.showsWriteBits ?? false,
+        listAttributes: body.listAttributes ?? false,
       },
     })
     log.info({ mountpoint, package: opened.name, topHash: opened.topHash }, 'mounted')
-    return this.#keep(opened, mount, mountpoint, mountedAt, caller)
+    return this.#keep(opened, mount, { ...body, mountpoint }, mountedAt, caller)
   }
 
   #keep(
     opened: OpenedPackage,
     mount: TransportMount,
-    mountpoint: string,
+    { mountpoint, listAttributes = false }: MountBody,
     mountedAt: string,
     caller: MountsCaller | undefined,
   ): MountFacts {
@@ -206,6 +207,7 @@ export class Mounts {
       transport: transport.name,
       openMode: mount.openMode,
       ...(mount.openModeReason !== undefined && { openModeReason: mount.openModeReason }),
+      listsAttributes: listAttributes,
       entries: opened.index.facts.entries,
       bytes: opened.index.facts.bytes,
       mountedAt,

@@ -21,6 +21,8 @@ export const MountBody = Type.Object(
     /** For an overlay that stands on the mount and asks its modes who may write; nobody writes to the mount itself. */
     showsWriteBits: Type.Optional(Type.Boolean()),
     openMode: Type.Optional(Type.Union(OPEN_MODE_WISHES.map(mode => Type.Literal(mode)))),
+    /** Extended attributes are listed; by default they are only answered by name. */
+    listAttributes: Type.Optional(Type.Boolean()),
     /** The folder of the run that it is for: its access log is kept until the run has a record. */
     run: Type.Optional(Type.String({ pattern: '^/' })),
   },
@@ -181,6 +183,7 @@ export const MountFacts = Type.Object({
   openMode: Type.String(),
   /** Why it is not the fastest. */
   openModeReason: Type.Optional(Type.String()),
+  listsAttributes: Type.Boolean(),
   entries: Type.Integer(),
   bytes: Type.Integer(),
   mountedAt: Type.String(),
@@ -194,7 +197,7 @@ export const StatusFacts = Type.Object({
     pid: Type.Integer(),
     /** bobbin-fuse, which started it and owns the mounts; null: it runs by itself. */
     supervisorPid: Type.Union([Type.Integer(), Type.Null()]),
-    /** Of bobbin-fuse, when it started this daemon. */
+    /** Of bobbin-fuse. */
     supervisorVersion: Type.Union([Type.String(), Type.Null()]),
     version: Type.String(),
     startedAt: Type.String(),
@@ -203,7 +206,20 @@ export const StatusFacts = Type.Object({
     log: Type.String(),
     /** Mounts that would end with bobbin-fuse, because the service manager cannot keep so many descriptors. */
     unkeptMounts: Type.Integer(),
+    /** Why the daemon is not the one that lies at its paths (an upgrade that does not start); null: it is. For the owner alone. */
+    notReplaced: Type.Union([Type.String(), Type.Null()]),
   }),
+  /** What bobbin-fuse says of itself; null: the daemon runs by itself. */
+  link: Type.Union([
+    Type.Object({
+      daemonsStarted: Type.Integer({ description: 'since bobbin-fuse was started' }),
+      waiting: Type.Integer({ description: 'files that readers wait for' }),
+      openObjects: Type.Integer(),
+      openBytes: Type.Integer(),
+      knownObjects: Type.Integer({ description: 'objects that it opens without asking the daemon' }),
+    }),
+    Type.Null(),
+  ]),
   mounts: Type.Array(MountFacts),
   cache: Type.Object({
     bytes: Type.Integer(),
@@ -229,10 +245,12 @@ export const StatusFacts = Type.Object({
     queued: Type.Integer(),
   }),
   loader: Type.Union([LoaderFacts, Type.Null()]),
-  /** What the daemon has logged as errors, the latest last; for the owner of the cache alone. */
+  /** What the daemon has logged as errors, and bobbin-fuse as errors and warnings, the latest last; for the owner of the cache alone. */
   lastErrors: Type.Array(
     Type.Object({
       at: Type.String(),
+      program: Type.Union([Type.Literal('daemon'), Type.Literal('bobbin-fuse')]),
+      level: Type.Union([Type.Literal('warn'), Type.Literal('error')]),
       message: Type.String(),
       reason: Type.Optional(Type.String()),
       about: Type.Record(Type.String(), Type.String()),

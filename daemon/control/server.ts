@@ -220,7 +220,8 @@ function withoutSecrets(facts: StatusFacts): StatusFacts {
     ...owner,
     owner: createHash('sha256').update(owner.owner).digest('hex').slice(0, 12),
   }))
-  return { ...facts, lastErrors: [], loader: facts.loader && { ...facts.loader, owners } }
+  const daemon = { ...facts.daemon, notReplaced: null }
+  return { ...facts, daemon, lastErrors: [], loader: facts.loader && { ...facts.loader, owners } }
 }
 
 /** Aborts when the connection closes before the answer was sent; afterwards nobody listens any more. */

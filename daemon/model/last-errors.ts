@@ -11,6 +11,8 @@ const TEXT_MAX = 1000
 export interface LoggedError {
   /** ISO 8601. */
   readonly at: string
+  readonly program: 'daemon' | 'bobbin-fuse'
+  readonly level: 'warn' | 'error'
   readonly message: string
   /** Why, where that is known. */
   readonly reason?: string
@@ -37,17 +39,24 @@ export class LastErrors implements Log {
   }
 
   error(fields: object, message: string): void {
-    const { error, err, ...rest } = fields as Readonly<Record<string, unknown>>
-    const about = Object.entries(rest).map(([name, value]) => [name, textOf(value)] as const)
-    const reason = error ?? err
-    this.#remembered.push({
-      at: new Date().toISOString(),
-      message: textOf(message),
-      ...(reason !== undefined && { reason: textOf(reason) }),
-      about: Object.fromEntries(about),
-    })
+    this.#remembered.push(loggedLine({ at: new Date(), program: 'daemon', level: 'error', message }, fields))
     if (this.#remembered.length > REMEMBERED_MAX) this.#remembered.shift()
     this.log.error(fields, message)
+  }
+}
+
+/** A line of a log, in the words that people are shown. */
+export function loggedLine(
+  { at, program, level, message }: Pick<LoggedError, 'program' | 'level' | 'message'> & { readonly at: Date },
+  fields: object,
+): LoggedError {
+  const { error, err, reason: because, ...rest } = fields as Readonly<Record<string, unknown>>
+  const about = Object.entries(rest).map(([name, value]) => [name, textOf(value)] as const)
+  const reason = error ?? err ?? because
+  return {
+    ...{ at: at.toISOString(), program, level, message: textOf(message) },
+    ...(reason !== undefined && { reason: textOf(reason) }),
+    about: Object.fromEntries(about),
   }
 }
 

@@ -47,6 +47,9 @@ const WRITE_BITS = 0o222
 /** XATTR_SIZE_MAX of Linux. */
 export const ATTRIBUTE_BYTES_MAX = 65_536
 const ATTRIBUTE_PREFIX = 'user.quilt.'
+const FILE_ATTRIBUTES = ['hash', 'hash_type', 'physical_key', 'meta', 'cached', 'verified'] as const
+const ROOT_ATTRIBUTES = ['top_hash', 'package', 'registry', 'meta', 'message'] as const
+const FOLDER_ATTRIBUTES = ['meta'] as const
 
 const read = promisify(readCallback)
 
@@ -146,13 +149,20 @@ export class PackageFilesystem {
   }
 
   /**
-   * None: who copies a file with its attributes copies all that are named, and values can be larger than another filesystem
-   * takes, change, or be wrong of the copy once that is edited. Who knows a name gets its value.
+   * Full names; by default none. A program that copies a file with its attributes copies all that are named, and values can be
+   * larger than another filesystem takes, change, or be wrong of the copy once somebody edits it. A program that knows a name
+   * gets its value either way. A value that the kernel cannot carry is never named.
    */
   async listxattr(path: string): Promise<string[]> {
     return this.#withIndex(index => {
-      this.#find(index, path)
-      return []
+      const node = this.#find(index, path)
+      if (!this.request.options.listAttributes) return []
+      const names = node.kind === 'file' ? FILE_ATTRIBUTES : node.ino === ROOT_INO ? ROOT_ATTRIBUTES : FOLDER_ATTRIBUTES
+      const isCarried = (name: string) => {
+        const value = this.#attribute(index, node, name)
+        return value !== undefined && Buffer.byteLength(value) <= ATTRIBUTE_BYTES_MAX
+      }
+      return names.filter(isCarried).map(name => ATTRIBUTE_PREFIX + name)
     })
   }
 

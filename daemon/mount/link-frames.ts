@@ -43,6 +43,7 @@ export interface LinkMount {
   readonly umask: number
   readonly allowOther: boolean
   readonly openMode: LinkOpenMode
+  readonly listAttributes: boolean
   readonly timeNs: bigint
   readonly mountpoint: string
   /** What the mount table shows. */
@@ -73,6 +74,8 @@ export type ToFuse =
   /** So many accesses are in the mount's log, lost ones included. */
   | { readonly kind: 'logged'; readonly mount: number; readonly count: number }
   | { readonly kind: 'answer'; readonly caller: number; readonly line: string }
+  /** Callers are answered: it has started. */
+  | { readonly kind: 'serving' }
   /** For the next daemon, KEPT_BYTES_MAX at most. */
   | { readonly kind: 'keep'; readonly text: string }
 
@@ -131,6 +134,24 @@ export interface LinkStats {
   readonly knownObjects: number
   /** Mounts that the service manager could not keep: they would end with bobbin-fuse. */
   readonly unkeptMounts: number
+  readonly daemonsStarted: number
+  /** Of bobbin-fuse. */
+  readonly version: string
+  /** Why the daemon is not the one that lies at its paths; empty: it is. */
+  readonly notReplaced: string
+  /** Its last warnings and errors, the latest last. */
+  readonly said: readonly SaidLine[]
+}
+
+const SAID_LEVELS = ['warn', 'error'] as const
+
+export interface SaidLine {
+  /** Unix milliseconds. */
+  readonly timeMs: number
+  readonly level: (typeof SAID_LEVELS)[number]
+  readonly message: string
+  /** JSON without its braces. */
+  readonly fields: string
 }
 
 /** Bytes of one access record: {u64 time, u32 ino, u32 what, u64 bytes}. */
@@ -150,6 +171,7 @@ const TO_FUSE = {
   statsAsk: 41,
   logged: 42,
   answer: 43,
+  serving: 44,
   keep: 45,
 } as const satisfies Record<ToFuse['kind'], number>
 
@@ -181,6 +203,7 @@ export function encodeFrame(frame: ToFuse): Buffer {
     case 'mount':
       out.u64(frame.request).u32(frame.uid).u32(frame.gid).u32(frame.umask)
       out.u8(frame.allowOther ? 1 : 0).u8(LINK_OPEN_MODES.indexOf(frame.openMode))
+      out.u8(frame.listAttributes ? 1 : 0)
       out.i64(frame.timeNs)
       for (const text of [frame.mountpoint, frame.source, frame.index, frame.manifest, frame.registry, frame.package])
         out.text(text)
@@ -209,6 +232,8 @@ export function encodeFrame(frame: ToFuse): Buffer {
       break
     case 'answer':
       out.u64(frame.caller).text(frame.line)
+      break
+    case 'serving':
       break
     case 'keep':
       out.text(frame.text)
@@ -282,6 +307,15 @@ function readFrame(kind: number, from: Reader): FromFuse | undefined {
         backingIds: from.u64(),
         knownObjects: from.u64(),
         unkeptMounts: from.u64(),
+        daemonsStarted: from.u64(),
+        version: from.text(),
+        notReplaced: from.text(),
+        said: from.list(() => ({
+          timeMs: from.u64(),
+          level: from.oneOf(SAID_LEVELS),
+          message: from.text(),
+          fields: from.text(),
+        })),
       }
     case 14:
       return { kind: 'asked', caller: from.u64(), uid: from.u32(), gid: from.u32(), line: from.text() }

@@ -7,7 +7,7 @@
  * (`survivors`) and is asked again for whatever readers wait for.
  */
 import { fstatSync } from 'node:fs'
-import { BobbinError, hasCode, type Log } from '../model/index.js'
+import { BobbinError, hasCode, type Log, loggedLine } from '../model/index.js'
 import { atPresentPlace } from '../package/moved-objects.js'
 import type { OpenedPackage } from '../package/package-cache.js'
 import { formatRegistry } from '../registry/reference.js'
@@ -135,8 +135,24 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
   }
 
   async stats(): Promise<TransportStats> {
-    const { hits, openBytes, unkeptMounts } = await this.link.stats()
-    return { hits, pinnedBytes: openBytes, unkeptMounts }
+    const { hits, openBytes, notReplaced, said, ...counts } = await this.link.stats()
+    const { version, daemonsStarted, unkeptMounts, waiting, openObjects, knownObjects } = counts
+    return {
+      hits,
+      pinnedBytes: openBytes,
+      fuse: {
+        ...{ version, daemonsStarted, unkeptMounts, waiting, openObjects, openBytes, knownObjects },
+        notReplaced: notReplaced === '' ? undefined : notReplaced,
+        lastErrors: said.map(({ timeMs, level, message, fields }) =>
+          loggedLine({ at: new Date(timeMs), program: 'bobbin-fuse', level, message }, parseFields(fields)),
+        ),
+      },
+    }
+  }
+
+  /** Callers are answered from now on. */
+  tellServing(): void {
+    this.link.send({ kind: 'serving' })
   }
 
   /** Ends what is under way. `isFinal`: bobbin-fuse is to end, too. */
@@ -149,9 +165,9 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
 
   async mount(request: MountRequest): Promise<TransportMount> {
     const { opened, options, mountpoint } = request
-    const { uid, gid, umask, allowOther, showsWriteBits = false } = options
+    const { uid, gid, umask, allowOther, listAttributes, showsWriteBits = false } = options
     const answer = await this.link.mount({
-      ...{ uid, gid, allowOther },
+      ...{ uid, gid, allowOther, listAttributes },
       umask: umask | (showsWriteBits ? SHOWS_WRITE_BITS : 0),
       openMode: request.openMode,
       timeNs: BigInt(opened.timestampMs) * 1_000_000n,
@@ -368,5 +384,14 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     if (early === undefined) return undefined
     early.push(again)
     return 'later'
+  }
+}
+
+/** Names in it may be a stranger's bytes, which are no text: then the message stands alone. */
+function parseFields(fields: string): object {
+  try {
+    return JSON.parse(`{${fields}}`) as object
+  } catch {
+    return {}
   }
 }

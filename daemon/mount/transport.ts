@@ -12,7 +12,7 @@
  *
  * The suite that holds every adapter to this is test/suites/fuse-transport.ts.
  */
-import type { Log, ObjectSpec } from '../model/index.js'
+import type { Log, LoggedError, ObjectSpec } from '../model/index.js'
 import type { OpenedPackage } from '../package/package-cache.js'
 
 export const TRANSPORTS = ['native', 'fuse-native'] as const
@@ -52,8 +52,24 @@ export interface TransportStats {
   readonly hits: number
   /** Of open objects. */
   readonly pinnedBytes: number
-  /** Mounts that end with bobbin-fuse, though a service manager keeps others. */
+  /** What the process that owns the mounts says of itself. */
+  readonly fuse: FuseProcessFacts
+}
+
+export interface FuseProcessFacts {
+  readonly version: string
+  /** Why the daemon is not the one that lies at its paths. */
+  readonly notReplaced: string | undefined
+  readonly daemonsStarted: number
+  /** Mounts that end with it, though a service manager keeps others. */
   readonly unkeptMounts: number
+  /** Entries that readers wait for. */
+  readonly waiting: number
+  readonly openObjects: number
+  readonly openBytes: number
+  readonly knownObjects: number
+  /** Its last warnings and errors, the latest last. */
+  readonly lastErrors: readonly LoggedError[]
 }
 
 export interface MountOptions {
@@ -65,6 +81,8 @@ export interface MountOptions {
   readonly umask: number
   /** Modes have write bits, for an overlay that stands on the mount and asks them who may write; nobody writes to the mount itself. */
   readonly showsWriteBits?: boolean
+  /** Extended attributes are listed; otherwise they are only answered by name. */
+  readonly listAttributes: boolean
 }
 
 export interface MountRequest {

@@ -33,6 +33,7 @@ enum class Kind : std::uint16_t {
   statsAsk = 41,
   logged = 42,
   answer = 43,
+  serving = 44,
   keep = 45,
 };
 
@@ -84,6 +85,7 @@ std::optional<FromDaemon> readMount(wire::Reader& reader) {
   mount.umask = reader.number<std::uint32_t>();
   const auto allowOther = reader.number<std::uint8_t>();
   const auto openMode = reader.number<std::uint8_t>();
+  const auto listAttributes = reader.number<std::uint8_t>();
   mount.timeNs = reader.number<std::int64_t>();
   for (std::string* text :
        {&mount.mountpoint, &mount.source, &mount.index, &mount.manifest, &mount.registry, &mount.package}) {
@@ -95,10 +97,11 @@ std::optional<FromDaemon> readMount(wire::Reader& reader) {
   if (hasMessage == 1) mount.message = std::move(message);
   mount.note = reader.text();
   mount.caller = reader.number<std::uint64_t>();
-  if (allowOther > 1 || hasMessage > 1 || openMode >= OPEN_MODES) return std::nullopt;
+  if (allowOther > 1 || listAttributes > 1 || hasMessage > 1 || openMode >= OPEN_MODES) return std::nullopt;
   if (mount.umask > (SHOWS_WRITE_BITS | 0777)) return std::nullopt;
   if (mount.mountpoint.empty() || mount.mountpoint[0] != '/') return std::nullopt;
   mount.allowOther = allowOther == 1;
+  mount.listAttributes = listAttributes == 1;
   mount.openMode = static_cast<OpenMode>(openMode);
   return mount;
 }
@@ -184,6 +187,8 @@ std::optional<FromDaemon> readFrame(Kind kind, wire::Reader& reader) {
       frame.line = reader.text();
       return frame;
     }
+    case Kind::serving:
+      return Serving{};
     case Kind::keep: {
       Keep frame;
       frame.text = reader.text();
@@ -242,7 +247,7 @@ struct Describer {
     std::string text = "mount " + std::to_string(frame.request);
     for (const auto number : {frame.uid, frame.gid, frame.umask}) text += " " + std::to_string(number);
     text += frame.allowOther ? " 1 " : " 0 ";
-    text += std::to_string(static_cast<int>(frame.openMode)) + " " + std::to_string(frame.timeNs);
+    text += std::to_string(static_cast<int>(frame.openMode)) + (frame.listAttributes ? " 1 " : " 0 ") + std::to_string(frame.timeNs);
     for (const auto& part : {frame.mountpoint, frame.source, frame.index, frame.manifest, frame.registry,
                              frame.package, frame.message.value_or("-"), frame.note})
       text += " " + part;
@@ -263,6 +268,7 @@ struct Describer {
   std::string operator()(const Answer& frame) const {
     return "answer " + std::to_string(frame.caller) + " " + frame.line;
   }
+  std::string operator()(const Serving&) const { return "serving"; }
   std::string operator()(const Keep& frame) const { return "keep " + frame.text; }
 };
 
@@ -358,7 +364,10 @@ Buffer stats(std::uint64_t request, const Stats& stats) {
   FrameWriter frame(Kind::stats);
   frame.number(request).number(stats.hits).number(stats.waiting).number(stats.openObjects);
   frame.number(stats.openBytes).number(stats.backingIds).number(stats.knownObjects);
-  frame.number(stats.unkeptMounts);
+  frame.number(stats.unkeptMounts).number(stats.daemonsStarted).text(stats.version).text(stats.notReplaced);
+  frame.number(static_cast<std::uint32_t>(stats.said.size()));
+  for (const auto& line : stats.said)
+    frame.number(line.timeMs).number(std::uint8_t{line.level == Level::error}).text(line.message).text(line.fields);
   return frame.finish();
 }
 

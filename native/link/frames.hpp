@@ -10,6 +10,8 @@
 #include <variant>
 #include <vector>
 
+#include "link/system.hpp"
+
 namespace bobbin::link {
 
 inline constexpr std::uint32_t VERSION = 5;
@@ -79,6 +81,7 @@ struct Mount {
   std::uint32_t umask = 0;
   bool allowOther = false;
   OpenMode openMode = OpenMode::automatic;
+  bool listAttributes = false;
   std::int64_t timeNs = 0;
   std::string mountpoint;
   std::string source;
@@ -116,6 +119,8 @@ struct Answer {
   std::uint64_t caller = 0;
   std::string line;
 };
+// It has come so far that callers are answered.
+struct Serving {};
 
 // Nothing to us; the next daemon gets it back, in its environment.
 struct Keep {
@@ -124,7 +129,7 @@ struct Keep {
 
 using FromDaemon =
     std::variant<Hello, Ready, Failed, Working, Known, EvictAsk, Mount, Unmount, Index, Stop, StatsAsk,
-                 Logged, Answer, Keep>;
+                 Logged, Answer, Serving, Keep>;
 
 // Nothing: it is no frame of ours.
 std::optional<FromDaemon> decode(std::uint16_t kind, std::span<const std::uint8_t> payload);
@@ -161,6 +166,12 @@ struct Stats {
   std::uint64_t knownObjects = 0;
   // Mounts that the service manager could not keep: they would end with bobbin-fuse.
   std::uint64_t unkeptMounts = 0;
+  // Since bobbin-fuse was started, also before it was replaced in place.
+  std::uint64_t daemonsStarted = 0;
+  std::string version;
+  // Why the daemon is another one than lies at its paths; empty: it is that one.
+  std::string notReplaced;
+  std::vector<LoggedLine> said;
 };
 
 // Each returns a whole frame, with its header.

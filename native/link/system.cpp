@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -99,10 +100,13 @@ std::string journalPrefix(Level level) {
   return level == Level::error ? "<3>" : level == Level::warn ? "<4>" : "<6>";
 }
 
+std::int64_t timeNowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
 void write(Level level, std::string_view message, const std::string& fields) {
-  const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
-                       std::chrono::system_clock::now().time_since_epoch())
-                       .count();
+  const auto now = timeNowMs();
   std::string line = journalPrefix(level) + "{\"level\":" + std::to_string(static_cast<int>(level)) +
                      ",\"time\":" + std::to_string(now) + ",\"pid\":" + std::to_string(::getpid()) +
                      ",\"program\":\"bobbin-fuse\"";
@@ -114,11 +118,48 @@ void write(Level level, std::string_view message, const std::string& fields) {
 }
 }  // namespace
 
+namespace {
+// As many as the daemon remembers of its own (daemon/model/last-errors.ts).
+constexpr std::size_t REMEMBERED_MAX = 10;
+// Paths are at most 4096 bytes; a line with more is remembered without its fields.
+constexpr std::size_t FIELDS_BYTES_MAX = 16'384;
+
+struct Remembered {
+  std::mutex mutex;
+  LineBudget budget;
+  std::vector<LoggedLine> lines;
+};
+
+Remembered& remembered() {
+  static Remembered all;
+  return all;
+}
+
+void remember(std::vector<LoggedLine>& lines, LoggedLine line) {
+  if (line.fields.size() > FIELDS_BYTES_MAX) line.fields.clear();
+  std::erase_if(lines, [&](const LoggedLine& earlier) {
+    return earlier.message == line.message && earlier.fields == line.fields;
+  });
+  lines.push_back(std::move(line));
+  if (lines.size() > REMEMBERED_MAX) lines.erase(lines.begin());
+}
+}  // namespace
+
+std::vector<LoggedLine> lastLines() {
+  const std::lock_guard lock(remembered().mutex);
+  return remembered().lines;
+}
+
+void rememberLines(std::vector<LoggedLine> lines) {
+  const std::lock_guard lock(remembered().mutex);
+  for (auto& line : lines) remember(remembered().lines, std::move(line));
+}
+
 void log(Level level, std::string_view message, const std::string& fields) {
-  static std::mutex mutex;
-  static LineBudget budget;
   if (level != Level::info) {
+    auto& [mutex, budget, lines] = remembered();
     const std::lock_guard lock(mutex);
+    remember(lines, {.timeMs = timeNowMs(), .level = level, .message = std::string(message), .fields = fields});
     const auto now = Clock::now();
     const unsigned leftOut = budget.takeLeftOut(now);
     if (leftOut > 0) write(Level::warn, "warnings and errors were left out", field("count", std::int64_t{leftOut}));

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace bobbin {
 
@@ -55,6 +56,22 @@ void log(Level level, std::string_view message, const std::string& fields = "");
 std::string field(std::string_view name, std::string_view value);
 std::string field(std::string_view name, std::int64_t value);
 
+
+// A warning or an error that was logged.
+struct LoggedLine {
+  // Since 1970.
+  std::int64_t timeMs = 0;
+  Level level = Level::error;
+  std::string message;
+  // JSON without its braces.
+  std::string fields;
+};
+
+// The last few of them, the latest last, for people who ask what went wrong and do not have the log at hand. One that
+// repeats takes the place of what it repeats.
+std::vector<LoggedLine> lastLines();
+// Those of before this program was replaced in place.
+void rememberLines(std::vector<LoggedLine> lines);
 
 // How many lines a minute has had. Owned by the log, under its lock.
 class LineBudget {

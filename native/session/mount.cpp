@@ -50,6 +50,7 @@ link::Buffer MountRecord::save() const {
     out.text(*text);
   out.number(request.message.has_value()).text(request.message.value_or(""));
   out.number(openMode).text(reason).number(agreement.minor).number(agreement.flags).number(isClosed);
+  out.number(request.listAttributes);
   return std::move(out.bytes());
 }
 
@@ -77,6 +78,8 @@ std::optional<MountRecord> MountRecord::restore(std::span<const std::uint8_t> sa
   record.agreement.minor = in.number<std::uint32_t>();
   record.agreement.flags = in.number<std::uint64_t>();
   record.isClosed = in.number<std::uint8_t>() != 0;
+  // A service manager may have kept the record of a bobbin-fuse that did not know of it.
+  if (in.isWhole() && !in.isDone()) request.listAttributes = in.number<std::uint8_t>() != 0;
   if (!in.isDone()) return std::nullopt;
   return record;
 }
@@ -91,7 +94,8 @@ Mount::Mount(MountRecord record, Shared& shared) : record_(std::move(record)), s
               .timeNs = asked.timeNs,
               .registry = asked.registry,
               .package = asked.package,
-              .message = asked.message};
+              .message = asked.message,
+              .listAttributes = asked.listAttributes};
 }
 
 // --- beginning and end -----------------------------------------------------------------------------

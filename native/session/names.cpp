@@ -23,6 +23,8 @@ constexpr std::uint32_t NAME_BYTES_MAX = 255;
 // XATTR_SIZE_MAX of Linux.
 constexpr std::size_t ATTRIBUTE_BYTES_MAX = 65'536;
 constexpr std::string_view ATTRIBUTE_PREFIX = "user.quilt.";
+constexpr std::array<std::string_view, 5> FILE_ATTRIBUTES = {"hash", "hash_type", "physical_key", "cached", "verified"};
+constexpr std::array<std::string_view, 3> ROOT_ATTRIBUTES = {"top_hash", "package", "registry"};
 
 std::string hex(std::string_view bytes) {
   static constexpr char digits[] = "0123456789abcdef";
@@ -311,12 +313,23 @@ Error Names::getxattr(std::uint64_t nodeid, std::string_view name, std::uint32_t
   return putSized(*value, bytesMax, reply);
 }
 
-// None is named: who copies a file with its attributes copies all that are, and values can be larger than another
-// filesystem takes, change, or be wrong of the copy once that is edited. Who knows a name gets its value.
+// By default it names none: a program that copies a file with its attributes copies all that are named, and values can be
+// larger than another filesystem takes, change, or be wrong of the copy once somebody edits it. A program that knows a name
+// gets its value either way. Never named is a value that the kernel cannot carry.
 Error Names::listxattr(std::uint64_t nodeid, std::uint32_t bytesMax, Reply& reply) const {
   Node found;
   if (const Error error = node(nodeid, found); error != 0) return error;
-  return putSized({}, bytesMax, reply);
+  std::string list;
+  const auto add = [&](std::string_view name) { list.append(ATTRIBUTE_PREFIX).append(name).push_back('\0'); };
+  if (options_.listAttributes) {
+    const bool isRoot = found.position == 0;
+    if (isRoot) std::for_each(ROOT_ATTRIBUTES.begin(), ROOT_ATTRIBUTES.end(), add);
+    if (found.kind == NodeKind::file) std::for_each(FILE_ATTRIBUTES.begin(), FILE_ATTRIBUTES.end(), add);
+    const auto metaBytes = (isRoot ? index_.view().facts().userMeta : found.meta).bytes;
+    if (metaBytes > 0 && metaBytes <= ATTRIBUTE_BYTES_MAX) add("meta");
+    if (isRoot && options_.message && options_.message->size() <= ATTRIBUTE_BYTES_MAX) add("message");
+  }
+  return putSized(list, bytesMax, reply);
 }
 
 }  // namespace bobbin

@@ -26,6 +26,8 @@ struct MountOptions {
   std::string registry;
   std::string package;
   std::optional<std::string> message;
+  // Otherwise they are only answered by name.
+  bool listAttributes = false;
 };
 
 // The answer to one request, written after room for its header.

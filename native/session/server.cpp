@@ -47,7 +47,7 @@ constexpr const char* KEPT_VARIABLE = "BOBBIN_RELOADED";
 // A caller's events are its number and that.
 constexpr std::uint64_t CALLERS = 1ULL << 32U;
 
-enum class Event : std::uint64_t { signals, timer, wake, mountTable, link, mountsDoor };
+enum class Event : std::uint64_t { signals, timer, wake, mountTable, link, mountsDoor, successor };
 
 void ignoreResult(long) {}
 
@@ -69,10 +69,38 @@ std::string makeFolders(const std::string& path) {
   return "";
 }
 
-// Of a refusal to take the cache, as the command line has them.
-int exitCodeOf(const std::string& problem) {
-  if (problem.find("belongs to") != std::string::npos) return EXIT_CACHE_IN_USE;
-  return problem.find("everybody may write") != std::string::npos ? EXIT_ACCESS_DENIED : EXIT_FAILED;
+// Whether a file that this thread makes in a folder would be the folder's owner's, or there is no folder that takes files. It is
+// tried out, since a file server may give root's files to somebody else, and user namespaces show owners differently.
+bool isOwnersOwn(const std::string& folder, uid_t owner) {
+  Fd file(::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600));
+  if (!file && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT)) {
+    // A filesystem that knows no files without a name.
+    const std::string path = folder + "/.bobbin-fuse-" + std::to_string(::getpid());
+    file.reset(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (file) ::unlink(path.c_str());
+  }
+  struct stat stats {};
+  // Root without its capabilities over files is refused like anybody else.
+  if (!file) return errno != EACCES;
+  return ::fstat(file.get(), &stats) != 0 || stats.st_uid == owner;
+}
+
+std::string endText(int exitCode) {
+  if (exitCode > 128) return std::string("was ended by a signal (") + ::strsignal(exitCode - 128) + ")";
+  return "ended with exit code " + std::to_string(exitCode);
+}
+
+// What a process that was just started has said at its end of the link.
+enum class Greeting { none, ours, other };
+Greeting greetingAt(int link) {
+  std::array<std::uint8_t, link::FRAME_HEADER_BYTES + sizeof(std::uint32_t)> bytes{};
+  const auto n = ::recv(link, bytes.data(), bytes.size(), MSG_PEEK | MSG_DONTWAIT);
+  if (n < static_cast<ssize_t>(bytes.size())) return Greeting::none;
+  std::uint16_t kind = 0;
+  std::uint32_t version = 0;
+  std::memcpy(&kind, bytes.data() + sizeof(std::uint32_t), sizeof kind);
+  std::memcpy(&version, bytes.data() + link::FRAME_HEADER_BYTES, sizeof version);
+  return kind == 1 && version == link::VERSION ? Greeting::ours : Greeting::other;
 }
 
 // The number behind `"pid":` in what the owner of a cache has written.
@@ -138,10 +166,10 @@ int Server::run() {
     if (const std::string problem = openMountRoots(options_.mountBelow, shared_.roots); !problem.empty())
       return refuse(problem, EXIT_FAILED);
     const ActingAs owner(options_.daemonUser);
+    if (const auto refusal = refuseForeignCache()) return refuse(refusal->problem, refusal->exitCode);
     if (const std::string problem = makeFolders(options_.cache); !problem.empty())
       return refuse(problem, EXIT_FAILED);
-    if (const std::string problem = takeCache(); !problem.empty())
-      return refuse(problem, exitCodeOf(problem));
+    if (const auto refusal = takeCache()) return refuse(refusal->problem, refusal->exitCode);
     if (const int error = openCache(); error != 0)
       return refuse("open the store of " + options_.cache + ": " + errorText(error), EXIT_FAILED);
     if (const std::string problem = doors_.listen(); !problem.empty())
@@ -190,6 +218,8 @@ void Server::onEvent(std::uint64_t event) {
       return onMountTable();
     case Event::link:
       return onLink();
+    case Event::successor:
+      return onSuccessor();
     case Event::mountsDoor:
       return callers_.accept(doors_.mounts(), [this](int connection, std::uint64_t number) {
         return add(epoll_.get(), connection, EPOLLIN, static_cast<Event>(CALLERS + number));
@@ -224,34 +254,51 @@ std::string Server::watch() {
   return isWatched ? "" : "cannot watch for events: " + errorText(errno);
 }
 
-std::string Server::takeCache() {
+// Root may write anywhere, but the owner of a cache can neither read nor replace what root leaves in it: so root does not begin
+// there (daemon/store/foreign-folder.ts). Other users are told by the kernel.
+std::optional<Refusal> Server::refuseForeignCache() const {
+  const uid_t acting = options_.daemonUser ? options_.daemonUser->uid : ::geteuid();
+  struct stat stats {};
+  if (acting != 0 || ::stat(options_.cache.c_str(), &stats) != 0 || stats.st_uid == acting) return std::nullopt;
+  if (isOwnersOwn(options_.cache, stats.st_uid)) return std::nullopt;
+  const std::string user = std::to_string(stats.st_uid);
+  return Refusal{"the cache " + options_.cache + " belongs to user " + user +
+                     ", who could neither read nor replace what root leaves in it: start this as that user (sudo -u '#" + user +
+                     "'), name the user with --daemon-user, or name another cache with --cache",
+                 EXIT_ACCESS_DENIED};
+}
+
+std::optional<Refusal> Server::takeCache() {
+  const auto failed = [](const std::string& problem) { return Refusal{problem, EXIT_FAILED}; };
   struct stat stats {};
   if (::stat(options_.cache.c_str(), &stats) != 0)
-    return "open the cache " + options_.cache + ": " + errorText(errno);
+    return failed("open the cache " + options_.cache + ": " + errorText(errno));
   if ((stats.st_mode & S_IWOTH) != 0)
-    return "everybody may write to the cache folder " + options_.cache +
-           ": run chmod o-w on it, or name another one with --cache";
+    return Refusal{"everybody may write to the cache folder " + options_.cache +
+                       ": run chmod o-w on it, or name another one with --cache",
+                   EXIT_ACCESS_DENIED};
   const std::string path = options_.cache + "/owner";
   for (int tries = 0; tries < LOCK_TRIES; tries++) {
     owner_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0640));
-    if (!owner_) return "open " + path + ": " + errorText(errno);
+    if (!owner_) return failed("open " + path + ": " + errorText(errno));
     if (::flock(owner_.get(), LOCK_EX | LOCK_NB) == 0) {
       struct stat ours {
       }, there{};
       // Somebody may have deleted the file after we opened it: then our lock guards nothing.
       if (::fstat(owner_.get(), &ours) == 0 && ::stat(path.c_str(), &there) == 0 &&
           ours.st_ino == there.st_ino && ours.st_dev == there.st_dev)
-        return "";
+        return std::nullopt;
       continue;
     }
-    if (errno != EWOULDBLOCK) return "lock " + path + ": " + errorText(errno);
+    if (errno != EWOULDBLOCK) return failed("lock " + path + ": " + errorText(errno));
     // Who only looks has a shared lock for a moment.
     if (::flock(owner_.get(), LOCK_SH | LOCK_NB) != 0) break;
     ::flock(owner_.get(), LOCK_UN);
     ::usleep(static_cast<useconds_t>(1000 + std::rand() % 20'000));
   }
-  return "the cache " + options_.cache + " belongs to " + ownerOf(owner_.get()) +
-         ": stop that, or name another cache with --cache";
+  return Refusal{"the cache " + options_.cache + " belongs to " + ownerOf(owner_.get()) +
+                     ": stop that, or name another cache with --cache",
+                 EXIT_CACHE_IN_USE};
 }
 
 // 0 or an errno.
@@ -272,23 +319,30 @@ void Server::writeOwner() {
     log(Level::warn, "the owner file cannot be written", field("error", errorText(errno)));
 }
 
-void Server::startDaemon() {
+int Server::startProcess(link::Supervisor& process, Fd& link) {
   int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
-    log(Level::error, "the daemon cannot be started", field("error", errorText(errno)));
-    return;
-  }
-  channel_.attach(Fd(ends[0]));
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return errno;
+  link.reset(ends[0]);
   const Fd theirs(ends[1]);
-  reader_ = {};
   std::vector<link::Inherited> inherited = doors_.inherited();
   inherited.push_back({"BOBBIN_LINK_FD", theirs.get()});
   inherited.push_back({"BOBBIN_OWNER_FD", owner_.get()});
-  if (const int error = supervisor_.start(inherited); error != 0) {
+  daemonsStarted_++;
+  return process.start(inherited);
+}
+
+void Server::startDaemon() {
+  Fd link;
+  if (const int error = startProcess(supervisor_, link); error != 0) {
     log(Level::error, "the daemon cannot be started", field("error", errorText(error)));
-    channel_.detach();
     return;
   }
+  attachDaemon(std::move(link));
+}
+
+void Server::attachDaemon(Fd link) {
+  channel_.attach(std::move(link));
+  reader_ = {};
   lastHeard_ = Clock::now();
   add(epoll_.get(), channel_.fd(), EPOLLIN | EPOLLOUT | EPOLLET, Event::link);
   channel_.greet(link::hello(static_cast<std::uint32_t>(::getpid()), "bobbin-fuse"));
@@ -302,9 +356,11 @@ void Server::onSignals() {
     switch (info.ssi_signo) {
       case SIGCHLD:
         if (const auto exitCode = supervisor_.reap()) onDaemonEnd(*exitCode);
+        onSuccessor();
         break;
       case SIGUSR2:
         wantsUpgrade_ = true;
+        endReload("another reload was asked for meanwhile");
         if (info.ssi_code == SI_QUEUE && info.ssi_int > 0) reloadAsker_ = info.ssi_int;
         break;
       default:
@@ -317,6 +373,7 @@ void Server::onSignals() {
 }
 
 void Server::onDaemonEnd(int exitCode) {
+  const std::string ended = supervisor_.program();
   channel_.detach();
   callers_.drop();
   reader_ = {};
@@ -335,7 +392,13 @@ void Server::onDaemonEnd(int exitCode) {
       isRenewed ? "the daemon has ended for its successor" : "the daemon has ended and is started again",
       field("exitCode", exitCode) + "," +
           field("waiting", static_cast<std::int64_t>(shared_.parked.waiting())));
-  if (!isRenewed) endReload("the new daemon ended with exit code " + std::to_string(exitCode) + ": look at the log");
+  if (successor_) return successor_->hasGreeted ? promoteSuccessor() : void();
+  if (supervisor_.hasFallenBack()) {
+    notReplaced_ = "the daemon " + ended + " " + endText(exitCode) + " before it served anybody; the one that worked last is started again: look at the log";
+    log(Level::error, "a daemon does not start, and the one that worked last is started again",
+        field("program", ended) + "," + field("exitCode", exitCode));
+  }
+  if (!isRenewed) endReload("the new daemon " + endText(exitCode) + ": look at the log");
   if (Clock::now() >= supervisor_.nextStart()) startDaemon();
 }
 
@@ -389,8 +452,9 @@ void Server::onTick() {
     supervisor_.signal(SIGKILL);
     killAt_ = now + END_MAX;
   }
+  onSuccessor();
   if (supervisor_.child() == 0) {
-    if (!isStopping_ && now >= supervisor_.nextStart()) startDaemon();
+    if (!isStopping_ && !successor_ && now >= supervisor_.nextStart()) startDaemon();
     return;
   }
   if (isStopping_) {
@@ -459,7 +523,6 @@ void Server::take(const link::Hello& frame) {
     return;
   }
   supervisor_.greeted();
-  if (renewed_ == 0) endReload("");
   std::vector<link::MountFacts> survivors;
   for (const auto& [id, mount] : mounts_) {
     const MountRecord& record = mount->record();
@@ -616,6 +679,14 @@ void Server::onCaller(std::uint64_t number) {
   channel_.send(link::asked(number, caller.uid, caller.gid, caller.line));
 }
 
+void Server::take(const link::Serving&) {
+  supervisor_.served();
+  if (supervisor_.hasFallenBack()) return;
+  notReplaced_.clear();
+  // That of a daemon that is to end for its successor is not awaited.
+  if (!successor_) endReload("");
+}
+
 void Server::take(const link::Stop&) { isStoppedByDaemon_ = true; }
 
 void Server::take(const link::StatsAsk& frame) {
@@ -625,6 +696,10 @@ void Server::take(const link::StatsAsk& frame) {
   stats.waiting = shared_.parked.waiting();
   stats.knownObjects = shared_.known.size();
   stats.unkeptMounts = unkept_.size();
+  stats.daemonsStarted = daemonsStarted_;
+  stats.version = BOBBIN_VERSION;
+  stats.notReplaced = notReplaced_;
+  stats.said = lastLines();
   for (const auto& [id, mount] : mounts_) {
     const auto totals = mount->totals();
     stats.openObjects += totals.objects;
@@ -655,6 +730,7 @@ void Server::stopNow() {
   if (isStopping_) return;
   isStopping_ = true;
   manager_.notify("STOPPING=1");
+  endSuccessor();
   sendAccesses();
   for (auto& [id, mount] : mounts_) {
     const std::string& mountpoint = mount->record().request.mountpoint;
@@ -793,7 +869,12 @@ void Server::recover(std::map<std::string, Fd> stored) {
 
 Fd Server::saveState() const {
   wire::Writer out;
-  out.number(STATE_VERSION).number(supervisor_.child()).number(supervisor_.hasGreeted());
+  out.number(STATE_VERSION);
+  supervisor_.save(out);
+  out.number(daemonsStarted_).text(notReplaced_);
+  const auto said = lastLines();
+  out.number(static_cast<std::uint32_t>(said.size()));
+  for (const auto& line : said) out.number(line.timeMs).number(line.level).text(line.message).text(line.fields);
   out.number(channel_.fd()).number(owner_.get());
   doors_.save(out);
   out.number(channel_.isOpen()).number(isReady_).number(isStoppedByDaemon_).number(lastMount_);
@@ -821,8 +902,18 @@ bool Server::restore(int fd) {
   const link::Buffer saved = readMemory(fd);
   wire::Reader in(saved);
   if (in.number<std::uint32_t>() != STATE_VERSION) return false;
-  const auto child = in.number<pid_t>();
-  const bool hasGreeted = in.number<std::uint8_t>() != 0;
+  supervisor_.restore(in);
+  daemonsStarted_ = in.number<std::uint64_t>();
+  notReplaced_ = in.text();
+  std::vector<LoggedLine> said;
+  for (auto count = in.number<std::uint32_t>(); count > 0 && in.isWhole(); count--) {
+    LoggedLine& line = said.emplace_back();
+    line.timeMs = in.number<std::int64_t>();
+    line.level = in.number<Level>();
+    line.message = in.text();
+    line.fields = in.text();
+  }
+  rememberLines(std::move(said));
   Fd link = takeDescriptor(in);
   owner_ = takeDescriptor(in);
   doors_.restore(in);
@@ -864,7 +955,6 @@ bool Server::restore(int fd) {
     mounts_[id] = std::move(mount);
   }
   if (!in.isDone()) return false;
-  supervisor_.adopt(child, hasGreeted);
   if (link) {
     channel_.attach(std::move(link));
     channel_.queue(unsent);
@@ -930,9 +1020,58 @@ void Server::renewDaemon() {
   ::unsetenv(RELOAD_VARIABLE);
   // None: the one that is started now is new.
   if (supervisor_.child() == 0 || exitCode_) return;
+  successor_.emplace(Successor{link::Supervisor(supervisor_.command(), supervisor_.user()), Fd(), false});
+  if (const int error = startProcess(successor_->process, successor_->link); error != 0)
+    return giveUpSuccessor("cannot be started: " + errorText(error));
+  add(epoll_.get(), successor_->link.get(), EPOLLIN | EPOLLRDHUP | EPOLLET, Event::successor);
+}
+
+// The old daemon is told to end when its successor has said hello. The successor waits meanwhile for ours.
+void Server::onSuccessor() {
+  if (!successor_) return;
+  if (const auto exitCode = successor_->process.reap()) return giveUpSuccessor(endText(*exitCode));
+  if (!successor_->hasGreeted) {
+    switch (greetingAt(successor_->link.get())) {
+      case Greeting::none:
+        if (Clock::now() - successor_->process.startedAt() > GREETING_MAX) giveUpSuccessor("did not say hello in time");
+        return;
+      case Greeting::other:
+        return giveUpSuccessor("speaks another version of the link");
+      case Greeting::ours:
+        successor_->hasGreeted = true;
+        ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, successor_->link.get(), nullptr);
+    }
+  }
+  if (supervisor_.child() == 0) return promoteSuccessor();
+  if (renewed_ != 0) return;
   renewed_ = supervisor_.child();
   killAt_ = Clock::now() + END_MAX;
   supervisor_.signal(SIGTERM);
+}
+
+void Server::promoteSuccessor() {
+  supervisor_.take(successor_->process);
+  Fd link = std::move(successor_->link);
+  successor_.reset();
+  attachDaemon(std::move(link));
+}
+
+void Server::giveUpSuccessor(const std::string& why) {
+  notReplaced_ = "the new daemon " + successor_->process.program() + " " + why + ": look at the log";
+  if (supervisor_.child() != 0 && renewed_ == 0) notReplaced_ += "; process " + std::to_string(supervisor_.child()) + " goes on";
+  log(Level::error, "the new daemon does not start", field("program", successor_->process.program()) + "," + field("error", why));
+  endSuccessor();
+  endReload(notReplaced_);
+  if (supervisor_.child() == 0 && Clock::now() >= supervisor_.nextStart()) startDaemon();
+}
+
+void Server::endSuccessor() {
+  if (!successor_) return;
+  if (const pid_t child = successor_->process.child(); child != 0) {
+    successor_->process.signal(SIGKILL);
+    ::waitpid(child, nullptr, 0);
+  }
+  successor_.reset();
 }
 
 void Server::endReload(const std::string& problem) {
@@ -947,9 +1086,12 @@ void Server::upgrade() {
   if (!isFitToUpgrade()) {
     log(Level::error, "the new bobbin-fuse cannot take over: it is kept for the next start",
         field("executable", options_.executable));
-    endReload(options_.executable + " cannot take over (it does not run, or takes over other states only): restart instead, which ends the mounts");
+    notReplaced_ = options_.executable + " cannot take over (it does not run, or takes over other states only): restart instead, which ends the mounts";
+    endReload(notReplaced_);
     return;
   }
+  // The next bobbin-fuse starts one of its own.
+  endSuccessor();
   log(Level::info, "bobbin-fuse replaces itself", field("executable", options_.executable));
   // From here on no request is under way: each is answered, parked, or still with the kernel.
   for (auto& [id, mount] : mounts_) mount->pause();

@@ -41,6 +41,20 @@ struct ServerOptions {
   std::vector<std::string> arguments;
 };
 
+// A daemon that was started beside the one that works, to take its place: that one is given up when this one has said hello.
+struct Successor {
+  link::Supervisor process;
+  // Its hello stays in there until it is the daemon.
+  Fd link;
+  bool hasGreeted = false;
+};
+
+// Why this process ends before it serves anything.
+struct Refusal {
+  std::string problem;
+  int exitCode = 0;
+};
+
 class Server {
  public:
   explicit Server(ServerOptions options);
@@ -51,7 +65,8 @@ class Server {
 
  private:
   // Each says what is wrong, or nothing.
-  std::string takeCache();
+  std::optional<Refusal> refuseForeignCache() const;
+  std::optional<Refusal> takeCache();
   int openCache();
   void writeOwner();
   std::string watch();
@@ -59,6 +74,10 @@ class Server {
   void recover(std::map<std::string, Fd> stored);
 
   void startDaemon();
+  // The command, our end of its link and 0; or an errno.
+  int startProcess(link::Supervisor& process, Fd& link);
+  // Greets the daemon that was just started, at our end of its link.
+  void attachDaemon(Fd link);
   void onDaemonEnd(int exitCode);
   void onEvent(std::uint64_t event);
   void onLink();
@@ -80,6 +99,7 @@ class Server {
   void take(const link::Index& frame);
   void take(const link::Logged& frame);
   void take(const link::Answer& frame);
+  void take(const link::Serving& frame);
   void take(const link::Keep& frame);
   void take(const link::Stop& frame);
   void take(const link::StatsAsk& frame);
@@ -97,6 +117,11 @@ class Server {
   bool isFitToUpgrade() const;
   // Replaces the daemon, after we were replaced.
   void renewDaemon();
+  void onSuccessor();
+  void promoteSuccessor();
+  // The daemon that runs is kept. `why`: what became of the other one.
+  void giveUpSuccessor(const std::string& why);
+  void endSuccessor();
   // Tells whoever has asked for a reload what became of it: nothing is wrong, or what is.
   void endReload(const std::string& problem);
   Fd saveState() const;
@@ -110,6 +135,10 @@ class Server {
   // Mounts that would end with us, though the service manager keeps others.
   std::set<std::uint32_t> unkept_;
   link::Supervisor supervisor_;
+  std::optional<Successor> successor_;
+  // Why the daemon is not the one that lies at its paths; empty: it is that one.
+  std::string notReplaced_;
+  std::uint64_t daemonsStarted_ = 0;
   link::Channel channel_;
   link::FrameReader reader_;
   std::map<std::uint32_t, std::unique_ptr<Mount>> mounts_;
@@ -140,6 +169,6 @@ class Server {
 };
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
-inline constexpr std::uint32_t STATE_VERSION = 7;
+inline constexpr std::uint32_t STATE_VERSION = 8;
 
 }  // namespace bobbin

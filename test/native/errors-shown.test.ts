@@ -68,6 +68,40 @@ t.test('the journal is told how severe each line is, and status has the last err
   t.match(await bobbin.text('status'), /ago: a file could not be opened \(.*gone\.txt.*\): .*/)
 })
 
+t.test(
+  'what bobbin-fuse has said is in the status, with the reasons and its side of the link (S172)',
+  { skip },
+  async t => {
+    const { bobbin, lines, statusDoor, written, mountpoint } = await stage(t, { isToldJournal: false })
+    await bobbin.text('mount', written.reference, mountpoint)
+    const before = await bobbin.json<StatusFacts>('status')
+    t.match(before.link, { daemonsStarted: 1, waiting: 0, openObjects: 0 })
+    process.kill(before.daemon.pid, 'SIGKILL')
+    // No daemon was there to be told of it.
+    await until('the next one answers', async () => {
+      const { status, stdout } = await bobbin.try('status', '--json')
+      return status === 0 && (JSON.parse(stdout) as StatusFacts).daemon.pid !== before.daemon.pid
+    })
+    const { lastErrors, link } = await bobbin.json<StatusFacts>('status')
+    const said = { program: 'bobbin-fuse', level: 'error', message: 'the daemon has ended and is started again' }
+    t.match(lastErrors, [{ ...said, about: { exitCode: '137' } }])
+    t.match(link, { daemonsStarted: 2 })
+    const text = await bobbin.text('status')
+    t.match(text, /ago: bobbin-fuse: the daemon has ended and is started again \(137/)
+    t.match(text, /^link .*; 2 daemons were started$/m)
+
+    process.kill(before.daemon.supervisorPid!, 'SIGUSR2')
+    await until('it has replaced itself', () => lines().some(line => line.includes('was replaced in place')))
+    t.match((await bobbin.json<StatusFacts>('status')).lastErrors, [said], 'also after it was replaced in place')
+    const group = await runProgram('curl', ['-sSf', '--unix-socket', statusDoor, 'http://daemon/v1/status'])
+    t.match(
+      JSON.parse(group.stdout),
+      { lastErrors: [], daemon: { notReplaced: null } },
+      'which is nothing for the group',
+    )
+  },
+)
+
 t.test('another stderr than the journal gets no numbers, whatever the variable says (S137)', { skip }, async t => {
   const { lines } = await stage(t, { isToldJournal: false })
   t.same(

@@ -88,7 +88,12 @@ TEST(Frames, ToTheDaemonAreWrittenAsTheVectorsSay) {
                       .openBytes = 1ULL << 40U,
                       .backingIds = 5,
                       .knownObjects = 6,
-                      .unkeptMounts = 7};
+                      .unkeptMounts = 7,
+                      .daemonsStarted = 8,
+                      .version = "0.1.0",
+                      .notReplaced = "it ended",
+                      .said = {{.timeMs = 1'700'000'000'123, .level = Level::error, .message = "failed", .fields = R"("a":"b")"},
+                               {.timeMs = 9, .level = Level::warn, .message = "odd", .fields = ""}}};
   const Bytes written[] = {
       hello(99, "bobbin-fuse"),
       mounts(mountFacts),
@@ -128,7 +133,7 @@ TEST(Frames, ThatAreCutOrTooLongAreRefused) {
 
 TEST(Frames, OfAnUnknownKindOrOfOurOwnAreRefused) {
   for (std::uint32_t kind = 0; kind <= 0xffff; kind++) {
-    const bool isEmptyFrame = kind == 40;
+    const bool isEmptyFrame = kind == 40 || kind == 44;
     EXPECT_EQ(decode(static_cast<std::uint16_t>(kind), {}).has_value(), isEmptyFrame) << kind;
   }
   for (const auto& [from, frame, text] : readVectors("fuse ")) {

@@ -161,6 +161,7 @@ class Hostile {
   async mount(mountpoint: string, wishes: Partial<LinkMount> = {}): Promise<void> {
     const answer = await this.#ask(request => ({
       ...{ kind: 'mount', request, uid: 0, gid: 0, umask: 0, allowOther: false, openMode: 'auto', timeNs: 0n },
+      listAttributes: false,
       ...{ source: 'bobbin:test/small', registry: 's3://bucket', package: 'test/small', message: undefined, note: '' },
       caller: 0,
       ...{ index: this.options.index, manifest: this.options.manifest, mountpoint },

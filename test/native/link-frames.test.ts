@@ -61,10 +61,12 @@ const FRAMES: readonly ToFuse[] = [
   { kind: 'evictAsk', request: 8, ids: [id('sha2-256-chunked', 3), id('sha256', 9)] },
   {
     ...{ kind: 'mount', request: 9, uid: 1000, gid: 100, umask: 0o22, allowOther: true, openMode: 'passthrough' },
+    listAttributes: true,
     ...{ timeNs: -5n, ...PATHS, message: 'a message', note: '{"note":1}', caller: 7 },
   },
   {
     ...{ kind: 'mount', request: 10, uid: 0, gid: 0, umask: 0, allowOther: false, openMode: 'auto' },
+    listAttributes: false,
     ...{ timeNs: 1_700_000_000_000_000_000n, ...PATHS, message: undefined, note: '', caller: 0 },
   },
   { kind: 'unmount', request: 11, mount: 3, isForced: true },
@@ -73,6 +75,7 @@ const FRAMES: readonly ToFuse[] = [
   { kind: 'statsAsk', request: 12 },
   { kind: 'logged', mount: 3, count: Number.MAX_SAFE_INTEGER },
   { kind: 'answer', caller: 7, line: '{"a": 1 }' },
+  { kind: 'serving' },
   { kind: 'keep', text: '{"environment":{}}' },
 ]
 

@@ -153,6 +153,53 @@ export function testTransport(name: TransportName, openMode?: OpenMode): void {
     }
   })
 
+  test('a mount that lists attributes names what it answers, and nothing that no program can read (S170)', async t => {
+    const { daemon, written } = await small(
+      t,
+      { 'd/f': { bytes: 'f', meta: META }, 'd/much': { bytes: 'much', meta: { long: 'x'.repeat(70_000) } } },
+      options,
+    )
+    const { path, facts } = await daemon.mount(written, 'mnt', { listAttributes: true })
+    t.equal(facts.listsAttributes, true)
+    const listed = (key: string) =>
+      python<string[]>(
+        `
+import os, sys, json
+names = os.listxattr(sys.argv[1])
+for name in names: os.getxattr(sys.argv[1], name)
+print(json.dumps(sorted(name.removeprefix('user.quilt.') for name in names)))`,
+        join(path, key),
+      )
+    const look = async () => {
+      const facts = ['cached', 'hash', 'hash_type', 'physical_key', 'verified']
+      t.same(await listed('d/f'), [...facts, 'meta'].sort())
+      t.same(await listed('d/much'), facts, 'metadata of more than 64 KiB cannot be read, so it is not named')
+      t.same(await listed('d'), [])
+      t.match(await listed(''), ['package', 'registry', 'top_hash'].sort())
+      // 300 bytes of values, which any filesystem takes.
+      const copied = await run('cp', ['--preserve=xattr', join(path, 'd/f'), join(daemon.folder, 'copy')])
+      t.match(copied, { status: 0, stderr: '' })
+    }
+    await look()
+    t.match((await daemon.client.status()).mounts, [{ mountpoint: path, listsAttributes: true }])
+    const other = await daemon.mount(written, 'other')
+    t.equal(other.facts.listsAttributes, false)
+    await t.rejects(daemon.client.mount({ ...bodyOf(written, path) }), { code: 'ALREADY_MOUNTED' })
+    if (options.transport !== 'native') return
+    daemon.process.kill('SIGUSR2')
+    await until('it has replaced itself', () => daemon.log().includes('was replaced in place'))
+    await look()
+    process.kill((await daemon.client.status()).daemon.pid, 'SIGKILL')
+    await until('another daemon goes on', async () => {
+      const status = await daemon.client.status().catch(() => undefined)
+      return (status?.link?.daemonsStarted ?? 0) > 1
+    })
+    t.match(
+      (await daemon.client.status()).mounts.find(({ mountpoint }) => mountpoint === path),
+      { listsAttributes: true },
+    )
+  })
+
   test('owner, group and mode are what the mount was given (S12)', async t => {
     const { daemon, written } = await small(t, { 'd/f': 'x' }, options)
     const { path } = await daemon.mount(written, 'mnt', { uid: 1234, gid: 2345, umask: 0o027 })

@@ -59,7 +59,7 @@ await native.mount({
   mountedAt: Date.now(),
   openMode: 'auto',
   note: '',
-  options: { allowOther: false, uid: 0, gid: 0, umask: 0 },
+  options: { allowOther: false, uid: 0, gid: 0, umask: 0, listAttributes: false },
 })
 await native.gone
 process.exit(0)
