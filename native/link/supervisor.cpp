@@ -173,4 +173,9 @@ void Supervisor::signal(int number) const {
   if (child_ > 0) user_.kill(child_, number);
 }
 
+std::string endText(int exitCode) {
+  if (exitCode > 128) return std::string("was ended by a signal (") + ::strsignal(exitCode - 128) + ")";
+  return "ended with exit code " + std::to_string(exitCode);
+}
+
 }  // namespace bobbin::link

@@ -87,4 +87,7 @@ class Supervisor {
   Clock::time_point nextStart_;
 };
 
+// How a process ended, in words.
+std::string endText(int exitCode);
+
 }  // namespace bobbin::link

@@ -88,4 +88,7 @@ class LineBudget {
   unsigned leftOut_ = 0;
 };
 
+// For calls whose failure changes nothing.
+inline void ignoreResult(long) {}
+
 }  // namespace bobbin

@@ -20,6 +20,7 @@
 #include "protocol/negotiate.hpp"
 #include "session/access_queue.hpp"
 #include "session/attachment.hpp"
+#include "session/mount_record.hpp"
 #include "session/mount_table.hpp"
 #include "session/names.hpp"
 #include "session/object_files.hpp"
@@ -45,30 +46,15 @@ struct Shared {
   std::vector<MountRoot> roots;
   // Descriptors that may be kept for readers, over all mounts.
   std::size_t descriptorsMax = 256;
-  // Kernels that lack something, played: for tests.
   // Opens (without opens: first reads) that needed no daemon.
   std::atomic<std::uint64_t> hits{0};
+  // Kernels that lack something, played: for tests.
   bool withoutPassthrough = false;
   bool withoutResend = false;
   // To measure what the access log costs.
   bool withoutAccesses = false;
 
   explicit Shared(Clock::duration patience) : parked(patience) {}
-};
-
-// Everything that the next bobbin-fuse needs of a mount, but its descriptors.
-struct MountRecord {
-  std::uint32_t id = 0;
-  int mountId = 0;
-  std::string device;
-  link::Mount request;
-  link::OpenMode openMode = link::OpenMode::cached;
-  std::string reason;
-  fuse::Agreement agreement;
-  bool isClosed = false;
-
-  link::Buffer save() const;
-  static std::optional<MountRecord> restore(std::span<const std::uint8_t> saved);
 };
 
 class Mount {

@@ -49,6 +49,16 @@ struct Successor {
   bool hasGreeted = false;
 };
 
+// As the command line has them (cli/exit-codes.ts).
+inline constexpr int EXIT_FAILED = 1;
+inline constexpr int EXIT_CACHE_IN_USE = 11;
+inline constexpr int EXIT_ACCESS_DENIED = 12;
+
+// How long a daemon that is told to end may take to put its store away.
+inline constexpr std::chrono::seconds END_MAX{20};
+// For one that was just started, to say hello.
+inline constexpr std::chrono::seconds GREETING_MAX{60};
+
 // Why this process ends before it serves anything.
 struct Refusal {
   std::string problem;
@@ -170,5 +180,8 @@ class Server {
 
 // Of what one bobbin-fuse leaves to the next: a newer one that has another is not executed in place.
 inline constexpr std::uint32_t STATE_VERSION = 8;
+// Where the next one finds that, and whom to answer: a descriptor and a process, in its environment.
+inline constexpr const char* STATE_VARIABLE = "BOBBIN_FUSE_STATE";
+inline constexpr const char* RELOAD_VARIABLE = "BOBBIN_FUSE_RELOAD";
 
 }  // namespace bobbin
