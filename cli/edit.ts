@@ -127,7 +127,7 @@ function removal(opened: OpenedPackage, patterns: readonly string[]): (key: stri
     const shown = formatReference({ registry, name, revision: { kind: 'hash', prefix: topHash.slice(0, 12) } })
     throw new BobbinError(
       'ENTRY_NOT_FOUND',
-      `no entry of ${shown} fits --remove ${pattern} (bobbin ls -R lists them all)`,
+      `no entry of ${shown} matches --remove ${pattern} (bobbin ls -R lists them all)`,
     )
   }
   return patterns.length === 0 ? () => false : matcherOf(patterns)

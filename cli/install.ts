@@ -52,7 +52,7 @@ function strippedLength(index: PackageIndex, [pattern = '', ...others]: readonly
   if (node === undefined || top === '' || others.length > 0) {
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      '--strip-path is for one --path, which is the key of a folder or of an entry',
+      '--strip-path needs exactly one --path, the key of a folder or of an entry',
     )
   }
   return node.kind === 'directory' ? top.length + 1 : top.lastIndexOf('/') + 1

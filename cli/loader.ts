@@ -106,7 +106,7 @@ function parseListen(text: string): { host: string; port: number } {
   if (match && Number(match[3]) <= 65_535) return { host: (match[1] ?? match[2])!, port: Number(match[3]) }
   throw new BobbinError(
     'INVALID_ARGUMENT',
-    `--listen: ${JSON.stringify(text)} is no HOST:PORT (like 127.0.0.1:8099 or [::1]:8099)`,
+    `--listen: ${JSON.stringify(text)} is not HOST:PORT (like 127.0.0.1:8099 or [::1]:8099)`,
   )
 }
 
@@ -133,7 +133,7 @@ function duration(name: string, text: string | undefined): number | undefined {
 
 function count(name: string, text: string): number {
   if (/^[1-9]\d{0,5}$/.test(text)) return Number(text)
-  throw new BobbinError('INVALID_ARGUMENT', `${name}: ${JSON.stringify(text)} is no number from 1 on`)
+  throw new BobbinError('INVALID_ARGUMENT', `${name}: ${JSON.stringify(text)} is not a number from 1 on`)
 }
 
 function named<T>(name: string, parse: () => T): T {

@@ -75,7 +75,7 @@ async function mountAsCaller(text: string, mountpoint: string, flags: MountFlags
   if (flags.allowOther || flags.uid !== undefined || flags.gid !== undefined) {
     throw new BobbinError(
       'ACCESS_DENIED',
-      `a mount by the daemon of another user is your own, and nobody else's: leave --allow-other, --uid and --gid out`,
+      `a mount through another user's daemon is for you alone: leave out --allow-other, --uid and --gid`,
     )
   }
   await withContext(flags, async context => {

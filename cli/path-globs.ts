@@ -47,6 +47,6 @@ export function selectPaths(index: PackageIndex, patterns: readonly string[]): P
     bytes += size
   }
   if (files === 0)
-    throw new BobbinError('ENTRY_NOT_FOUND', `no entry fits ${patterns.join(', ')} (bobbin ls -R lists them all)`)
+    throw new BobbinError('ENTRY_NOT_FOUND', `no entry matches ${patterns.join(', ')} (bobbin ls -R lists them all)`)
   return { isSelected, entries, bytes }
 }

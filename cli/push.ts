@@ -43,7 +43,7 @@ export async function push(
 ): Promise<void> {
   const objects = from.startsWith('s3://') ? objectsBelow(from) : undefined
   if (objects === undefined && flags.copy === false) {
-    throw new BobbinError('INVALID_ARGUMENT', '--no-copy is for what lies in S3: a folder has to be uploaded')
+    throw new BobbinError('INVALID_ARGUMENT', '--no-copy is for objects in S3: a folder has to be uploaded')
   }
   await withContext(flags, async ({ settings, output, progress, signal }) => {
     const reference = targetOf(text, flags, settings)
@@ -82,14 +82,17 @@ export function summaryOf({ entries, bytes, uploaded, reused, isNew }: Pushed, p
 function objectsBelow(text: string): S3Key {
   const key = parsePhysicalKey(text)
   if (key.kind !== 's3' || key.versionId !== undefined) {
-    throw new BobbinError('INVALID_ARGUMENT', `write what is pushed as s3://BUCKET/PREFIX/, not ${text}`)
+    throw new BobbinError('INVALID_ARGUMENT', `name the objects to push as s3://BUCKET/PREFIX/, not ${text}`)
   }
   return key.key === '' || key.key.endsWith('/') ? key : { ...key, key: `${key.key}/` }
 }
 
 export function metaChoiceOf({ metaFrom, metaUnder, dirMeta, allowUnmatched }: MetaFlags): MetaChoice {
   if (metaUnder !== undefined && metaFrom === undefined) {
-    throw new BobbinError('INVALID_ARGUMENT', '--meta-under says where the keys of --meta-from are: give that, too')
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      '--meta-under says where the keys of --meta-from are: pass --meta-from, too',
+    )
   }
   return {
     entryMetas: { files: metaFrom ?? [], under: metaUnder, allowsUnmatched: allowUnmatched },
@@ -120,10 +123,7 @@ export function targetOf(text: string, flags: { readonly registry?: string }, se
   const { registry } = flags
   const reference = parseReference(text, { registry, defaultRegistry: () => defaultRegistryOf(settings, true) })
   if (reference.revision.kind !== 'latest') {
-    throw new BobbinError(
-      'INVALID_ARGUMENT',
-      `what is pushed becomes the latest revision: leave @ and : out of ${text}`,
-    )
+    throw new BobbinError('INVALID_ARGUMENT', `a push becomes the latest revision: leave @ and : out of ${text}`)
   }
   // Python's `$` lets it through, and nobody can type it again.
   if (reference.name.endsWith('\n')) throw new BobbinError('INVALID_ARGUMENT', 'the package name ends with a newline')

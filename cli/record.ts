@@ -42,7 +42,7 @@ export async function merge(records: readonly string[], flags: CommonFlags): Pro
   await withContext(flags, async context => {
     const state = stateDir()
     const runs = records.map(text => RunFolder.find(text, state))
-    if (runs.length < 2) throw new BobbinError('INVALID_ARGUMENT', 'which records? give at least two')
+    if (runs.length < 2) throw new BobbinError('INVALID_ARGUMENT', 'name at least two records to merge')
     for (const run of runs) await upToDate(run, context)
     const { folder, facts } = await mergeRecords(runs, state, runKey())
     await context.output.row(

@@ -13,7 +13,7 @@ export async function reload(flags: CommonFlags): Promise<void> {
     if (client === undefined) {
       throw new BobbinError(
         'DAEMON_UNAVAILABLE',
-        `no daemon runs for ${cacheDir}: the next one has the settings of whoever starts it (bobbin mount)`,
+        `no daemon runs for ${cacheDir}: the next daemon takes the settings of the command that starts it (bobbin mount)`,
       )
     }
     await client.reload({

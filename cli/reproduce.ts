@@ -52,7 +52,7 @@ export async function reproduce(text: string, flags: ReproduceFlags): Promise<vo
     if (facts.nodes !== undefined)
       throw new BobbinError(
         'INVALID_ARGUMENT',
-        `${record.path} is of ${facts.nodes.length} nodes: reproduce the record of each, on as many`,
+        `${record.path} has ${facts.nodes.length} nodes: reproduce the record of each node, on as many machines`,
       )
     const scratch = makeTemporaryFolder('bobbin-code-')
     try {
@@ -174,7 +174,7 @@ async function checked(facts: RunFacts, flags: ReproduceFlags, { output }: Conte
     const names = missing.join(', ')
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      `the run was given ${names}, and records hold no such values: export ${names}`,
+      `the run was given ${names}, whose values a record does not hold: export ${names}`,
     )
   })
   problems.throwIfAny()

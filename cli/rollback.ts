@@ -12,7 +12,7 @@ export async function rollback(
   flags: PackageFlags & { readonly force?: boolean },
 ): Promise<void> {
   if (/[@:](?!\/\/)[^/]*$/.test(text)) {
-    throw new BobbinError('INVALID_ARGUMENT', `the revision comes second: leave @ and : out of ${text}`)
+    throw new BobbinError('INVALID_ARGUMENT', `name the revision as the second argument: leave @ and : out of ${text}`)
   }
   await withPackage(text, { ...flags, topHash: hash }, async (opened, { settings, source, output, signal }) => {
     const { registry, name, topHash, index } = opened

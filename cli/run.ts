@@ -84,10 +84,10 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
   if (isContainer && image === undefined)
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      'which image? bobbin run IMAGE COMMAND…, or bobbin run --host -- COMMAND…',
+      'name the image: bobbin run IMAGE COMMAND…, or bobbin run --host -- COMMAND…',
     )
   if (!isContainer && command.length === 0)
-    throw new BobbinError('INVALID_ARGUMENT', 'which command? bobbin run --host -- COMMAND…')
+    throw new BobbinError('INVALID_ARGUMENT', 'name the command: bobbin run --host -- COMMAND…')
   const problems = new Problems()
   const note = (text: string) => context.output.note(text)
   const { signal } = context
@@ -106,7 +106,7 @@ async function runAs(words: readonly string[], flags: RunFlags, context: Context
       await problems.try(() => {
         throw new BobbinError(
           'INVALID_ARGUMENT',
-          '--outputs says which files of the output folder are the result: give --output DIR, too',
+          '--outputs says which files of the output folder are the result: pass --output DIR, too',
         )
       })
   }
@@ -152,7 +152,10 @@ function workflowWords({ workflow }: RunFlags): string {
 /** Whoever cannot push learns it before hours of training, not behind them: all that does not depend on the outputs. */
 async function checkTarget(flags: RunFlags, context: Context): Promise<void> {
   if (flags.pushOutput === undefined)
-    throw new BobbinError('INVALID_ARGUMENT', '--workflow is for --push-output, and nothing is to be pushed')
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      '--workflow is for --push-output: pass that, too, or leave --workflow out',
+    )
   const target = outputTargetOf(flags.pushOutput, flags, context)
   const { source, settings, signal } = context
   await readLatest(source, target.registry, target.name, { signal })

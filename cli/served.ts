@@ -45,6 +45,6 @@ export function refuseOpenDoor(served: Served, where: string): void {
   if (!served.isEverything) return
   throw new BobbinError(
     'INVALID_ARGUMENT',
-    `others can ask at ${where}, and this loader reads whatever its user may read: say what they may have, with --serve PKG (a package) or --allow REGISTRY (all of a registry), several times if need be, or in BOBBIN_SERVE or BOBBIN_ALLOW`,
+    `others can ask at ${where}, and this loader reads everything that its user may read: name what others may have, with --serve PKG (a package) or --allow REGISTRY (a whole registry), each as often as needed, or in BOBBIN_SERVE or BOBBIN_ALLOW`,
   )
 }

@@ -114,7 +114,7 @@ function oneOf<T extends string>(values: readonly T[]): (text: string) => T {
   return text => {
     const value = values.find(candidate => candidate === text)
     if (value !== undefined) return value
-    throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(text)} is none of ${values.join(', ')}`)
+    throw new BobbinError('INVALID_ARGUMENT', `${JSON.stringify(text)} is not one of ${values.join(', ')}`)
   }
 }
 

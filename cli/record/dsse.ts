@@ -31,7 +31,7 @@ export function readKey(path: string, kind: 'private' | 'public'): KeyObject {
   }
   throw new BobbinError(
     'INVALID_ARGUMENT',
-    `${path} is no Ed25519 key in PEM: openssl genpkey -algorithm ed25519 -out key.pem (and openssl pkey -in key.pem -pubout)`,
+    `${path} is not an Ed25519 key in PEM; to make one: openssl genpkey -algorithm ed25519 -out key.pem (and openssl pkey -in key.pem -pubout)`,
   )
 }
 

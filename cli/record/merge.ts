@@ -18,13 +18,13 @@ export async function mergeRecords(
   const all = runs.map(run => ({ run, facts: run.read() }))
   const first = all[0]!.facts
   if (new Set(all.map(({ facts: { runId } }) => runId)).size < all.length)
-    throw new BobbinError('INVALID_ARGUMENT', 'one of the records is named twice')
+    throw new BobbinError('INVALID_ARGUMENT', 'a record is named twice')
   for (const { run, facts } of all) {
     const difference = differenceOf(first, facts)
     if (difference !== undefined)
       throw new BobbinError(
         'INVALID_ARGUMENT',
-        `${run.path} is of another job than ${all[0]!.run.path}: ${difference} differs`,
+        `${run.path} belongs to another job than ${all[0]!.run.path}: ${difference} differs`,
       )
     if (facts.finishedOn === undefined) throw new BobbinError('INVALID_ARGUMENT', `${run.path} is not over yet`)
   }

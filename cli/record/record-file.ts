@@ -23,7 +23,7 @@ export function openRecordFileSync(path: string): number {
 /** Throws FOLDER_DIFFERS. */
 export function refuseUnlessFile(path: string, stats: Stats): void {
   if (!stats.isFile())
-    throw new BobbinError('FOLDER_DIFFERS', `${path} is a link, a pipe or the like, and a record has files alone`)
+    throw new BobbinError('FOLDER_DIFFERS', `${path} is a link, a pipe or the like, and a record may have only files`)
 }
 
 export function notOpened(path: string, error: unknown): BobbinError {

@@ -69,7 +69,10 @@ export class RunFolder {
       if (statSync(join(candidate, 'run.json'), { throwIfNoEntry: false }) === undefined) continue
       const facts = readFacts(candidate)
       if (facts === undefined)
-        throw new BobbinError('FOLDER_DIFFERS', `${join(candidate, 'run.json')} is no record of a run, or is damaged`)
+        throw new BobbinError(
+          'FOLDER_DIFFERS',
+          `${join(candidate, 'run.json')} is not a record of a run, or is damaged`,
+        )
       return new RunFolder(candidate, facts.runId)
     }
     const found = /^[0-9a-f-]{4,36}$/.test(text)

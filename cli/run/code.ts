@@ -177,7 +177,7 @@ async function treeOf(
     if (isDirty)
       throw new BobbinError(
         'INVALID_ARGUMENT',
-        `${inside} is a repository within ${folder} and differs from its commit, which is all that could be recorded of it: commit inside it`,
+        `${inside} is a repository within ${folder} and differs from its commit, and only its commit can be recorded: commit inside it`,
       )
   }
   const tree = (await git(folder, ['write-tree'], { env })).toString('utf8').trim()
@@ -329,7 +329,7 @@ export async function restoreCode(
   if (source === undefined)
     throw new BobbinError(
       'OBJECT_GONE',
-      `the code ${code.commit} is neither in ${code.folder} nor at a remote that can be asked: run this in a clone that has that commit`,
+      `the code ${code.commit} is neither in ${code.folder} nor at a remote that can be asked: run this in a clone with that commit`,
     )
   const limits = { isTrusted, mayReadFolders: isTrusted || here !== undefined, signal }
   await clone(code.commit, source, target, limits)
@@ -343,7 +343,7 @@ export async function restoreCode(
   }
   const tree = (await git(target, ['write-tree'])).toString('utf8').trim()
   if (tree !== code.tree)
-    throw new BobbinError('FOLDER_DIFFERS', `the code comes out as tree ${tree}, the record has ${code.tree}`)
+    throw new BobbinError('FOLDER_DIFFERS', `the code has tree ${tree}, the record has ${code.tree}`)
   await checkOut(target, limits)
   await restoreSubmodules(target, here, limits)
 }

@@ -98,7 +98,7 @@ export function refuseEngineFlags(flags: EngineFlags & { readonly engine?: strin
     ...NAMES.filter(name => flags[name] !== undefined).map(name => kindOf(name).flag),
   ]
   if (given.length === 0) return
-  throw new BobbinError('INVALID_ARGUMENT', `${given.join(', ')}: for containers alone, and --host starts none`)
+  throw new BobbinError('INVALID_ARGUMENT', `${given.join(', ')}: only for containers, and --host starts no container`)
 }
 
 /** The options of a record. Throws INVALID_ARGUMENT for one that `bobbin run` does not write. */

@@ -57,7 +57,10 @@ export async function identifyImage(
   if (found === undefined && asked.startsWith('sha256:'))
     throw new BobbinError('OBJECT_GONE', `the image ${asked} is not here, and no registry knows an image by its id`)
   if (found === undefined && onPull === undefined)
-    throw new BobbinError('OBJECT_GONE', `the image ${asked} is not here: it is pulled once nothing else is the matter`)
+    throw new BobbinError(
+      'OBJECT_GONE',
+      `the image ${asked} is not here yet: it is pulled once everything else is in order`,
+    )
   if (found === undefined) {
     onPull?.()
     const { status, stderr } = await runQuietly(program, ['pull', '--quiet', '--', asked], { signal })
@@ -67,7 +70,7 @@ export async function identifyImage(
     }
     found = await inspect(program, asked, signal)
   }
-  if (found === undefined) throw new BobbinError('OBJECT_GONE', `there is no image ${asked}`)
+  if (found === undefined) throw new BobbinError('OBJECT_GONE', `no such image: ${asked}`)
   const { Id, RepoDigests, Digest, Os, Architecture } = found
   // Podman leaves the algorithm out.
   const id = Id.includes(':') ? Id : `sha256:${Id}`

@@ -55,13 +55,13 @@ export async function checkCode(
     if (found === undefined)
       throw new BobbinError(
         'INVALID_ARGUMENT',
-        `${resolve(dir)} is in no git repository, so the run could not name its code: git init && git add -A && git commit, or give --code DIR or --no-code`,
+        `${resolve(dir)} is not in a git repository, so the run could not name its code: git init && git add -A && git commit, or pass --code DIR or --no-code`,
       )
     const { folder, isDirty, untracked } = found.identity
     if (requireClean && isDirty)
       throw new BobbinError(
         'INVALID_ARGUMENT',
-        `${folder} differs from its commit (${untracked} new files; git status shows it): commit it, or leave --require-clean out`,
+        `${folder} differs from its commit (${untracked} new files; git status shows it): commit the changes, or leave out --require-clean`,
       )
     return found
   } finally {

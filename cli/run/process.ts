@@ -43,7 +43,7 @@ export function runQuietly(
     child.once('error', error => {
       if (signal?.aborted) return reject(new BobbinError('INTERRUPTED', 'interrupted', { cause: error }))
       if (systemCode(error) !== 'ENOENT') return reject(error)
-      reject(new BobbinError('INVALID_ARGUMENT', `there is no program ${command} here`, { cause: error }))
+      reject(new BobbinError('INVALID_ARGUMENT', `no such program: ${command}`, { cause: error }))
     })
     child.once('close', status =>
       resolve({ status, stdout: Buffer.concat(output.stdout), stderr: Buffer.concat(output.stderr) }),

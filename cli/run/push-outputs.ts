@@ -41,13 +41,16 @@ export async function pushOutputs(
 ): Promise<Revision> {
   const { outputDir, outputs = [], runId, nodes } = facts
   if (nodes !== undefined)
-    throw new BobbinError('INVALID_ARGUMENT', `the record ${runId} is of ${nodes.length} nodes: push the run of each`)
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `the record ${runId} has ${nodes.length} nodes: push the run of each node`,
+    )
   if (outputDir === undefined) throw new BobbinError('INVALID_ARGUMENT', `the run ${runId} was given no --output`)
   const [first, ...others] = (await compareWithFolder(outputs, outputDir)).filter(({ change }) => change !== 'same')
   if (first !== undefined) {
     const more = others.length > 0 ? `, and ${others.length} more` : ''
     const what = `${join(outputDir, first.path)} is ${first.change}${more}`
-    throw new BobbinError('FOLDER_DIFFERS', `the outputs are no longer those of the run ${runId}: ${what}`)
+    throw new BobbinError('FOLDER_DIFFERS', `the outputs have changed since the run ${runId}: ${what}`)
   }
   const record = [...RECORD_FILES, ...diffNames(facts)].filter(name => hasRecordFile(folder.file(name)))
   const files = new Map([

@@ -52,7 +52,7 @@ export function checkResult(globs: readonly string[] | undefined, recorded: read
   const more = recorded.length > names.length ? `, and ${recorded.length - names.length} more` : ''
   throw new BobbinError(
     'INVALID_ARGUMENT',
-    `no output of the record fits --outputs ${globs.join(' ')}: it has ${names.join(', ') || 'none'}${more}`,
+    `no output of the record matches --outputs ${globs.join(' ')}: it has ${names.join(', ') || 'none'}${more}`,
   )
 }
 

@@ -44,7 +44,7 @@ export function refuseUnlessAllowed(asked: readonly Asked[], allowed: ReadonlySe
   throw new BobbinError(
     'INVALID_ARGUMENT',
     `nothing was started, since the record asks for rights that you have not allowed:${missing.map(lineOf).join('')}` +
-      `\n  if you trust whoever made the record, say ${flags.join(' ')}`,
+      `\n  if you trust the maker of the record, pass ${flags.join(' ')}`,
   )
 }
 

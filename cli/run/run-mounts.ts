@@ -39,7 +39,10 @@ export function parseMountWish(text: string, isContainer: boolean): MountWish {
     throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: say PKG:/PATH, like s3://BUCKET/NS/NAME@3722a4:/data`)
   const [, source, target] = match
   if (isContainer && !isContainerTarget(target!))
-    throw new BobbinError('INVALID_ARGUMENT', `--mount ${text}: ${target} is no absolute path for a container`)
+    throw new BobbinError(
+      'INVALID_ARGUMENT',
+      `--mount ${text}: ${target} is not an absolute path, which a container needs`,
+    )
   return { asked: text, source: source!, target: isContainer ? resolve(target!) : target! }
 }
 
@@ -154,7 +157,7 @@ async function mountedPackage(client: DaemonClient, text: string): Promise<strin
   if (mountAt(resolve(text))?.type !== 'fuse.bobbin') return undefined
   throw new BobbinError(
     'INVALID_ARGUMENT',
-    `${text} is mounted by the daemon of another cache: give --cache, or the package`,
+    `${text} is mounted by the daemon of another cache: pass that cache with --cache, or name the package`,
   )
 }
 

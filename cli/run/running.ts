@@ -30,7 +30,7 @@ export function refuseWhileRunning(isMeant: (mount: RunFacts['mounts'][number]) 
     const mount = facts.mounts.find(isMeant)
     if (mount === undefined) continue
     const what = `${mount.mountpoint} belongs to the run ${facts.runId}, which is under way`
-    throw new BobbinError('ALREADY_MOUNTED', `${what}: wait for its end, or take its data away with --force`)
+    throw new BobbinError('ALREADY_MOUNTED', `${what}: wait until it ends, or take its data away with --force`)
   }
 }
 

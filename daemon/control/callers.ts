@@ -66,5 +66,5 @@ function parse(line: string): CallerRequest {
   } catch {
     // Told below.
   }
-  throw new BobbinError('INVALID_ARGUMENT', 'the line is no request to mount or to unmount')
+  throw new BobbinError('INVALID_ARGUMENT', 'the line is not a request to mount or to unmount')
 }

@@ -110,7 +110,7 @@ async function copy(
     const localized = localError(`read ${cached}`, error)
     // Evicted meanwhile, or damaged, which its owner will find out by itself.
     if (!['OBJECT_GONE', 'OBJECT_CORRUPT', 'ACCESS_DENIED'].includes(localized.code)) throw localized
-    options.log.warn({ path: cached, key: options.label }, 'the cached copy is no use')
+    options.log.warn({ path: cached, key: options.label }, 'the cached copy cannot be used')
     return false
   }
 }

@@ -178,7 +178,7 @@ export class PackageFilesystem {
     if (bytes.length > ATTRIBUTE_BYTES_MAX) {
       throw new BobbinError(
         'TOO_LARGE',
-        `${name} of ${path} has ${bytes.length} bytes, the kernel carries ${ATTRIBUTE_BYTES_MAX}`,
+        `${name} of ${path} has ${bytes.length} bytes, the kernel carries at most ${ATTRIBUTE_BYTES_MAX}`,
       )
     }
     return bytes

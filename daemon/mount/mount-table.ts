@@ -78,7 +78,7 @@ export async function resolveMounted(path: string): Promise<string> {
 }
 
 function missing(path: string): BobbinError {
-  return new BobbinError('MOUNTPOINT_UNUSABLE', `the mountpoint ${path} does not exist: mkdir it, or give --mkdir`)
+  return new BobbinError('MOUNTPOINT_UNUSABLE', `the mountpoint ${path} does not exist: make it, or pass --mkdir`)
 }
 
 /** Throws MOUNTPOINT_UNUSABLE or ALREADY_MOUNTED, and says what to do. `path` comes from resolveMountpoint. */

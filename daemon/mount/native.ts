@@ -253,7 +253,7 @@ export class NativeTransport implements FuseTransport, LinkHandlers {
     if (outcome === 'busy') {
       throw new BobbinError(
         'ALREADY_MOUNTED',
-        `${mountpoint} is in use: close what reads from it (lsof +f -- ${mountpoint}), or give --force`,
+        `${mountpoint} is in use: end the programs that read from it (lsof +f -- ${mountpoint}), or pass --force`,
       )
     }
     if (outcome === 'done') return

@@ -39,7 +39,7 @@ export async function unmountPath(mountpoint: string, { isForced, program }: Unm
     case 'busy':
       throw new BobbinError(
         'ALREADY_MOUNTED',
-        `${mountpoint} is in use: close what reads from it (lsof +f -- ${mountpoint}), or give --force`,
+        `${mountpoint} is in use: end the programs that read from it (lsof +f -- ${mountpoint}), or pass --force`,
       )
     case 'other':
       throw new BobbinError('ALREADY_MOUNTED', `cannot unmount ${mountpoint}: ${said}`)

@@ -125,7 +125,7 @@ export async function resolveTopHash(reference: PackageReference, options: OpenO
     if (topHash !== undefined) return topHash
     throw new BobbinError(
       'UPSTREAM_UNAVAILABLE',
-      `offline: ${reference.name}:${pointerOf(reference)} was not resolved before`,
+      `offline: ${reference.name}:${pointerOf(reference)} was not resolved before, and the registry is not asked`,
     )
   }
   const candidates = await folder.cachedWith(revision.prefix)
@@ -133,7 +133,7 @@ export async function resolveTopHash(reference: PackageReference, options: OpenO
   if (candidates.length > 1) {
     throw new BobbinError(
       'REVISION_AMBIGUOUS',
-      `${revision.prefix} fits several cached revisions: ${candidates.join(', ')}`,
+      `${revision.prefix} matches several cached revisions: ${candidates.join(', ')}`,
     )
   }
   throw new BobbinError(

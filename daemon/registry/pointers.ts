@@ -96,7 +96,7 @@ async function replaceLatest(
     if (latest !== undefined && !isOurs(latest)) return
     if (await writer.replace(pointerKey(registry, name, 'latest'), topHash, latest, options.signal)) return
   }
-  throw new BobbinError('BUSY', `others write the latest revision of ${name} all the time: try again`)
+  throw new BobbinError('BUSY', `others keep writing the latest revision of ${name}: try again`)
 }
 
 async function revisionsOf(

@@ -92,7 +92,7 @@ async function writeSecond(
     pointer = pointerKey(registry, name, String(second))
     if (await writer.replace(pointer, topHash, undefined, signal)) return
   }
-  throw new BobbinError('BUSY', `${name} gets more than a revision a second: try again`)
+  throw new BobbinError('BUSY', `${name} gets more than one revision per second: try again`)
 }
 
 function conflict({ registry, name, parent }: RevisionTarget, latest: string | undefined, left?: TopHash): BobbinError {
@@ -102,6 +102,6 @@ function conflict({ registry, name, parent }: RevisionTarget, latest: string | u
   return new BobbinError(
     'REVISION_CONFLICT',
     `the latest revision of ${place} is ${latest ?? 'gone'}, and ${made}${kept}: ` +
-      'look at what is new there, then name it with --parent, or push over it with --force',
+      'look at what is new there, then pass that revision as --parent, or override it with --force',
   )
 }

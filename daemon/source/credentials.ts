@@ -137,7 +137,8 @@ function nothingFrom(place: AwsPlace, error: unknown, services: ServiceHandler):
   if (error instanceof BobbinError) throw error
   const cause = services.passingFailure
   const reason = reasonOf(error)
-  if (cause !== undefined) throw new BobbinError('UPSTREAM_UNAVAILABLE', `no credentials for now: ${reason}`, { cause })
+  if (cause !== undefined)
+    throw new BobbinError('UPSTREAM_UNAVAILABLE', `no credentials at the moment: ${reason}`, { cause })
   // An SDK's provider that says so itself may be one that was never used here, such as an SSO login of last year.
   const { cause: original } = error as { readonly cause?: unknown }
   if (['CredentialsProviderError', 'TokenProviderError'].includes(s3Code(original))) {

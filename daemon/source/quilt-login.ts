@@ -209,7 +209,7 @@ async function ask(
   if (status !== 200 || answer === undefined || answer.error !== undefined) {
     throw new BobbinError(
       'ACCESS_DENIED',
-      `Quilt's credentials are not good any more and cannot be renewed at ${url} (HTTP ${status}); ${howToHelp}`,
+      `Quilt's credentials are no longer valid and cannot be renewed at ${url} (HTTP ${status}); ${howToHelp}`,
       { cause },
     )
   }

@@ -145,7 +145,7 @@ async function lockOwnerFile(cacheDir: string): Promise<number> {
         const who = facts === undefined ? 'another process' : `process ${facts.pid}`
         throw new BobbinError(
           'CACHE_IN_USE',
-          `the cache ${cacheDir} belongs to ${who}: stop that, or name another cache with --cache`,
+          `the cache ${cacheDir} belongs to ${who}: stop that process, or name another cache with --cache`,
         )
       }
       // Somebody may have deleted the file after we opened it: then our lock guards nothing.

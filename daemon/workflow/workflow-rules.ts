@@ -73,7 +73,7 @@ function compile({ url, text }: SchemaText): Check {
     const schema = parsePythonJson(text)
     refuseReferences(schema)
     if (typeof schema !== 'boolean' && (typeof schema !== 'object' || schema === null)) {
-      throw new Error('it is no schema')
+      throw new Error('it is not a schema')
     }
     const meta = typeof schema === 'object' && Object.hasOwn(schema, '$schema') ? own(schema).$schema : DRAFT_7
     if (meta !== DRAFT_7) throw new Error(`its $schema is not ${DRAFT_7}`)

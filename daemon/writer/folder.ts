@@ -88,7 +88,7 @@ export class FolderWriter implements Pick<RegistryWriter, 'find' | 'store' | 'pu
         await rm(temporary, { force: true })
       }
     }
-    throw new BobbinError('BUSY', `others write and remove ${path} all the time: try again`)
+    throw new BobbinError('BUSY', `others keep writing and removing ${path}: try again`)
   }
 
   async put(key: PhysicalKey, file: FileToStore, options: StoreFileOptions = {}): Promise<void> {

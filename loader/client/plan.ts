@@ -86,7 +86,7 @@ export class Plan {
   async *batches(options: BatchesOptions = {}): AsyncGenerator<Batch> {
     const { rank = 0, world = 1, stride = 1, cursor, transport = 'auto', patienceMs = PATIENCE_MS } = options
     if (!(rank >= 0 && rank < world))
-      throw new LoaderError('INVALID_ARGUMENT', `there is no rank ${rank} of ${world}, the first is 0`)
+      throw new LoaderError('INVALID_ARGUMENT', `there is no rank ${rank} of ${world}; ranks begin at 0`)
     const batch = this.batchSize(world)
     const start = cursor === undefined ? { epoch: 0, step: 0, ...options } : await this.checkCursor(cursor)
     const objects = await this.#objects(transport)

@@ -90,7 +90,7 @@ export function samplesOfLine({ samples }: PathsLine, objects: string, verify: b
         if (row.error !== undefined) return void errors.set(suffix, row.error)
         const path = row.path ?? ''
         if (path === '' || path.startsWith('/') || path.split('/').includes('..'))
-          throw damaged(`${JSON.stringify(path)} is no path below the folder of objects`)
+          throw damaged(`${JSON.stringify(path)} is not a path below the folder of objects`)
         const content = await readFile(join(objects, path))
         await check(content, row, verify)
         files.set(suffix, content)
@@ -204,7 +204,7 @@ async function* membersOf(response: Readable): AsyncGenerator<Member> {
       yield { name: entry.header.name, content: chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks) }
     }
   } catch (error) {
-    throw new Cut('the answer was cut, or is no tar', { cause: error })
+    throw new Cut('the answer was cut, or is not a tar', { cause: error })
   }
 }
 
@@ -235,7 +235,7 @@ async function check(content: Buffer, { key, size, hash }: FileRow, verify: bool
   if (content.length !== size) throw damaged(`${key} has ${content.length} bytes here, the package says ${size}`)
   if (!verify) return
   const [type, hex] = hash.split(':')
-  if (!isHashType(type)) throw damaged(`${hash} is no hash that a package has`)
+  if (!isHashType(type)) throw damaged(`${hash} is not a hash that a package has`)
   const hasher = await createObjectHasher(type, size)
   hasher.update(content)
   if (hasher.digest() !== hex) throw damaged(`the bytes of ${key} do not hash to ${hash}`)

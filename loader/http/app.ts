@@ -43,7 +43,7 @@ export async function createApp(context: Context, token: () => string | undefine
   app.setNotFoundHandler(({ method, url }, reply) =>
     answerProblem(
       reply,
-      new BobbinError('ENTRY_NOT_FOUND', `no ${method} ${url.slice(0, 200)} here; /openapi.json says what there is`),
+      new BobbinError('ENTRY_NOT_FOUND', `no ${method} ${url.slice(0, 200)} here; /openapi.json lists the requests`),
     ),
   )
   app.addHook('onRequest', async request => {

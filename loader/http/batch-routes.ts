@@ -58,7 +58,7 @@ export function batchRoutes(app: FastifyInstance, context: Context): void {
         if (!plan.document.topHash.startsWith(topHash))
           throw new BobbinError(
             'PLAN_NOT_FOUND',
-            `the plan ${prefix}… is of the top hash ${plan.document.topHash}, not ${topHash}…`,
+            `the plan ${prefix}… has the top hash ${plan.document.topHash}, not ${topHash}…`,
           )
         const perShard = stepsPerShard(plan.stepsPerEpoch, plan.document.batch.global)
         const of = { rank, world }

@@ -153,7 +153,7 @@ export async function runLoader(
     ownLog?.close()
     log.flush()
   }
-  if (!isAllWritten) throw new BobbinError('LOCAL_IO', 'some deliveries are not written down, and nothing says which')
+  if (!isAllWritten) throw new BobbinError('LOCAL_IO', 'some deliveries were not written down, and it is unknown which')
 }
 
 /** Whoever may write there can put a socket of their own in the place of ours. */
@@ -162,7 +162,7 @@ function refuseSharedFolder(folder: string): void {
   if (uid === process.getuid?.() && (mode & 0o022) === 0) return
   throw new BobbinError(
     'ACCESS_DENIED',
-    `${folder} is not this user's alone, and the socket in it would give all that this user may read: choose a folder that only you may write (chmod 700), or say what others may have (--serve, --allow)`,
+    `${folder} is not for this user alone, and the socket in it would give everything that this user may read: choose a folder that only you may write (chmod 700), or name what others may have (--serve, --allow)`,
   )
 }
 
@@ -197,7 +197,7 @@ async function claimSocket(path: string, { served, stateDir, daemon }: LoaderOpt
     if (served.isEverything) refuseSharedFolder(folder)
     const stats = statSync(path, { throwIfNoEntry: false })
     if (stats === undefined) return
-    if (!stats.isSocket()) throw new BobbinError('INVALID_ARGUMENT', `${path} is there, and is no socket`)
+    if (!stats.isSocket()) throw new BobbinError('INVALID_ARGUMENT', `${path} is there, and is not a socket`)
   } catch (error) {
     throw localError(`make the socket ${path}`, error)
   }

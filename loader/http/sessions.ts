@@ -31,7 +31,7 @@ export class Sessions {
     // Numbers go on rising over a restart, so that an old lease names none of ours.
     const known = this.#sessions.get(name)
     if (known === undefined && this.#sessions.size >= SESSIONS_MAX)
-      throw new BobbinError('BUSY', `${SESSIONS_MAX} clients hold paths here already: ask again, or for tar`)
+      throw new BobbinError('BUSY', `${SESSIONS_MAX} clients hold paths here already: ask again later, or ask for tar`)
     const session = known ?? { leases: new Map(), next: Date.now(), seenMs: 0 }
     session.seenMs = Date.now()
     this.#sessions.set(name, session)

@@ -43,9 +43,12 @@ export function parseCursor(text: string, { topHash, planId }: Pick<Cursor, 'top
     position: Number(bytes.readBigUInt64BE(POSITION_AT)),
   }
   if (found.topHash !== topHash)
-    throw new BobbinError('CURSOR_FOREIGN', `the cursor is of the package ${found.topHash}, this plan is of ${topHash}`)
+    throw new BobbinError(
+      'CURSOR_FOREIGN',
+      `the cursor belongs to the package ${found.topHash}, this plan to ${topHash}`,
+    )
   if (found.planId !== planId)
-    throw new BobbinError('CURSOR_FOREIGN', `the cursor is of the plan ${found.planId}, this one is ${planId}`)
+    throw new BobbinError('CURSOR_FOREIGN', `the cursor belongs to the plan ${found.planId}, this plan is ${planId}`)
   return found
 }
 

@@ -64,7 +64,7 @@ export function* findSamples(index: PackageIndex, document: PlanDocument): Gener
   const { select, exclude, where } = document
   throw new BobbinError(
     'INVALID_ARGUMENT',
-    `the plan selects nothing of the package, with ${JSON.stringify({ select, exclude, where })}${why}`,
+    `the plan selects no entry of the package, with ${JSON.stringify({ select, exclude, where })}${why}`,
   )
 }
 

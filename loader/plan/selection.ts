@@ -80,7 +80,7 @@ function compiled(where: string): ReturnType<typeof compile> {
     const shown = where.length > 1000 ? `${where.slice(0, 1000)}…` : where
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      `"where" is no JMESPath expression: ${error instanceof Error ? error.message : error} in ${shown}`,
+      `"where" is not a JMESPath expression: ${error instanceof Error ? error.message : error} in ${shown}`,
     )
   }
   refuseParts(expression, 0)
@@ -90,7 +90,7 @@ function compiled(where: string): ReturnType<typeof compile> {
 function refuseParts(node: unknown, depth: number): void {
   if (typeof node !== 'object' || node === null) return
   if (depth > NESTING_MAX)
-    throw new BobbinError('INVALID_ARGUMENT', `"where" has more than ${NESTING_MAX} expressions in each other`)
+    throw new BobbinError('INVALID_ARGUMENT', `"where" has more than ${NESTING_MAX} nested expressions`)
   const { type, name } = node as { readonly type?: unknown; readonly name?: unknown }
   if (type === 'Literal') return
   if (type === 'Function' && REFUSED_FUNCTIONS.includes(String(name)))

@@ -65,7 +65,7 @@ std::unique_ptr<IndexFile> IndexFile::open(const CacheFolder& cache, const std::
   const Fd file = cache.openFile(indexPath, error);
   struct stat stats {};
   if (!file || ::fstat(file.get(), &stats) != 0 || !S_ISREG(stats.st_mode) || stats.st_size <= 0) {
-    reason = "cannot open " + indexPath + ": " + (file ? "it is no file with bytes" : errorText(error));
+    reason = "cannot open " + indexPath + ": " + (file ? "it is not a file with bytes" : errorText(error));
     return nullptr;
   }
   opened->mappedBytes_ = static_cast<std::size_t>(stats.st_size);

@@ -38,7 +38,7 @@ LeftoverUnmounted unmountLeftover(const std::string& path, int mountId, bool isL
   using enum LeftoverOutcome;
   const auto wanted = mountWithId(readMountTable(), mountId);
   if (!wanted) return {gone, ""};
-  if (!isOurs(*wanted)) return {other, describe(*wanted) + " is no mount of ours"};
+  if (!isOurs(*wanted)) return {other, describe(*wanted) + " is not a mount of Bobbin's"};
   std::string name;
   std::string why;
   const Fd parent = openParent(path, name, why);

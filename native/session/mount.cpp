@@ -126,7 +126,7 @@ bool Mount::answerInit(MountFailed& failed) {
     const auto request = fuse::Request::parse({in.get(), static_cast<std::size_t>(n)});
     const auto init = request && request->opcode() == fuse::Opcode::init ? request->init() : std::nullopt;
     if (!init) {
-      failed = {link::MountFailure::unavailable, "the kernel's first request is no INIT"};
+      failed = {link::MountFailure::unavailable, "the kernel's first request is not INIT"};
       return false;
     }
     const bool wantsPassthrough = (record_.request.openMode == link::OpenMode::automatic ||

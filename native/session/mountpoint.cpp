@@ -110,7 +110,7 @@ bool splitPath(const std::string& path, std::vector<std::string>& names) {
   return path.size() < PATH_MAX && path[0] == '/' && splitNames(path.substr(1), names);
 }
 
-constexpr const char* NOT_PLAIN = "it is no absolute path without empty, . and .. parts";
+constexpr const char* NOT_PLAIN = "it is not an absolute path without empty, . and .. parts";
 
 }  // namespace
 

@@ -41,7 +41,7 @@ t.test('metadata that does not fit is an error that names it, and nothing is wri
     [['--meta-from', at('h.json', '{"images":[{"id":1}]}')], /h\.json: no list "categories"/],
     [['--meta-from', at('i.json', '[1')], /i\.json: /],
     [['--meta-from', coco('j.json')], /"images\/1\.jpg" and "masks\/1\.jpg" both end with .*--meta-under/],
-    [['--meta-from', at('k.txt', '')], /told by its ending/],
+    [['--meta-from', at('k.txt', '')], /follows from its ending/],
     [['--dir-meta', 'nope={}'], /a folder that the package does not have: "nope"/],
     [['--dir-meta', 'images'], /write it as --dir-meta FOLDER=JSON/],
     [['--meta-under', 'images'], /--meta-from/],
@@ -81,7 +81,7 @@ t.test('an edit that cannot be made is refused (S151)', async t => {
   await push('-m', 'first', '--dir-meta', 'images={"a":1}', '--dir-meta', 'masks={"b":1}')
   const edit = (...args: string[]) => bobbin.try('edit', target, '--push', ...args)
   t.match(await edit(), { status: 2, stderr: /nothing to change/ })
-  t.match(await edit('--remove', 'nope/*'), { status: 10, stderr: /fits --remove nope/ })
+  t.match(await edit('--remove', 'nope/*'), { status: 10, stderr: /matches --remove nope/ })
   t.match(await edit('--add', 'no-file'), { status: 2, stderr: /--add KEY=FILE/ })
   t.match(await edit('--add', `images=${at('x', 'x')}`), { status: 2, stderr: /an entry and a folder/ })
   t.match(await edit('--add', `c/d=${at('x', 'x')}`), { status: 2, stderr: /an entry and a folder/ })
@@ -206,7 +206,7 @@ t.test('a subtree lies at the destination, and the manifest in the local registr
   t.equal(readFileSync(join(single, '1.jpg'), 'utf8'), 'masks/1.jpg')
   for (const path of [['--path', 'images/*'], [], ['--path', 'images', '--path', 'masks']]) {
     const outcome = await bobbin.try('install', target, join(folder, 'none'), ...path, '--strip-path')
-    t.match(outcome, { status: 2, stderr: /--strip-path is for one --path/ })
+    t.match(outcome, { status: 2, stderr: /--strip-path needs exactly one --path/ })
   }
   const local = join(folder, 'data/Quilt/packages')
   t.equal((await bobbin.json<Revision>('resolve', `${local}/me/pkg`)).topHash, topHash, 'all of it')

@@ -234,8 +234,8 @@ t.test('nothing that is named can be an option, and what is missing is said', as
   const elsewhere = new Runs(folder, { DOCKER_HOST: 'unix:///nowhere', CONTAINERS_STORAGE_CONF: '/nowhere' })
   const cases: readonly [Runs, string[], RegExp][] = [
     [runs, ['--', '--privileged', 'true'], /not an image/],
-    [runs, ['--mount', `${written.reference}:/data,source=/etc`, 'local:1', 'true'], /no absolute path/],
-    [runs, ['--mount', `${written.reference}:/`, 'local:1', 'true'], /no absolute path/],
+    [runs, ['--mount', `${written.reference}:/data,source=/etc`, 'local:1', 'true'], /not an absolute path/],
+    [runs, ['--mount', `${written.reference}:/`, 'local:1', 'true'], /not an absolute path/],
     [runs, ['--mount', `${written.reference}:data`, 'local:1', 'true'], /PKG:\/PATH/],
     [runs, ['--env', 'A B=1', 'local:1', 'true'], /NAME=VALUE/],
     [elsewhere, ['local:1', 'true'], /no container engine.*docker.*--host/s],

@@ -202,9 +202,13 @@ t.test("nothing is done because a stranger's record says so (S53)", async t => {
   const verbs = [['record', 'verify'], ['record', 'push'], ['reproduce'], ['runs']]
   for (const [facts, codes, words] of [
     [{ ...unfinished, pid: 2 ** 22 - 1, mounts: victims }, [2, 0], /not over yet|running/],
-    [{ ...unfinished, engine: { name: `./${hit}`, version: '1' } }, [13], /run.json is no record/],
-    [{ ...unfinished, outputs: [{ path: '../../x', size: 1, sha256: 'a'.repeat(64) }] }, [13], /run.json is no record/],
-    [{ ...unfinished, mounts: [{ ...victims[0], topHash: '--x' }] }, [13], /run.json is no record/],
+    [{ ...unfinished, engine: { name: `./${hit}`, version: '1' } }, [13], /run.json is not a record/],
+    [
+      { ...unfinished, outputs: [{ path: '../../x', size: 1, sha256: 'a'.repeat(64) }] },
+      [13],
+      /run.json is not a record/,
+    ],
+    [{ ...unfinished, mounts: [{ ...victims[0], topHash: '--x' }] }, [13], /run.json is not a record/],
   ] as const) {
     edit(facts)
     for (const verb of verbs) {
@@ -463,7 +467,7 @@ t.test('names that look like options of git or of a program are names', async t 
     [['--host', '--mount', `-v/:/host`, ...shell('true')], 2, /-v/],
     [['--host', '--mount', `s3://bucket/--upload-pack=x/y:${data}`, ...shell('true')], 2, /upload-pack/],
     [['--host', '--mount', `s3://bucket/a/b\nc:${data}`, ...shell('true')], 2, /a\/b/],
-    [['--host', `--code=${hostile}`, ...shell('true')], 2, /no git repository/],
+    [['--host', `--code=${hostile}`, ...shell('true')], 2, /not in a git repository/],
     [['--host', '--no-code', '--', '--privileged'], 2, /cannot start --privileged/],
     [['--host', '--no-code', '--', 'a\nb'], 2, /cannot start/],
     [['--engine', '--privileged', 'local:1', 'true'], 2, /engine/],
@@ -504,7 +508,7 @@ t.test('names that look like options of git or of a program are names', async t 
     edited({ remote: other, commit: '--orphan=x' })
     const checkedOut = await runs.bobbin('reproduce', made.record, ...ALLOW_HOST, ...ALLOW_CODE)
     t.equal(checkedOut.status, 13, checkedOut.stderr)
-    t.match(checkedOut.stderr, /no record of a run/)
+    t.match(checkedOut.stderr, /not a record of a run/)
   }
   t.notOk(existsSync(hit), 'nothing of it was run')
 })

@@ -85,7 +85,7 @@ t.test('the outputs that --outputs names decide, and the others are listed (S121
   const nothing = await again(run, '0', '--outputs', '*.pt')
   t.match(nothing, {
     status: 2,
-    stderr: /no output of the record fits --outputs \*\.pt: it has frozen\.safetensors, logs/,
+    stderr: /no output of the record matches --outputs \*\.pt: it has frozen\.safetensors, logs/,
   })
 })
 
@@ -136,7 +136,7 @@ t.test('tensors that are no further apart than --tolerance are equal (S122)', as
 t.test('--outputs that cannot be, or that nothing fits, is said', async t => {
   const without = await runs.bobbin('run', '--host', '--no-loader', '--outputs', '*.pt', '--', 'true')
   t.equal(without.status, 2)
-  t.match(without.stderr, /give --output DIR, too/)
+  t.match(without.stderr, /pass --output DIR, too/)
   const run = await recorded('--outputs', '*.safetensors', '--outputs', '*.pt')
   t.match(exitOf(run).problems, ['no output fits --outputs "*.pt"'])
 })

@@ -157,7 +157,7 @@ t.test('what lay in the output folder before the run is neither its code nor its
   writeFileSync(join(out, 'model'), 'changed since')
   const refused = await runs.bobbin('record', 'push', run.runId, target)
   t.equal(refused.status, 13)
-  t.match(refused.stderr, /no longer those of the run .*model is changed/)
+  t.match(refused.stderr, /have changed since the run .*model is changed/)
 })
 
 t.test('two runs on one package, and on one mount, have two ledgers', async t => {
@@ -437,16 +437,16 @@ t.test('records of several nodes become one', async t => {
 
 t.test('what cannot be is said before anything is started', async t => {
   const cases: readonly [string[], number, RegExp][] = [
-    [['--host'], 2, /which command/],
+    [['--host'], 2, /name the command/],
     [['--host', '--', 'no-such-program'], 2, /no such program/],
     [['--host', '--mount', written.reference, '--', 'true'], 2, /PKG:\/PATH/],
     [['--host', '--mount', `${written.reference.slice(0, -64)}${'0'.repeat(64)}:${data}`, '--', 'true'], 10, /0{8}/],
     [['--host', '--env', '--privileged', '--', 'true'], 2, /NAME=VALUE/],
-    [['--host', '--code', folder, '--', 'true'], 2, /no git repository/],
+    [['--host', '--code', folder, '--', 'true'], 2, /not in a git repository/],
     [['--host', '--key', join(folder, 'registry'), '--', 'true'], 1, /key/],
     [['--host', '--output', '/dev/null/out', '--', 'true'], 1, /outputs/],
-    [['--host', '--gpus', 'all', '--volume', '/a:/a', '--', 'true'], 2, /--gpus, --volume: for containers/],
-    [['--host', '--engine', 'docker', '--memory', '1g', '--', 'true'], 2, /--engine, --memory: for containers/],
+    [['--host', '--gpus', 'all', '--volume', '/a:/a', '--', 'true'], 2, /--gpus, --volume: only for containers/],
+    [['--host', '--engine', 'docker', '--memory', '1g', '--', 'true'], 2, /--engine, --memory: only for containers/],
   ]
   for (const [args, code, words] of cases) {
     const { status, stderr } = await runs.bobbin('run', ...args)
@@ -467,7 +467,7 @@ t.test('what cannot be is said before anything is started', async t => {
     'true',
   )
   t.equal(all.status, 2)
-  for (const words of [/cannot start:/, /NAME=VALUE/, /no git repository/, /outputs/]) t.match(all.stderr, words)
+  for (const words of [/cannot start:/, /NAME=VALUE/, /not in a git repository/, /outputs/]) t.match(all.stderr, words)
   const count = readdirSync(join(runs.state, 'runs')).length
   await runs.bobbin('run', '--host', '--', 'no-such-program')
   t.equal(readdirSync(join(runs.state, 'runs')).length, count, 'no folder is left of what never ran')

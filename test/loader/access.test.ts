@@ -312,7 +312,7 @@ t.test('a socket that others could open, or exchange, is refused until it is sai
   const open = join(folder, 'open')
   mkdirSync(open)
   t.match(await runProgram('chmod', ['777', open]), { status: 0 })
-  t.match(await start('--socket', join(open, 'l.sock')), { status: 12, stderr: /not this user's alone/ })
+  t.match(await start('--socket', join(open, 'l.sock')), { status: 12, stderr: /not for this user alone/ })
   t.match(await start('--serve', 'not a package'), { status: 2, stderr: /not a package|no registry/ })
   t.match(await start('--allow', 'not a registry'), { status: 2, stderr: /not a registry/ })
 })

@@ -255,7 +255,7 @@ async function sameConflicts(t: Test, stage: Stage, bucket: string): Promise<voi
   const refused = await ours(two)
   t.equal(refused.status, 11)
   t.match(refused.stderr, `is ${first.topHash}, and no parent was named`)
-  t.match(refused.stderr, /--parent, or push over it with --force/)
+  t.match(refused.stderr, /--parent, or override it with --force/)
   t.equal((await bobbin.text('resolve', reference)).trim(), first.topHash, 'nothing has changed')
   t.match(await theirs(two), { error: 'QuiltConflictException' }, 'quilt3 says the same')
 
@@ -317,7 +317,7 @@ async function sameSubset(t: Test, stage: Stage): Promise<void> {
   const none = await bobbin.try('filter', from, '--where', 'meta.a.b', '--push', `${registry}/us/none`, '-m', 'none')
   t.match(none, { status: 2, stderr: /no entry is selected/ })
   const wrong = await bobbin.try('filter', from, '--where', 'a ||', '--push', `${registry}/us/none`, '-m', 'none')
-  t.match(wrong, { status: 2, stderr: /no JMESPath expression/ })
+  t.match(wrong, { status: 2, stderr: /not a JMESPath expression/ })
   t.strictSame(await pointersOf(stage, registry, 'us/none'), {})
 }
 

@@ -120,7 +120,7 @@ class Unmatched {
     const names = `${this.#shown.join(', ')}${more > 0 ? ` and ${more} more` : ''}`
     throw new BobbinError(
       'INVALID_ARGUMENT',
-      `metadata for what is not in the package: ${names} (--allow-unmatched leaves them out)`,
+      `metadata for keys that are not in the package: ${names} (--allow-unmatched leaves them out)`,
     )
   }
 }

@@ -33,7 +33,7 @@ export class LocalFile implements FileToStore {
     }
     try {
       const stats = await handle.stat({ bigint: true })
-      if (!stats.isFile()) throw changed(path, 'it is no file any more')
+      if (!stats.isFile()) throw changed(path, 'it is no longer a file')
       return new LocalFile(handle, path, workers, stampOf(stats), Number(stats.size))
     } catch (error) {
       await handle.close()
@@ -91,5 +91,8 @@ function stampOf({ size, mtimeNs, ctimeNs }: { size: bigint; mtimeNs: bigint; ct
 }
 
 function changed(path: string, how: string): BobbinError {
-  return new BobbinError('LOCAL_IO', `${path} changed while it was pushed, ${how}: push again when nobody writes to it`)
+  return new BobbinError(
+    'LOCAL_IO',
+    `${path} changed while it was pushed, ${how}: push again when no program writes to it`,
+  )
 }

@@ -45,7 +45,10 @@ export async function metaFormat(path: string): Promise<MetaFormat> {
   const format = FORMATS[extname(path).toLowerCase()]
   if (format !== undefined) return format
   const known = Object.keys(FORMATS).join(', ')
-  throw new BobbinError('INVALID_ARGUMENT', `the format of ${path} is told by its ending, and that is none of ${known}`)
+  throw new BobbinError(
+    'INVALID_ARGUMENT',
+    `the format of ${path} follows from its ending, which is not one of ${known}`,
+  )
 }
 
 export async function* readMetaLines(path: string, signal?: AbortSignal): AsyncGenerator<KeyedMeta> {

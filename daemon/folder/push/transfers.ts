@@ -182,7 +182,7 @@ export class Transfers {
     }
     if (bytes === size) return hasher.digest()
     const what = `${formatPhysicalKey(at)} had ${size} bytes, and now has ${bytes}`
-    throw new BobbinError('OBJECT_CORRUPT', `${what}: push again when nobody writes to it`)
+    throw new BobbinError('OBJECT_CORRUPT', `${what}: push again when no program writes to it`)
   }
 
   #count(stored: StoredFile): StoredFile {

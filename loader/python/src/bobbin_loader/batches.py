@@ -93,7 +93,7 @@ def samples_of_line(line: Mapping[str, Any], objects: str, verify: bool) -> List
                 continue
             path: str = file["path"]
             if path.startswith("/") or ".." in path.split("/"):
-                raise damaged(f"{path!r} is no path below the folder of objects")
+                raise damaged(f"{path!r} is not a path below the folder of objects")
             content = sample[suffix] = read_file(prefix + path, file["size"])
             if verify:
                 check_object(content, file["hash"], file["key"])

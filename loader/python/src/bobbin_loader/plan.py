@@ -251,7 +251,7 @@ class Plan:
 def _check(facts: Any) -> None:
     """What listens may be no sidecar, and its words become requests, commands and sizes. Raises ANSWER_DAMAGED."""
     if not isinstance(facts, dict):
-        raise damaged("the answer is no plan")
+        raise damaged("the answer is not a plan")
     problems = [name for name in _TEXTS if not isinstance(facts.get(name), str)]
     problems += [name for name in _NUMBERS if type(facts.get(name)) is not int or facts[name] < 0]
     if not problems:

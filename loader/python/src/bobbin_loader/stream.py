@@ -54,7 +54,7 @@ class BatchStream:
     ) -> None:
         batch = plan.batch_size(world)
         if not 0 <= rank < world:
-            raise BobbinError("INVALID_ARGUMENT", f"there is no rank {rank} of {world}, the first is 0")
+            raise BobbinError("INVALID_ARGUMENT", f"there is no rank {rank} of {world}; ranks begin at 0")
         self._plan = plan
         self._epoch, self._step = epoch, step
         self._until = plan.steps_per_epoch if until is None else until

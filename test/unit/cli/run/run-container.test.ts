@@ -55,7 +55,7 @@ t.test('refuseEngineFlags names what a bare process would not heed', async t => 
   refuseEngineFlags({})
   t.throws(() => refuseEngineFlags({ gpus: 'all', shmSize: '1g', volume: ['/a:/a'] }), {
     code: 'INVALID_ARGUMENT',
-    message: '--gpus, --shm-size, --volume: for containers alone, and --host starts none',
+    message: '--gpus, --shm-size, --volume: only for containers, and --host starts no container',
   })
 })
 

@@ -157,6 +157,6 @@ t.test('an access token that the catalog refuses before its expiry is renewed on
   catalog.withdrawn.push('access-1', 'access-2')
   const error = await (await quiltLogin(10_000))!.provider().catch(error => error)
   t.equal(error.code, 'ACCESS_DENIED')
-  t.match(error.message, /not good any more and cannot be renewed at .*HTTP 401.*run "quilt3 login" again/)
+  t.match(error.message, /no longer valid and cannot be renewed at .*HTTP 401.*run "quilt3 login" again/)
   t.same(catalog.used, ['first', 'next-1'], 'once for each time that it was needed')
 })

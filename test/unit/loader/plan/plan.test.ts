@@ -325,7 +325,7 @@ t.test('findSamples puts together what has one stem', async t => {
   t.equal(samplesBy({ group: { by: 'entry' } }).length, keys.length)
   t.same(samplesBy({ select: ['a/*.jpg'], exclude: ['**/10.*'] }), [['a/1-b.jpg'], ['a/1.jpg']])
   const refused: [Omit<PlanBody, 'package'>, RegExp][] = [
-    [{ select: ['*.mp3'] }, /selects nothing.*mp3/],
+    [{ select: ['*.mp3'] }, /selects no entry.*mp3/],
     [{ where: 'meta.[' }, /JMESPath/],
     [{ where: 'contains(meta.tags, `1`)' }, /does not fit/],
   ]
