@@ -7,7 +7,7 @@ import { BobbinError, systemCode } from '../daemon/model/index.js'
 import { atPresentPlace } from '../daemon/package/moved-objects.js'
 import { Workers } from '../daemon/work/workers.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
-import { noSuchKey } from './ls.js'
+import { noSuchKey } from './entry-rows.js'
 
 /** The bytes go to a file in the cache first, so that none is written before all are checked. */
 export async function cat(text: string, key: string | undefined, flags: PackageFlags): Promise<void> {

@@ -6,7 +6,7 @@ import { formatRegistry, parseRegistry } from '../daemon/registry/reference.js'
 import { type FilteredEntries, filterEntries, isWithin } from '../loader/batch/filter-entries.js'
 import { Selector } from '../loader/plan/selection.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
-import { placeOf, printRevision, type RevisionFlags, revisionOf, summaryOf, targetOf } from './push.js'
+import { placeOf, printRevision, type RevisionFlags, revisionOf, summaryOf, targetOf } from './revisions.js'
 
 interface CopyFlags extends PackageFlags, RevisionFlags {
   readonly where?: string

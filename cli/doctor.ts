@@ -13,10 +13,10 @@ import { quiltDataFolder } from '../daemon/source/quilt-login.js'
 import { foreignOwner, readOwner } from '../daemon/store/index.js'
 import { type Context, requireCache, withContext } from './context.js'
 import { daemonDiffers } from './daemon-differs.js'
+import { unkeptText } from './daemon-status.js'
 import { lookAtRights } from './doctor-rights.js'
 import { commandLine } from './run/running.js'
 import type { CommonFlags } from './settings.js'
-import { unkeptText } from './status.js'
 
 interface Check {
   readonly check: string

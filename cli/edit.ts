@@ -9,7 +9,7 @@ import { BobbinError } from '../daemon/model/index.js'
 import type { OpenedPackage } from '../daemon/package/package-cache.js'
 import { formatReference, formatRegistry, type PackageReference } from '../daemon/registry/reference.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
-import { noSuchKey } from './ls.js'
+import { noSuchKey } from './entry-rows.js'
 import { compilePaths } from './path-globs.js'
 import {
   keyedMeta,
@@ -21,7 +21,7 @@ import {
   revisionOf,
   summaryOf,
   targetOf,
-} from './push.js'
+} from './revisions.js'
 
 /** `push`: a package; true, and for `meta set` nothing: the one that is read. */
 interface EditFlags extends PackageFlags, RevisionFlags, MetaFlags {

@@ -4,8 +4,8 @@ import type { OpenedPackage } from '../daemon/package/package-cache.js'
 import { type FilteredEntries, filterEntries, isWithin } from '../loader/batch/filter-entries.js'
 import { Selector } from '../loader/plan/selection.js'
 import { type Context, type PackageFlags, sourceConfigOf, withPackage } from './context.js'
-import { printRow } from './ls.js'
-import { placeOf, printRevision, type RevisionFlags, revisionOf, targetOf } from './push.js'
+import { printRow } from './entry-rows.js'
+import { placeOf, printRevision, type RevisionFlags, revisionOf, targetOf } from './revisions.js'
 
 interface FilterFlags extends PackageFlags, RevisionFlags {
   readonly where: string

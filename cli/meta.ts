@@ -1,7 +1,7 @@
 import { ROOT_INO } from '../daemon/index/package-index.js'
 import { standardJson } from '../daemon/json/python-json.js'
 import { type PackageFlags, withPackage } from './context.js'
-import { noSuchKey } from './ls.js'
+import { noSuchKey } from './entry-rows.js'
 
 /** The user's metadata of the package, of a directory or of an entry, as it was written; with `--json`, as JSON. */
 export async function meta(text: string, key: string | undefined, flags: PackageFlags): Promise<void> {

@@ -1,5 +1,4 @@
 /** The entries that `--path` names, for every verb that takes it: a glob, or the key of an entry or of a directory, which means all below it. */
-
 import type { PackageIndex } from '../daemon/index/package-index.js'
 import { compileGlobs, quoteGlob } from '../daemon/model/globs.js'
 import { BobbinError, type Entry } from '../daemon/model/index.js'

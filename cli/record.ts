@@ -1,12 +1,12 @@
 import { BobbinError } from '../daemon/model/index.js'
 import { type PackageFlags, withContext } from './context.js'
-import { printRevision, targetOf, workflowOf } from './push.js'
 import { readKey, runKey } from './record/dsse.js'
 import { mergeRecords } from './record/merge.js'
 import { RunFolder, stateDir } from './record/run-folder.js'
 import { verifyRecord } from './record/verify.js'
+import { printRevision, targetOf, workflowOf } from './revisions.js'
 import { pushOutputs } from './run/push-outputs.js'
-import { upToDate } from './runs.js'
+import { upToDate } from './run/up-to-date.js'
 import type { CommonFlags } from './settings.js'
 
 const SHOWN_MAX = 20

@@ -2,8 +2,8 @@ import { findDaemon } from '../daemon/control/client.js'
 import { environmentThatMatters } from '../daemon/control/surroundings.js'
 import { BobbinError } from '../daemon/model/index.js'
 import { withContext } from './context.js'
+import { showStatus } from './daemon-status.js'
 import type { CommonFlags } from './settings.js'
-import { showStatus } from './status.js'
 
 /** Hands credentials, endpoint and settings of this command to the running daemon; mounts stay. Not for root on somebody else's. */
 export async function reload(flags: CommonFlags): Promise<void> {

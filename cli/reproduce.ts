@@ -27,7 +27,7 @@ import { type AllowFlags, refuseUnlessAllowed, rightsOf } from './run/rights.js'
 import { startRun } from './run/start.js'
 import { surroundingDifferences } from './run/surroundings.js'
 import { makeTemporaryFolder } from './run/temporary-folder.js'
-import { upToDate } from './runs.js'
+import { upToDate } from './run/up-to-date.js'
 import type { CommonFlags } from './settings.js'
 
 export interface ReproduceFlags extends CommonFlags, AllowFlags {

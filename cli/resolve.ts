@@ -1,24 +1,8 @@
 import { ROOT_INO } from '../daemon/index/package-index.js'
 import { formatBytes } from '../daemon/model/index.js'
-import type { OpenedPackage } from '../daemon/package/package-cache.js'
-import { formatRegistry } from '../daemon/registry/reference.js'
 import { type PackageFlags, withPackage } from './context.js'
 import { jsonWith } from './json.js'
-
-/** What `resolve` tells of a revision; the metadata is JSON text. */
-export function packageSummary(opened: OpenedPackage) {
-  const { index } = opened
-  return {
-    registry: formatRegistry(opened.registry),
-    package: opened.name,
-    topHash: opened.topHash,
-    entries: index.facts.entries,
-    bytes: index.facts.bytes,
-    message: index.message ?? null,
-    timestamp: opened.timestampMs > 0 ? new Date(opened.timestampMs).toISOString() : null,
-    quarantined: index.facts.quarantined,
-  }
-}
+import { packageSummary } from './package-summary.js'
 
 export async function resolve(reference: string, flags: PackageFlags): Promise<void> {
   await withPackage(reference, flags, async (opened, { output }) => {

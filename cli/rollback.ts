@@ -3,7 +3,7 @@ import { rollBack } from '../daemon/registry/pointers.js'
 import { createRegistryWriter } from '../daemon/writer/index.js'
 import { type PackageFlags, sourceConfigOf, withPackage } from './context.js'
 import { jsonWith } from './json.js'
-import { packageSummary } from './resolve.js'
+import { packageSummary } from './package-summary.js'
 
 /** An earlier revision is the latest again. Its manifest is fetched and checked before, so that `latest` names nothing that is broken. */
 export async function rollback(

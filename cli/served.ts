@@ -1,5 +1,4 @@
 /** What a loader serves: all that its user may read, or what flags and settings name, at the revisions of this moment. */
-
 import { BobbinError } from '../daemon/model/index.js'
 import { resolveTopHash } from '../daemon/package/package-cache.js'
 import { formatRegistry, parseReference, parseRegistry } from '../daemon/registry/reference.js'
