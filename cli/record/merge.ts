@@ -6,6 +6,7 @@ import { fileSha256, readLedger, textSha256, writeLedger } from './ledger.js'
 import { mergedRows } from './merge-rows.js'
 import { formatFacts, type RunFacts } from './run-facts.js'
 import { RunFolder } from './run-folder.js'
+import { PROVENANCE_FILE } from './statements.js'
 import { isCompleteIn, statementOf } from './verify.js'
 import { writeStatements } from './write-statements.js'
 
@@ -102,7 +103,7 @@ function differenceOf(a: RunFacts, b: RunFacts): string | undefined {
 }
 
 async function statementSha256(run: RunFolder): Promise<string> {
-  const sha256 = await fileSha256(run.file('statement.json'))
-  if (sha256 === undefined) throw new BobbinError('LOCAL_IO', `${run.file('statement.json')} is missing`)
+  const sha256 = await fileSha256(run.file(PROVENANCE_FILE))
+  if (sha256 === undefined) throw new BobbinError('LOCAL_IO', `${run.file(PROVENANCE_FILE)} is missing`)
   return sha256
 }

@@ -16,7 +16,7 @@ import { openRecorded } from './open-recorded.js'
 import { compareWithFolder } from './outputs.js'
 import type { RunFacts } from './run-facts.js'
 import { type RunFolder, readDocument } from './run-folder.js'
-import { provenance, trace } from './statement.js'
+import { ENVELOPES_FILE, PROVENANCE_FILE, STATEMENTS } from './statements.js'
 
 /** What is read of a statement, which may be a stranger's; all else of it is compared with what it should be. */
 const ReadableSchema = Type.Object({
@@ -73,11 +73,10 @@ export async function verifyRecord(
   const statement = statementOf(run)
   const { ledger, wrong } = await checkedLedger(run, facts, options.packages)
   const files = namedFiles(statement)
-  const expected = provenance(facts, { ledger: ledger.facts, isComplete: isCompleteIn(statement), files })
-  // As JSON has it: what is undefined is not there.
-  if (!isSame(statement, expected)) problems.push('statement.json does not follow from run.json and reads.jsonl')
-  if (!isSame(documentOf(run, 'trace.json'), trace(facts, ledger)))
-    problems.push('trace.json does not follow from run.json and reads.jsonl')
+  for (const { name, make } of STATEMENTS) {
+    const expected = make(facts, ledger, { isComplete: isCompleteIn(statement), files })
+    if (!isSame(documentOf(run, name), expected)) problems.push(`${name} does not follow from run.json and reads.jsonl`)
+  }
   for (const [name, sha256] of files) {
     if ((await fileSha256(run.file(name))) !== sha256)
       problems.push(`${name} is missing or is not what the statement says`)
@@ -128,7 +127,7 @@ async function comparedWritten({ written = [] }: RunFacts, signal: AbortSignal |
 }
 
 function unchecked(run: RunFolder): string {
-  return existsSync(run.file('run.intoto.jsonl'))
+  return existsSync(run.file(ENVELOPES_FILE))
     ? 'its signature was not checked (--public-key)'
     : 'it is not signed (bobbin run --key)'
 }
@@ -136,19 +135,19 @@ function unchecked(run: RunFolder): string {
 function signatureProblems(run: RunFolder, key: KeyObject): string[] {
   let lines: string[]
   try {
-    lines = readDocument(run.file('run.intoto.jsonl')).trimEnd().split('\n')
+    lines = readDocument(run.file(ENVELOPES_FILE)).trimEnd().split('\n')
   } catch {
-    return ['the record is not signed: there is no run.intoto.jsonl']
+    return [`the record is not signed: there is no ${ENVELOPES_FILE}`]
   }
-  const names = ['statement.json', 'trace.json']
-  if (lines.length !== names.length) return [`run.intoto.jsonl has ${lines.length} envelopes, not ${names.length}`]
-  return names.flatMap((name, i) => {
+  if (lines.length !== STATEMENTS.length)
+    return [`${ENVELOPES_FILE} has ${lines.length} envelopes, not ${STATEMENTS.length}`]
+  return STATEMENTS.flatMap(({ name }, i) => {
     try {
       const payload = openEnvelope(JSON.parse(lines[i]!) as Envelope, key)
       if (payload === undefined) return `${name} was not signed by this key`
       return isSame(JSON.parse(payload), documentOf(run, name)) ? [] : `${name} is not what was signed`
     } catch {
-      return `envelope ${i + 1} of run.intoto.jsonl is damaged`
+      return `envelope ${i + 1} of ${ENVELOPES_FILE} is damaged`
     }
   })
 }
@@ -180,7 +179,7 @@ function isSame(a: unknown, b: unknown): boolean {
 
 /** Says nothing when it is damaged: then it follows from nothing. */
 export function statementOf(run: RunFolder): Readable {
-  const found = documentOf(run, 'statement.json')
+  const found = documentOf(run, PROVENANCE_FILE)
   return Value.Check(ReadableSchema, found) ? found : { predicate: {} }
 }
 

@@ -15,18 +15,18 @@ import { hasRecordFile } from '../record/record-file.js'
 import type { RunFacts } from '../record/run-facts.js'
 import { RECORD_FOLDER, type RunFolder, readDocument } from '../record/run-folder.js'
 import { diffNames } from '../record/statement.js'
+import { ENVELOPES_FILE, PROVENANCE_FILE, STATEMENTS } from '../record/statements.js'
 import { hashVariables } from './hashes.js'
 
 /** In this order a reader wants them. What a run has none of is left out. */
 const RECORD_FILES = [
   'run.json',
-  'statement.json',
-  'trace.json',
-  'run.intoto.jsonl',
+  ...STATEMENTS.map(({ name }) => name),
+  ENVELOPES_FILE,
   'reads.jsonl',
   'stdout.log',
   'stderr.log',
-] as const
+]
 /** A larger one is named by its hash: a row of a manifest may have 1,000,000 bytes. */
 const STATEMENT_BYTES_MAX = 500_000
 
@@ -87,7 +87,7 @@ function messageOf(facts: RunFacts): string {
 }
 
 function metadataOf(folder: RunFolder, facts: RunFacts): string {
-  const statement = Buffer.from(readDocument(folder.file('statement.json')))
+  const statement = Buffer.from(readDocument(folder.file(PROVENANCE_FILE)))
   const { runId, command, exitCode, startedOn, finishedOn, mounts, loaded = [], image } = facts
   const record = {
     runId,
