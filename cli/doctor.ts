@@ -329,7 +329,11 @@ function credentials(): Check {
       '~/.aws/credentials',
     ],
     [
-      Boolean(process.env.AWS_WEB_IDENTITY_TOKEN_FILE ?? process.env.AWS_CONTAINER_CREDENTIALS_RELATIVE_URI),
+      Boolean(
+        process.env.AWS_WEB_IDENTITY_TOKEN_FILE ??
+          process.env.AWS_CONTAINER_CREDENTIALS_RELATIVE_URI ??
+          process.env.AWS_CONTAINER_CREDENTIALS_FULL_URI,
+      ),
       'a role of this container',
     ],
   ]

@@ -74,7 +74,7 @@ t.test('servers that need patience', async t => {
 
   t.test('at a terminal it is said again; a body that stops is a wait, too (S178)', async t => {
     proxy.fault({ kind: 'stall', afterBytes: 500 })
-    const line = [process.execPath, bobbinPath, 'ls', reference, '--cache', join(folder, 'e'), '--io-timeout', '10s']
+    const line = [process.execPath, bobbinPath, 'ls', reference, '--cache', join(folder, 'e'), '--io-timeout', '20s']
     const shown = await onTerminal(line, { ...process.env, ...env, TERM: 'dumb' })
     t.ok([...shown.matchAll(SAID)].length >= 2, shown)
   })

@@ -114,7 +114,7 @@ function metadata({ accessKeyId, secretAccessKey, sessionToken, expiration }: Is
     AccessKeyId: accessKeyId,
     SecretAccessKey: secretAccessKey,
     Token: sessionToken,
-    Expiration: `${expiration.toISOString().slice(0, 19)}Z`,
+    Expiration: expiration.toISOString(),
   }
 }
 
