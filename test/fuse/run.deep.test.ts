@@ -428,7 +428,7 @@ t.test('records of several nodes become one', async t => {
   t.match(twice.stderr, /named twice/)
   const again = await runs.bobbin('reproduce', merged.runId)
   t.equal(again.status, 2)
-  t.match(again.stderr, /of 2 nodes/)
+  t.match(again.stderr, /has 2 nodes/)
   const other = await runs.run('--host', ...mount, ...train(at(2)))
   const refused = await runs.bobbin('record', 'merge', a.runId, other.runId)
   t.equal(refused.status, 2)
